@@ -1,1 +1,1 @@
-"""..."""
+"""ASE calculators."""

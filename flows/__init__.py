@@ -1,1 +1,1 @@
-"""..."""
+"""Generative models with exact likelihood."""

@@ -1,1 +1,1 @@
-"""..."""
+"""Coarse-grained force fields."""

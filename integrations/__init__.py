@@ -1,1 +1,1 @@
-"""..."""
+"""Adapters to simulation engines and analysis packages, one engine per module."""

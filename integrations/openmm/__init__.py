@@ -1,1 +1,1 @@
-"""..."""
+"""OpenMM: potentials as forces, batched energies, trajectories."""

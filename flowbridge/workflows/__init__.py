@@ -1,0 +1,1 @@
+"""Workflows: from a TOML file to a report, in resumable stages."""
