@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -101,6 +102,13 @@ class PotentialFacts:
     global_parameters: dict[str, float] = field(default_factory=dict)
 
 
+class ModelFile(NamedTuple):
+    """The file that a potential was loaded from or saved to: absolute path and digest."""
+
+    path: Path
+    digest: str
+
+
 class Potential(torch.nn.Module):
     """An energy function of positions that can be trained, saved, and handed to any simulation engine.
 
@@ -112,6 +120,9 @@ class Potential(torch.nn.Module):
     """Name under which model files know this class; registered in the group ``flowbridge.model_kinds``."""
 
     facts: PotentialFacts
+
+    model_file: ModelFile | None = None
+    """Where this potential was last loaded from or saved to (see :mod:`flowbridge.core.model_files`)."""
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol, float64.
