@@ -1,1 +1,41 @@
-"""Trained normalizing flows and learned force fields as OpenMM forces, ASE calculators and Boltzmann samplers."""
+"""Learned potentials where molecules are simulated: OpenMM forces, ASE calculators, Boltzmann samplers.
+
+Names are loaded on first use: ``import flowbridge`` itself imports neither torch nor any simulation engine.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.model_files import load, save
+    from .core.potential import Potential
+    from .core.samples import WeightedSamples
+    from .flows.boltzmann_generator import BoltzmannGenerator
+
+    __version__: str
+
+__all__ = ["BoltzmannGenerator", "Potential", "WeightedSamples", "__version__", "load", "save"]
+
+_HOMES = {
+    "BoltzmannGenerator": ".flows.boltzmann_generator",
+    "Potential": ".core.potential",
+    "WeightedSamples": ".core.samples",
+    "load": ".core.model_files",
+    "save": ".core.model_files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = version("flowbridge")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name], __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,60 @@
+# make demo     sets everything up in .venv and runs the example workflow
+# make test     sets everything up in .venv and runs every check
+# Needs Python 3.11, make and a network (or local packages) only.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP = -m pip --disable-pip-version-check
+# torch comes first and by its exact version: that one has a wheel without CUDA packages, and left to itself
+# pip would take a newer torch together with several gigabytes of them.
+TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
+STAMP = .venv/installed.stamp
+WHEELS = build/wheels
+UNPACKED = build/unpacked
+CLEAN = build/clean-environment
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install test lint types demo wheel test-wheel clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) install $(TORCH)
+	.venv/bin/python $(PIP) install -c constraints.txt -e '.[development]'
+	touch $(STAMP)
+
+demo: install
+	.venv/bin/flowbridge run examples/alanine_dipeptide.toml
+
+test: install lint types
+	.venv/bin/python -m pytest -n 2
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# A new build folder each time: setuptools would put modules that were deleted since into the wheel.
+wheel: install
+	rm -rf build/lib build/bdist.* $(WHEELS)
+	.venv/bin/python $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+
+# The wheel is unpacked away from the tree, where the top-level folders would be taken for packages.
+types: wheel
+	rm -rf $(UNPACKED)
+	.venv/bin/python $(PIP) install --quiet --no-deps --target $(UNPACKED) $(WHEELS)/*.whl
+	cd $(UNPACKED) && MYPYPATH=. ../../.venv/bin/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache -p flowbridge
+
+# What a user gets from the wheel alone, run from a folder that holds nothing.
+test-wheel: wheel
+	rm -rf $(CLEAN) build/empty
+	$(PYTHON) -m venv $(CLEAN)
+	mkdir -p build/empty
+	$(CLEAN)/bin/python $(PIP) install --quiet $(TORCH)
+	$(CLEAN)/bin/python $(PIP) install --quiet -c constraints.txt $(WHEELS)/*.whl
+	cd build/empty && ../clean-environment/bin/python -I ../../.ci/smoke_test.py
+	cd build/empty && ../clean-environment/bin/flowbridge doctor --quick
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .venv

@@ -1,0 +1,145 @@
+"""The ``flowbridge`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .core.errors import FlowbridgeError
+
+INTERRUPTED = 130  # the shells' code for a command ended by Ctrl-C
+
+application = typer.Typer(
+    help="Train normalizing flows on molecules and use them in OpenMM, ASE and reweighting.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigurationFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The workflow to run.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that simulate at the same time; default: as in CONFIG.toml."),
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def _readable_errors(debug: bool, *, resumable: bool = False) -> Iterator[None]:
+    """Turn flowbridge's own errors into one readable message and exit code 1."""
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        yield
+    except FlowbridgeError as error:
+        if debug:
+            raise
+        stderr.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        hint = ": repeat the same command to continue where it stopped" if resumable else ""
+        stderr.print(f"interrupted{hint}", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"flowbridge {version('flowbridge')}")
+        raise typer.Exit
+
+
+@application.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Train normalizing flows on molecules and use them in OpenMM, ASE and reweighting."""
+
+
+@application.command()
+def run(
+    config: ConfigurationFile,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: as in CONFIG.toml.")
+    ] = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Simulate, train, drive MD, reweight and write a report.
+
+    Finished stages are kept: after an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .workflows import pipeline
+
+        pipeline.run(config, output, workers)
+
+
+@application.command()
+def reference(config: ConfigurationFile, workers: Workers = None, debug: Debug = False) -> None:
+    """Compute the reference free energy of a workflow anew (long) and store it beside CONFIG.toml."""
+    with _readable_errors(debug, resumable=True):
+        from .workflows import reference as reference_workflow
+
+        reference_workflow.run(config, workers)
+
+
+@application.command()
+def info(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file.")],
+    json: AsJSON = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model file holds, after verifying it."""
+    with _readable_errors(debug):
+        from .core.model_files import read_header
+        from .information import information_as_json, print_information
+
+        header = read_header(file)
+        if json:
+            typer.echo(information_as_json(header))
+        else:
+            print_information(header, file, Console())
+
+
+@application.command()
+def doctor(
+    json: AsJSON = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out compiling with torch.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Try which packages, platforms, backends and compilers work here, and say why others do not.
+
+    The exit code is 0 when everything that flowbridge cannot do without works.
+    """
+    with _readable_errors(debug):
+        from .doctor import core_works, examine, findings_as_json, print_findings
+
+        stderr = Console(stderr=True)
+        with stderr.status("trying") as status:
+            findings = list(
+                examine(compilation=not quick, announce=lambda what: status.update(f"trying {what}"))
+            )
+        if json:
+            typer.echo(findings_as_json(findings))
+        else:
+            print_findings(findings, Console())
+        if not core_works(findings):
+            raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(application())
