@@ -1,0 +1,192 @@
+"""Learned potentials as forces of an OpenMM System."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import openmm
+import torch
+from openmm import app, unit
+
+from ...core.errors import ConfigurationError
+from ...core.model_files import load, matches_its_file
+from ...core.potential import Potential
+from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
+from .matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+
+AVAILABLE_BACKENDS = ("python",)
+PLANNED_BACKENDS = ("torchforce", "pythontorch")
+
+
+def add_potential(
+    system: openmm.System,
+    potential: Potential | str | os.PathLike[str],
+    *,
+    topology: app.Topology | None = None,
+    particles: Sequence[int] | None = None,
+    replicas: int = 1,
+    force_group: int = 0,
+    scale_parameter: str | None = "flowbridge_scale",
+    backend: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+) -> openmm.PythonForce:
+    """Add a potential to a System as a force, and return that force.
+
+    Nothing already in the System is removed: a force field that acts on the same particles adds to the
+    potential. Start from :func:`particle_system` for a molecule that the potential alone describes.
+
+    The force can be serialised with the System (``openmm.XmlSerializer``, ``copy.deepcopy``,
+    ``CustomCVForce``) when the potential comes from a model file, or was saved to one and has not changed
+    since. What is stored then is the file's absolute path and digest; a System that is read back when the
+    file is gone or another gives a warning with the reason and stops with it at the first evaluation. As with
+    every ``PythonForce``, reading the XML of a System runs the pickle in it: read only what you trust.
+
+    Args:
+        system: the System to add to; all particles must be there already.
+        potential: a potential, or the path of a model file. An object is used as it is, not copied:
+            training it further changes the force, but not what OpenMM stores of it.
+        topology: where elements and bonds are compared with the potential's; without it masses are compared.
+        particles: indices the potential acts on, in its own order; all particles where None.
+        replicas: how many copies of the molecule the particles hold, one after the other. They are evaluated
+            as one batch and their energies added: one Context then runs many replicas, at the speed of
+            batches.
+        force_group: OpenMM force group, 0 to 31.
+        scale_parameter: name of a global parameter, 1 by default, that multiplies energy and forces; None for
+            none. Forces of one System that share the name share the parameter.
+        backend: ``"auto"`` or ``"python"`` (``openmm.PythonForce``).
+        dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
+            parameters and passes float64 positions.
+        device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
+            CPU.
+
+    Raises:
+        MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the
+            potential's.
+        ConfigurationError: for constraints or virtual sites among the particles, contradicting periodic
+            boundaries, a name taken twice, a backend that is not there, or another argument that cannot be
+            used.
+        ModelFileError: when the model file cannot be read.
+
+    Warns:
+        UserWarning: when the potential is in no model file, so that OpenMM can run but not serialise the
+            force.
+    """
+    _check_backend(backend)
+    if replicas < 1:
+        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
+    if not 0 <= force_group <= 31:
+        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
+    options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device)
+    computation = _computation(potential, options)
+    facts = computation.potential.facts
+
+    chosen = selected_particles(system, facts.particles, particles, replicas)
+    check_mechanics(system, chosen)
+    if topology is None:
+        check_masses(system, facts.particles, chosen)
+    else:
+        check_elements(topology, facts.particles, chosen, system.getNumParticles())
+    check_boundaries(system, facts.particles, facts.periodic, chosen)
+
+    parameters = dict(facts.global_parameters)
+    if scale_parameter is not None:
+        if scale_parameter in parameters:
+            raise ConfigurationError(
+                f"the potential has a global parameter {scale_parameter!r} of its own: choose another "
+                "scale_parameter"
+            )
+        parameters[scale_parameter] = 1.0
+    # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
+    force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
+    force.setName("FlowbridgePotential")
+    force.setForceGroup(force_group)
+    force.setUsesPeriodicBoundaryConditions(facts.periodic)
+    if computation.source is None:
+        warnings.warn(UNSAVED, stacklevel=2)
+    system.addForce(force)
+    return force
+
+
+def particle_system(
+    potential: Potential | str | os.PathLike[str], *, replicas: int = 1, hydrogen_mass: float | None = None
+) -> openmm.System:
+    """Return a System of the potential's particles and no force: where flow-driven dynamics starts.
+
+    Args:
+        potential: a potential, or the path of a model file.
+        replicas: how many copies of the molecule to put in, one after the other.
+        hydrogen_mass: mass in amu given to every hydrogen bonded to a heavier atom, which loses what its
+            hydrogens gain, so that longer time steps are stable; None keeps the potential's masses.
+
+    Raises:
+        ConfigurationError: when masses are not positive or would not stay so, or there are no bonds to move
+            mass along.
+        ModelFileError: when the model file cannot be read.
+    """
+    if replicas < 1:
+        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
+    molecule = (potential if isinstance(potential, Potential) else load(potential)).facts.particles
+    masses = list(molecule.masses)
+    if hydrogen_mass is not None:
+        if not molecule.bonds:
+            raise ConfigurationError(
+                "hydrogen_mass needs bonds to move mass along, and the potential knows none"
+            )
+        numbers = molecule.atomic_numbers
+        for i, j in molecule.bonds:
+            heavy, light = (i, j) if numbers[j] == 1 else (j, i)
+            if numbers[light] == 1 and numbers[heavy] > 1:
+                masses[heavy] -= hydrogen_mass - masses[light]
+                masses[light] = hydrogen_mass
+    for index, mass in enumerate(masses):
+        if not 0 < mass < float("inf"):
+            raise ConfigurationError(
+                f"{molecule.label(index)} would have a mass of {mass:.3f} amu; masses must be positive"
+                + ("" if hydrogen_mass is None else f": hydrogen_mass={hydrogen_mass} takes too much from it")
+            )
+    system = openmm.System()
+    for _ in range(replicas):
+        for mass in masses:
+            system.addParticle(mass * unit.dalton)
+    return system
+
+
+def _computation(
+    potential: Potential | str | os.PathLike[str], options: EvaluationOptions
+) -> PotentialComputation:
+    if not isinstance(potential, Potential):
+        if not isinstance(potential, str | os.PathLike):
+            raise ConfigurationError(
+                f"potential must be a flowbridge Potential or the path of a model file, not a "
+                f"{type(potential).__name__}"
+            )
+        return computation_from_file(Path(potential), options)
+    source = None
+    if matches_its_file(potential) and potential.model_file is not None:
+        source = (str(potential.model_file.path), potential.model_file.digest)
+    if options.dtype is not None or options.device is not None:
+        potential = options.place(copy.deepcopy(potential))
+    return PotentialComputation(potential, options, source)
+
+
+def _check_backend(backend: str) -> None:
+    if backend in ("auto", *AVAILABLE_BACKENDS):
+        return
+    reason = "is not available in this release" if backend in PLANNED_BACKENDS else "is not known"
+    raise ConfigurationError(
+        f"backend {backend!r} {reason}: use 'auto' or one of {', '.join(map(repr, AVAILABLE_BACKENDS))}"
+    )
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ConfigurationError(f"dtype must be float32, float64 or None, got {dtype!r}")
+    return name
