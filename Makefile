@@ -28,16 +28,18 @@ demo: install
 	.venv/bin/flowbridge run examples/alanine_dipeptide.toml
 
 test: install lint types
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/pytest -n 2
 
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# A new build folder each time: setuptools would put modules that were deleted since into the wheel.
+# A new build folder each time: setuptools would put modules that were deleted since into the wheel. The metadata
+# that it leaves in the tree would hide the installed package's from Python started here, and go stale.
 wheel: install
 	rm -rf build/lib build/bdist.* $(WHEELS)
 	.venv/bin/python $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+	rm -rf flowbridge.egg-info
 
 # The wheel is unpacked away from the tree, where the top-level folders would be taken for packages.
 types: wheel

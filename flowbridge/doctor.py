@@ -46,7 +46,7 @@ class Finding:
     required: bool = False
 
 
-def examine(*, compilation: bool = True, announce: Callable[[str], None] = str) -> Iterator[Finding]:
+def examine(*, compilation: bool = True, announce: Callable[[str], object] = str) -> Iterator[Finding]:
     """Try everything and yield a finding for each.
 
     Args:
@@ -159,7 +159,7 @@ def _import_errors(names: list[str]) -> dict[str, str | None]:
 
 def _platforms(pool: ThreadPoolExecutor) -> Iterator[Finding]:
     lines, ending = _run("list_platforms")
-    listing = lines[-1] if lines else {"error": ending}
+    listing: dict[str, Any] = lines[-1] if lines else {"error": ending}
     if listing.get("error"):
         yield Finding("platforms", "OpenMM", False, str(listing["error"]), True)
         return
@@ -209,10 +209,11 @@ def _run(probe: str, *arguments: str) -> tuple[list[dict[str, Any]], str | None]
             timeout=_TIME_LIMIT,
             stdin=subprocess.DEVNULL,
         )
-        output, code = done.stdout, done.returncode
-        if code:
+        output = done.stdout
+        if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            ending = f"the process that tried it was killed by signal {-code}" if code < 0 else last
+            killed = f"the process that tried it was killed by signal {-done.returncode}"
+            ending = killed if done.returncode < 0 else last
     except subprocess.TimeoutExpired as error:
         output = (
             error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""

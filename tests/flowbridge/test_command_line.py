@@ -1,0 +1,267 @@
+"""The ``flowbridge`` command, run as users run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from flowbridge.core.errors import ModelFileError
+from flowbridge.core.model_files import read_header, register_kind, save
+from flowbridge.core.potential import Particles, Potential, PotentialFacts
+from typer.testing import CliRunner
+
+from flowbridge.command_line import application
+from flowbridge.doctor import Finding, core_works, examine
+
+COMMAND = [sys.executable, "-m", "flowbridge.command_line"]
+
+
+@register_kind
+class Tether(Potential):
+    """A water molecule tied to the origin."""
+
+    kind = "test_tether"
+
+    def __init__(self):
+        super().__init__()
+        particles = Particles(("O", "H1", "H2"), (8, 1, 1), (15.999, 1.008, 1.008), ((0, 1), (0, 2)))
+        self.facts = PotentialFacts(particles, temperature=310.0, global_parameters={"pull": 2.0})
+        self.stiffness = torch.nn.Parameter(torch.ones(1200))
+        self.register_buffer("steps", torch.tensor(7))
+
+    def configuration(self):
+        return {"networks": {"layers": 3, "width": [64, 64]}}
+
+    @classmethod
+    def from_configuration(cls, configuration):
+        return cls()
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "water.flow"
+    save(Tether(), path, provenance={"training": {"ess_percent": 91.23456789, "note": "[bold]short[/bold]"}})
+    return path
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(application, list(map(str, arguments)))
+
+
+def test_help_lists_the_commands_and_loads_no_engine():
+    code = (
+        "import sys\nfrom flowbridge.command_line import application\n"
+        "application(['--help'], standalone_mode=False)\n"
+        "print([name for name in ('torch', 'openmm', 'ase') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("run", "reference", "info", "doctor"):
+        assert f"\n  {command} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version():
+    import flowbridge
+
+    assert invoke("--version").output == f"flowbridge {flowbridge.__version__}\n"
+
+
+def test_info_shows_the_header(model):
+    result = invoke("info", model)
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    for expected in (
+        "test_tether", "H2O, 3 particles, 2 bonds", "310 K", "pull = 2", "1,201 in 2 tensors",
+        "1,200 F32, 1 I64", "training.ess_percent 91.2346", "networks.width [64, 64]", "energy kJ/mol",
+        "[bold]short[/bold]",
+    ):  # fmt: skip
+        assert expected in text
+    assert read_header(model).digest in text.replace(" ", "")
+
+
+def test_info_as_json(model):
+    content = json.loads(invoke("info", model, "--json").stdout)
+    assert content["digest"] == read_header(model).digest
+    assert content["formula"] == "H2O"
+    assert content["tensors"]["stiffness"] == {"dtype": "F32", "shape": [1200]}
+    assert content["provenance"]["training"]["ess_percent"] == 91.23456789
+
+
+def test_errors_are_one_readable_message_without_traceback(model):
+    model.write_bytes(model.read_bytes()[:-3])
+    done = run("info", model)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {model}: truncated")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_keeps_the_error_with_its_traceback(model):
+    model.write_bytes(b"ATOM")
+    result = invoke("info", model, "--debug")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ModelFileError)
+
+
+@pytest.mark.parametrize("command", ["run", "reference"])
+def test_missing_and_misspelt_workflows(tmp_path, command):
+    result = invoke(command, tmp_path / "absent.toml")
+    assert result.exit_code == 1
+    assert "absent.toml does not exist" in " ".join(result.stderr.split())
+    path = tmp_path / "misspelt.toml"
+    path.write_text('[molecule]\nname = "x"\ntemprature = 300.0\n')
+    result = invoke(command, path)
+    assert result.exit_code == 1
+    assert "temprature" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_workers_must_be_positive(tmp_path):
+    assert invoke("run", tmp_path / "a.toml", "--workers", "0").exit_code == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+def test_interruption_says_how_to_continue(tmp_path):
+    pipe = tmp_path / "workflow.toml"
+    code = (
+        "import sys, time\n"
+        "from flowbridge import command_line\n"
+        "from flowbridge.workflows import reference\n"
+        "def endless(config, workers):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "reference.run = endless\n"
+        "command_line.application(['reference', sys.argv[1]])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, pipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted: repeat the same command to continue where it stopped\n"
+
+
+# --- doctor ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run("doctor", "--json", "--quick")
+
+
+def test_doctor_finds_the_core_working(report):
+    assert report.returncode == 0, report.stdout
+    content = json.loads(report.stdout)
+    assert content["core_works"] is True
+    found = {(f["section"], f["name"]): f for f in content["findings"]}
+    for section, name in (
+        ("core", "a potential in torch, OpenMM and ASE"),
+        ("platforms", "Reference"),
+        ("platforms", "CPU"),
+        ("backends", "PythonForce"),
+        ("packages", "torch"),
+    ):
+        assert found[section, name]["works"], found[section, name]
+    assert {"TorchForce", "PythonTorchForce"} <= {name for _, name in found}
+    for finding in content["findings"]:
+        assert finding["detail"], finding  # a reason or a measurement for everything
+
+
+def broken_package(folder, name, code):
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ImportError('undefined symbol: _ZN5torch3jit')", "undefined symbol"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
+        ("print('{ not json'); import os; os._exit(3)", "no message"),
+        (
+            "class TorchForce:\n  def __init__(self, module): raise RuntimeError('built for another torch')",
+            "another",
+        ),
+    ],
+)
+def test_a_broken_openmmtorch_is_reported_and_breaks_nothing(tmp_path, code, reason):
+    from flowbridge import doctor
+
+    path = broken_package(tmp_path, "openmmtorch", code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        finding = doctor._finding("backends", "TorchForce", False, "torch_force")
+    assert not finding.works
+    assert reason in finding.detail
+
+
+def test_a_package_that_crashes_is_blamed_and_the_others_are_still_tried(tmp_path, monkeypatch):
+    from flowbridge import doctor
+
+    broken_package(tmp_path, "h5py", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    broken_package(tmp_path, "jinja2", "raise ImportError('half an installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    errors = doctor._import_errors(["numpy", "h5py", "jinja2", "safetensors"])
+    assert errors["numpy"] is None
+    assert "signal 11" in errors["h5py"]
+    assert "half an installation" in errors["jinja2"]
+    assert errors["safetensors"] is None
+
+
+def test_doctor_without_a_compiler_says_so(monkeypatch):
+    from flowbridge import doctor
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    finding = doctor._finding("compilers", "C++ with OpenMP", False, "compile_cpp")
+    assert not finding.works
+    assert "no-such-compiler" in finding.detail
+
+
+def test_a_broken_openmm_breaks_the_core_and_gives_exit_code_1(tmp_path, monkeypatch):
+    from flowbridge import doctor
+
+    broken_package(tmp_path, "openmm", "raise ImportError('libOpenMM.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    core = next(examine(compilation=False))
+    platforms = doctor._finding("platforms", "Reference", True, "python_force", "Reference")
+    monkeypatch.setattr(doctor, "examine", lambda **_: iter([core, platforms]))
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    text = " ".join(result.stdout.split())
+    assert text.count("libOpenMM.so") == 2
+    assert "The core does not work here: a potential in torch, OpenMM and ASE, Reference." in text
+
+
+def test_core_needs_only_what_is_required():
+    fine = Finding("packages", "torch", True, "2.13", required=True)
+    optional = Finding("backends", "TorchForce", False, "absent")
+    assert core_works([fine, optional])
+    assert not core_works([fine, Finding("platforms", "Reference", False, "gone", required=True)])
+
+
+def test_what_is_tried_is_announced_before():
+    announced = []
+    findings = examine(compilation=False, announce=announced.append)
+    assert next(findings).section == "core"
+    assert announced == ["core"]
+    findings.close()
+
+
+def test_console_script_is_installed():
+    assert Path(sys.executable).with_name("flowbridge").is_file()

@@ -1,0 +1,147 @@
+"""The package as users meet it: a light import, and distributions that hold everything."""
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import flowbridge
+
+ROOT = Path(__file__).parents[2]
+ENGINES = ("torch", "openmm", "ase", "mdtraj", "pymbar", "lightning", "numpy")
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def setup_options():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    folders = dict(line.split(" = ") for line in parser["options"]["package_dir"].split("\n") if line)
+    return folders, parser["options"]["packages"].split()
+
+
+def tree_modules():
+    """Module file of each package by its path inside an installation."""
+    folders, _ = setup_options()
+    return {
+        "/".join([*package.split("."), *path.relative_to(ROOT / folder).parts])
+        for package, folder in folders.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+
+def test_import_loads_no_engine_and_not_even_torch():
+    code = f"""
+import json, sys
+import flowbridge
+loaded = [name for name in {ENGINES} if name in sys.modules]
+names = dir(flowbridge)
+still = [name for name in {ENGINES} if name in sys.modules]
+print(json.dumps([loaded, still, names, flowbridge.__version__]))
+"""
+    loaded, still, names, version = python(code)
+    assert loaded == []
+    assert still == []
+    assert set(flowbridge.__all__) <= set(names)
+    assert version == flowbridge.__version__
+
+
+def test_names_load_on_first_use_and_are_the_ones_of_their_rooms():
+    from flowbridge.core import model_files, potential
+
+    assert flowbridge.load is model_files.load
+    assert flowbridge.save is model_files.save
+    assert flowbridge.Potential is potential.Potential
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = flowbridge.lod
+
+
+@pytest.mark.parametrize("name", flowbridge.__all__)
+def test_every_public_name_exists(name):
+    assert getattr(flowbridge, name) is not None
+
+
+def test_rooms_without_engines_import_no_engine():
+    code = """
+import importlib, json, pkgutil, sys
+import flowbridge
+rooms = ("core", "flows", "forcefields")
+for room in rooms:
+    package = importlib.import_module(f"flowbridge.{room}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+print(json.dumps([name for name in ("openmm", "ase", "pyscf") if name in sys.modules]))
+"""
+    assert python(code) == []
+
+
+def test_every_folder_with_code_is_declared_a_package():
+    folders, packages = setup_options()
+    found = {"/".join(name.split("/")[:-1]).replace("/", ".") for name in tree_modules()}
+    assert found == set(packages)
+    assert set(folders) <= set(packages)
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The sdist of a copy of the tree, and the wheel built from the unpacked sdist."""
+    folder = tmp_path_factory.mktemp("distributions")
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "tests")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+
+    def run(step, cwd):
+        done = subprocess.run(
+            [sys.executable, "-c", build, step, folder], cwd=cwd, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    run("build_sdist", source)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    run("build_wheel", unpacked)
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_wheel_from_the_sdist_holds_every_module_and_data_file(distributions):
+    _, wheel = distributions
+    names = set(zipfile.ZipFile(wheel).namelist())
+    data = {f"flowbridge/workflows/{path.name}" for path in (ROOT / "flowbridge/workflows").glob("*.html")}
+    assert tree_modules() | data | {"flowbridge/py.typed"} <= names
+    top = {name.partition("/")[0] for name in names}
+    assert top == {
+        "flowbridge",
+        f"flowbridge-{flowbridge.__version__}.dist-info",
+    }  # nothing generic beside it
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_sdist_holds_what_a_build_needs(distributions):
+    sdist, _ = distributions
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "flowbridge/py.typed"} <= names
+
+
+def test_constraints_pin_one_torch_without_a_local_version():
+    pins = (ROOT / "constraints.txt").read_text().split()
+    (torch,) = [pin for pin in pins if pin.startswith("torch==")]
+    assert "+" not in torch  # torch==X is satisfied by X+cpu, and not the other way round
+    assert len({pin.partition("==")[0].lower() for pin in pins}) == len(pins)
