@@ -262,7 +262,7 @@ def test_none_of_200_corruptions_loads(model, tmp_path):
     load(path)
 
 
-def test_every_single_bit_of_the_header_counts(model, tmp_path):
+def test_a_changed_bit_in_any_byte_of_the_header_is_noticed(model, tmp_path):
     content = model.read_bytes()
     path = tmp_path / "altered.flow"
     header_end = 8 + int.from_bytes(content[:8], "little")
