@@ -1,0 +1,221 @@
+"""Stage 3: the trained flow drives OpenMM and ASE dynamics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.model_files import load
+from ..core.statistics import jensen_shannon_divergence, jensen_shannon_noise
+from ..flows.boltzmann_generator import BoltzmannGenerator
+from ..integrations.openmm.dynamics import map_processes, save_arrays
+from ..integrations.openmm.flow_dynamics import (
+    ConstantEnergyRun,
+    PotentialLangevinRun,
+    run_constant_energy,
+    run_potential_langevin,
+)
+from ..integrations.openmm.energies import OpenMMEnergy
+from ..integrations.openmm.forces import add_potential, particle_system
+from ..integrations.openmm.systems import MolecularSystem
+from .ase_dynamics import AseRun, ase_forces, run_ase
+from .configuration import Workflow
+from .evaluation import force_errors, named_torsions, potential_forces, torsion_histogram
+from .progress import track
+from .simulate import load_frames
+from .stages import Stage
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+_COMPARED_FRAMES = 100
+_STARTS_OFFSET = 77  # seeds: samples that start replicas are not those that are compared with
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One of the independent pieces of the stage, for a worker process."""
+
+    name: str
+    job: ConstantEnergyRun | PotentialLangevinRun | AseRun
+
+
+def _perform(task: _Task) -> tuple[str, FloatArray]:
+    job = task.job
+    if isinstance(job, ConstantEnergyRun):
+        return task.name, run_constant_energy(job)
+    if isinstance(job, AseRun):
+        return task.name, run_ase(job)
+    run_potential_langevin(job)
+    return task.name, np.empty(0)
+
+
+def run(workflow: Workflow, molecule: MolecularSystem, simulated: Stage, trained: Stage, output: Path) -> Stage:
+    """Run (or continue) the stage and return it."""
+    inputs = {
+        "train": trained.digest,
+        "drive": json.loads(workflow.drive.model_dump_json()),
+        "seed": workflow.seed,
+    }
+    stage = Stage.open(output, "drive", inputs)
+    if stage.results is None:
+        with stage.timed():
+            results = _drive(workflow, molecule, simulated, trained, stage.folder)
+        stage.finish(results)
+    return stage
+
+
+def load_generator(trained: Stage) -> BoltzmannGenerator:
+    """Return the model that a training stage wrote."""
+    model = load(trained.folder / "model.flow")
+    if not isinstance(model, BoltzmannGenerator):
+        raise TypeError(f"{trained.folder} holds a {type(model).__name__}, not a BoltzmannGenerator")
+    return model
+
+
+def _drive(
+    workflow: Workflow, molecule: MolecularSystem, simulated: Stage, trained: Stage, folder: Path
+) -> dict[str, Any]:
+    model = load_generator(trained)
+    frames = load_frames(simulated).held_out
+    tasks = _tasks(workflow, molecule, trained.folder / "model.flow", model, frames.positions, folder)
+    made: dict[str, FloatArray] = {}
+    waiting = []
+    for task in tasks:
+        file = folder / f"{task.name}.npz"
+        if file.is_file() and not isinstance(task.job, PotentialLangevinRun):
+            with np.load(file, allow_pickle=False) as data:
+                made[task.name] = data["energy"]
+        elif not (isinstance(task.job, PotentialLangevinRun) and task.job.file.is_file()):
+            waiting.append(task)
+    for name, energy in track(map_processes(_perform, waiting, workflow.workers), "dynamics", len(waiting)):
+        made[name] = energy
+        if len(energy):
+            save_arrays(folder / f"{name}.npz", energy=energy)
+    results = _energy_conservation(made, model)
+    results.update(_langevin_against_samples(workflow, molecule, model, tasks))
+    results.update(force_errors(model, frames, workflow.molecule.temperature))
+    results.update(_engines_against_each_other(trained.folder / "model.flow", model, frames.positions))
+    return results
+
+
+def _tasks(
+    workflow: Workflow, molecule: MolecularSystem, file: Path, model: BoltzmannGenerator, held_out: FloatArray, folder: Path
+) -> list[_Task]:
+    settings, temperature, seed = workflow.drive, workflow.molecule.temperature, workflow.seed
+    drawn = model.sample_positions(
+        settings.replicas * workflow.workers, torch.Generator().manual_seed(seed + _STARTS_OFFSET)
+    ).positions.numpy()
+    tasks = [
+        _Task(
+            f"langevin_{worker}",
+            PotentialLangevinRun(
+                file, drawn[worker :: workflow.workers], temperature, settings.langevin_step_fs / 1000.0,
+                settings.langevin_friction_per_ps, settings.hydrogen_mass, settings.discarded_steps,
+                settings.langevin_steps, settings.frame_interval, seed + worker, folder / f"langevin_{worker}_frames.npz",
+            ),
+        )
+        for worker in range(workflow.workers)
+    ]  # fmt: skip
+    for number in range(settings.nve_runs):
+        start = held_out[(number * len(held_out)) // settings.nve_runs]
+        flow = ConstantEnergyRun(
+            file, start, temperature, settings.nve_step_fs / 1000.0, settings.equilibration_steps,
+            settings.nve_steps, seed + number,
+        )  # fmt: skip
+        tasks.append(_Task(f"nve_flow_{number}", flow))
+        tasks.append(_Task(f"nve_force_field_{number}", replace(flow, source=molecule.system_xml)))
+    for kind, steps in (("nve", settings.ase_nve_steps), ("langevin", settings.ase_langevin_steps)):
+        job = AseRun(file, held_out[0], temperature, settings.nve_step_fs, steps, kind, seed)
+        tasks.append(_Task(f"ase_{kind}", job))
+    return tasks
+
+
+def _energy_conservation(made: dict[str, FloatArray], model: BoltzmannGenerator) -> dict[str, Any]:
+    """Standard deviation of the total energy per internal degree of freedom, as arXiv 2110.00351 reports it."""
+    freedom = 3 * len(model.facts.particles) - 6
+
+    def per_degree(prefix: str) -> list[float]:
+        return [float(energy.std() / freedom) for name, energy in sorted(made.items()) if name.startswith(prefix)]
+
+    flow, force_field = per_degree("nve_flow"), per_degree("nve_force_field")
+    return {
+        "nve_std_per_dof_kJ_mol": float(np.mean(flow)),
+        "nve_std_per_dof_of_each_run_kJ_mol": flow,
+        "force_field_nve_std_per_dof_kJ_mol": float(np.mean(force_field)),
+        "force_field_nve_std_per_dof_of_each_run_kJ_mol": force_field,
+        "ase_nve_std_per_dof_kJ_mol": per_degree("ase_nve")[0],
+        "ase_langevin_mean_temperature_K": float(made["ase_langevin"].mean()),
+    }
+
+
+def _langevin_against_samples(
+    workflow: Workflow, molecule: MolecularSystem, model: BoltzmannGenerator, tasks: list[_Task]
+) -> dict[str, Any]:
+    """Jensen-Shannon divergence between long Langevin dynamics and direct samples, over the first two torsions."""
+    positions, temperatures = [], []
+    for task in tasks:
+        if isinstance(task.job, PotentialLangevinRun):
+            with np.load(task.job.file, allow_pickle=False) as data:
+                positions.append(data["positions"].astype(np.float64))
+                temperatures.append(float(data["temperature"].mean()))
+    driven = np.concatenate(positions, axis=1)
+    settings = workflow.drive
+    results: dict[str, Any] = {
+        "langevin_nanoseconds": settings.langevin_steps * settings.langevin_step_fs * 1e-6 * driven.shape[1],
+        "langevin_mean_temperature_K": float(np.mean(temperatures)),
+    }
+    torsions = list(named_torsions(workflow, molecule, driven).values())[:2]
+    if len(torsions) < 2:
+        return results
+    count = driven.shape[0] * driven.shape[1]
+    drawn = model.sample_positions(count, torch.Generator().manual_seed(workflow.seed)).positions.numpy()
+    sampled = list(named_torsions(workflow, molecule, drawn).values())[:2]
+    p = torsion_histogram(torsions[0], torsions[1], settings.histogram_bins)
+    q = torsion_histogram(sampled[0], sampled[1], settings.histogram_bins)
+    independent = max(count / _statistical_inefficiency(torsions), 2.0)
+    noise = jensen_shannon_noise(p, q, independent, count)
+    return {
+        **results,
+        "js_divergence_md_vs_samples": jensen_shannon_divergence(p, q),
+        "js_divergence_expected_from_noise": noise.value,
+        "js_histogram_bins": settings.histogram_bins,
+        "langevin_independent_samples": float(independent),
+    }
+
+
+def _statistical_inefficiency(torsions: list[FloatArray]) -> float:
+    """Return frames per independent sample, from the slowest autocorrelation of cos and sin of ``(F, R)`` torsions."""
+    slowest = 1.0
+    for torsion in torsions:
+        for signal in (np.cos(np.radians(torsion)), np.sin(np.radians(torsion))):
+            centred = signal - signal.mean()
+            frames = len(centred)
+            variance = np.mean(centred**2)
+            total = 1.0
+            for lag in range(1, frames // 2):
+                correlation = np.mean(centred[lag:] * centred[:-lag]) / variance
+                if correlation <= 0.02:
+                    break
+                total += 2.0 * correlation
+            slowest = max(slowest, total)
+    return slowest
+
+
+def _engines_against_each_other(file: Path, model: BoltzmannGenerator, held_out: FloatArray) -> dict[str, float]:
+    """Largest difference of OpenMM and ASE forces over frames, relative to the largest force of the frame."""
+    chosen = held_out[np.linspace(0, len(held_out) - 1, _COMPARED_FRAMES).astype(int)]
+    system = particle_system(file)
+    add_potential(system, file)
+    _, openmm_forces = OpenMMEnergy(system, workers=1).energies_and_forces(chosen)
+    through_ase = ase_forces(file, chosen)
+    direct = potential_forces(model, chosen)
+    scale = np.abs(direct).max((1, 2))
+    return {
+        "ase_openmm_max_force_difference": float((np.abs(openmm_forces - through_ase).max((1, 2)) / scale).max()),
+        "openmm_direct_max_force_difference": float((np.abs(openmm_forces - direct).max((1, 2)) / scale).max()),
+    }

@@ -1,0 +1,134 @@
+"""``flowbridge run``: every stage in order, then ``results.json``, the figures and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.samples import WeightedSamples
+from ..integrations.openmm.energies import OpenMMEnergy
+from ..integrations.openmm.systems import MolecularSystem
+from . import drive, report, reweight, simulate, train
+from .configuration import Workflow, read_workflow
+from .evaluation import force_errors, inside, named_torsions
+from .progress import console
+from .setup import molecular_system
+from .stages import Stage, write_json
+from .summary import print_summary
+
+_COMPARISON_SAMPLES = 20_000
+
+
+def run(config_path: Path, output: Path | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Run a workflow file, continuing where an earlier run stopped; return what ``results.json`` holds.
+
+    Args:
+        config_path: the TOML file.
+        output: folder for the results, instead of the one in the file.
+        workers: number of processes, instead of the number in the file; the numbers do not depend on it, except those
+            of flow-driven Langevin dynamics, where each worker drives its own replicas.
+    """
+    overrides: dict[str, Any] = {}
+    if output is not None:
+        overrides["output"] = str(output)
+    if workers is not None:
+        overrides["workers"] = workers
+    workflow = read_workflow(config_path, overrides)
+    workflow.output.mkdir(parents=True, exist_ok=True)
+    molecule = molecular_system(workflow, config_path.parent)
+    _say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
+    stages = _stages(workflow, molecule)
+    results = _results(workflow, molecule, stages, config_path.parent)
+    _publish(workflow, stages)
+    write_json(workflow.output / "results.json", results)
+    report.write(workflow, molecule, stages, results, workflow.output)
+    print_summary(results, workflow.output)
+    return results
+
+
+def _say(text: str) -> None:
+    console.print(f"[bold]{text}[/bold]")
+
+
+def _stages(workflow: Workflow, molecule: MolecularSystem) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {}
+    _say("1 simulate")
+    stages["simulate"] = simulate.run(workflow, molecule, workflow.output)
+    _say("2 train")
+    stages["train"] = train.run(workflow, workflow.model, molecule, stages["simulate"], workflow.output, "train")
+    if workflow.comparison is not None:
+        _say("2b train the model to compare with")
+        stages["comparison"] = train.run(
+            workflow, workflow.comparison, molecule, stages["simulate"], workflow.output, "comparison"
+        )
+    _say("3 drive")
+    stages["drive"] = drive.run(workflow, molecule, stages["simulate"], stages["train"], workflow.output)
+    _say("4 reweight")
+    stages["reweight"] = reweight.run(workflow, molecule, stages["train"], workflow.output)
+    return stages
+
+
+def _results(
+    workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], folder: Path
+) -> dict[str, Any]:
+    done = {name: stage.results or {} for name, stage in stages.items()}
+    seconds = {name: result["wall_seconds"] for name, result in done.items()}
+    results: dict[str, Any] = {"molecule": workflow.molecule.name, "seed": workflow.seed}
+    skipped = {"wall_seconds", "profile", "curves"}
+    for name in ("simulate", "train", "drive", "reweight"):
+        results.update({key: value for key, value in done[name].items() if key not in skipped})
+    results["amber_nve_std_per_dof_kJ_mol"] = results["force_field_nve_std_per_dof_kJ_mol"]
+    difference = workflow.reweight.free_energy
+    if difference is not None:
+        name = difference.torsion
+        frames = simulate.load_frames(stages["simulate"]).training
+        member = inside(named_torsions(workflow, molecule, frames.positions)[name], difference)
+        results[f"training_delta_f_{name}_kT"] = float(-np.log(member.mean() / (~member).mean()))
+        reference = read_reference(workflow, folder)
+        if reference is not None:
+            results[f"reference_delta_f_{name}_kT"] = reference["delta_f_kT"]
+            results[f"reference_delta_f_{name}_error_kT"] = reference["delta_f_error_kT"]
+    if "comparison" in stages:
+        results["comparison"] = _comparison(workflow, molecule, stages)
+    results["wall_seconds"] = {**seconds, "total": sum(seconds.values())}
+    return results
+
+
+def read_reference(workflow: Workflow, folder: Path) -> dict[str, Any] | None:
+    """Return the stored reference of a workflow; None where it names none or has none yet."""
+    if workflow.reference is None or not (folder / workflow.reference.file).is_file():
+        return None
+    loaded: dict[str, Any] = json.loads((folder / workflow.reference.file).read_text())
+    return loaded
+
+
+def _comparison(workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage]) -> dict[str, Any]:
+    """The second model by the same yardsticks, on fewer samples."""
+    stage = stages["comparison"]
+    model = drive.load_generator(stage)
+    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
+    samples = model.sample(_COMPARISON_SAMPLES, energy, seed=workflow.seed)
+    frames = simulate.load_frames(stages["simulate"]).held_out
+    done = stage.results or {}
+    return {
+        "samples": _COMPARISON_SAMPLES,
+        "ess_percent": samples.effective_sample_percent(),
+        **force_errors(model, frames, workflow.molecule.temperature),
+        "parameters": done["parameters"],
+        "wall_seconds": done["wall_seconds"],
+    }
+
+
+def _publish(workflow: Workflow, stages: dict[str, Stage]) -> None:
+    """Copy what a user takes away to the top of the output folder."""
+    name = re.sub(r"\W+", "_", workflow.molecule.name).strip("_").lower()
+    shutil.copyfile(stages["train"].folder / "model.flow", workflow.output / f"{name}.flow")
+    if "comparison" in stages:
+        shutil.copyfile(stages["comparison"].folder / "model.flow", workflow.output / f"{name}_comparison.flow")
+    samples = WeightedSamples.load(reweight.sample_file(stages["reweight"]))
+    samples.save(workflow.output / "samples.h5", single_precision=True)

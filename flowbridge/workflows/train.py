@@ -1,0 +1,66 @@
+"""Stage 2: train a Boltzmann generator on the frames, then on its own samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..core import model_files
+from ..flows.boltzmann_generator import BoltzmannGenerator
+from ..flows.training.fitting import TrainingData, train
+from ..integrations.openmm.energies import OpenMMEnergy
+from ..integrations.openmm.particles import particles_from_topology
+from ..integrations.openmm.systems import MolecularSystem
+from .configuration import Model, Workflow
+from .progress import console
+from .simulate import load_frames
+from .stages import Stage
+
+
+def run(
+    workflow: Workflow, model: Model, molecule: MolecularSystem, simulated: Stage, output: Path, name: str
+) -> Stage:
+    """Run (or continue) the training of one model and return the stage; its folder holds ``model.flow``."""
+    inputs = {
+        "simulate": simulated.digest,
+        "model": json.loads(model.model_dump_json()),
+        "seed": workflow.seed,
+    }
+    stage = Stage.open(output, name, inputs)
+    if stage.results is not None:
+        return stage
+    with stage.timed():
+        results = _train(workflow, model, molecule, simulated, stage.folder)
+    stage.finish(results)
+    shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model file has taken over
+    return stage
+
+
+def _train(
+    workflow: Workflow, model: Model, molecule: MolecularSystem, simulated: Stage, folder: Path
+) -> dict[str, object]:
+    frames = load_frames(simulated).training
+    particles = particles_from_topology(molecule.topology, molecule.system)
+    generator = BoltzmannGenerator.untrained(
+        particles, workflow.molecule.temperature, frames.positions, model.flow
+    )
+    data = TrainingData(*(torch.as_tensor(part) for part in (frames.positions, frames.energies, frames.forces)))
+    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
+    result = train(
+        generator, data, energy, model.training, folder / "checkpoints", workflow.seed,
+        show_progress=console.is_terminal,
+    )  # fmt: skip
+    digest = model_files.save(
+        generator,
+        folder / "model.flow",
+        provenance={"molecule": workflow.molecule.name, "seed": workflow.seed, "stage": folder.name},
+    )
+    return {
+        **result.to_dict(),
+        "model_digest": digest,
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "circular_torsions": len(generator.coordinates.layout.circular),
+    }

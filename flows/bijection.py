@@ -1,0 +1,85 @@
+"""The contract of invertible maps with known volume change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Transformed(NamedTuple):
+    """Result of a bijection: the mapped value and ``log |det J|`` of that direction, one per configuration."""
+
+    value: Tensor
+    log_det: Tensor
+
+
+class Bijection(nn.Module):
+    """An invertible map between latent and data coordinates, optionally conditioned on a context.
+
+    ``forward`` goes latent -> data, ``inverse`` data -> latent. The log-determinant always belongs to the direction
+    that was asked for. A subclass says in its docstring which direction is closed form.
+    """
+
+    def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
+        """Map latent to data: ``(B, D)`` and context ``(B, C)`` -> value ``(B, D)``, log_det ``(B,)``."""
+        raise TypeError(f"{type(self).__name__} defines no forward (latent to data) map")
+
+    def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
+        """Map data to latent: ``(B, D)`` and context ``(B, C)`` -> value ``(B, D)``, log_det ``(B,)``."""
+        raise TypeError(f"{type(self).__name__} defines no inverse (data to latent) map")
+
+
+class Chain(Bijection):
+    """Bijections one after the other; the list is in the order latent -> data."""
+
+    def __init__(self, bijections: list[Bijection]) -> None:
+        super().__init__()
+        self.bijections = nn.ModuleList(bijections)
+
+    def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
+        """See :meth:`Bijection.forward`."""
+        log_det = value.new_zeros(value.shape[0])
+        for bijection in self.bijections:
+            value, change = bijection(value, context)
+            log_det = log_det + change
+        return Transformed(value, log_det)
+
+    def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
+        """See :meth:`Bijection.inverse`."""
+        log_det = value.new_zeros(value.shape[0])
+        for bijection in reversed(self.bijections):
+            value, change = bijection.inverse(value, context)
+            log_det = log_det + change
+        return Transformed(value, log_det)
+
+
+class ElementwiseTransform(nn.Module):
+    """A family of increasing maps of one coordinate, with its parameters given from outside.
+
+    Attributes:
+        parameter_count: how many unconstrained parameters one coordinate needs.
+    """
+
+    parameter_count: int
+
+    def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
+        """Map latent to data.
+
+        Args:
+            value: ``(B, D)``.
+            parameters: ``(B, D, P)`` with ``P = parameter_count``, unconstrained.
+
+        Returns:
+            The mapped value ``(B, D)`` and the logarithm of the derivative, per coordinate ``(B, D)``.
+        """
+        raise TypeError(f"{type(self).__name__} defines no forward (latent to data) map")
+
+    def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
+        """Map data to latent; shapes as in :meth:`forward`."""
+        raise TypeError(f"{type(self).__name__} defines no inverse (data to latent) map")
+
+    def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:
+        """Return ``(coordinates, P)`` parameters at which training should start."""
+        return torch.zeros(coordinates, self.parameter_count)

@@ -1,0 +1,149 @@
+"""A trained flow of one molecule: a density of its conformations that is at the same time an energy function."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.energy import as_batched_energy
+from ..core.errors import ConfigurationError
+from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.samples import WeightedSamples
+from ..core.units import thermal_energy
+from .configuration import FlowConfiguration
+from .coordinate_flow import CoordinateFlow
+from .molecule_coordinates import MoleculeCoordinates
+from .zmatrix import build_zmatrix
+
+_CHUNK = 8192  # configurations at once: large enough to amortise dispatch, small enough to stay in cache
+
+
+class FlowSamples(NamedTuple):
+    """Positions ``(S, N, 3)`` nm and their log-densities ``(S,)``, float64."""
+
+    positions: Tensor
+    log_prob: Tensor
+
+
+class BoltzmannGenerator(Potential):
+    """A smooth normalizing flow on the internal coordinates of a molecule (arXiv 2110.00351).
+
+    ``log_prob`` is the density of Cartesian positions with rigid motion left out: it is invariant under rotations and
+    translations, and includes the full Jacobian of the internal coordinates. As a Potential its energy is ``-kT log p``.
+    """
+
+    kind: ClassVar[str] = "boltzmann_generator"
+
+    def __init__(
+        self,
+        particles: Particles,
+        temperature: float,
+        coordinates: MoleculeCoordinates,
+        configuration: FlowConfiguration,
+    ) -> None:
+        super().__init__()
+        self.facts = PotentialFacts(particles, periodic=False, temperature=temperature)
+        self.flow_configuration = configuration
+        self.coordinates = coordinates
+        self.flow = CoordinateFlow(coordinates, configuration)
+
+    @classmethod
+    def untrained(
+        cls,
+        particles: Particles,
+        temperature: float,
+        positions: NDArray[np.float64],
+        configuration: FlowConfiguration | None = None,
+    ) -> Self:
+        """Return a generator whose coordinates are fitted to frames ``(F, N, 3)`` nm and whose networks are fresh."""
+        configuration = configuration or FlowConfiguration()
+        coordinates = MoleculeCoordinates.fit(particles, positions, configuration)
+        return cls(particles, temperature, coordinates, configuration)
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Return log-densities ``(B,)``, float64, of positions ``(B, N, 3)`` in nm (density per nm^(3N-6))."""
+        coordinates, log_det = self.coordinates.inverse(positions)
+        return self.flow.log_prob(coordinates).double() + log_det
+
+    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
+        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
+
+        Raises ConfigurationError when a cell is given: an isolated molecule has none.
+        """
+        if cell is not None or global_parameters:
+            raise ConfigurationError(
+                "a Boltzmann generator of one molecule takes neither a cell nor global parameters: make the molecule "
+                "whole and pass positions only"
+            )
+        temperature = self.facts.temperature
+        if temperature is None:
+            raise ConfigurationError("this generator has no temperature, so its density has no energy scale")
+        return -thermal_energy(temperature) * self.log_prob(positions)
+
+    def sample_positions(self, count: int, generator: torch.Generator) -> FlowSamples:
+        """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation."""
+        positions, log_probs = [], []
+        with torch.no_grad():
+            for start in range(0, count, _CHUNK):
+                latent = self.flow.sample_latent(min(_CHUNK, count - start), generator)
+                coordinates, _ = self.flow(latent)
+                x, _ = self.coordinates(coordinates)
+                # The density is evaluated at the positions as they are handed out, so rounding in the root finding
+                # or in float32 cannot separate a sample from its weight.
+                positions.append(x - x.mean(1, keepdim=True))
+                log_probs.append(self.log_prob(x))
+        return FlowSamples(torch.cat(positions), torch.cat(log_probs))
+
+    def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
+        """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
+
+        Args:
+            count: number of samples.
+            target: an ``openmm.System``, a Potential, or any BatchedEnergy, of the same particles.
+            seed: of the latent variables.
+
+        Returns:
+            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a configuration whose energy is not finite
+            gets weight 0 and stays in the set, so that the effective sample size counts it.
+        """
+        energy = as_batched_energy(target)
+        temperature = self.facts.temperature
+        if temperature is None:
+            raise ConfigurationError("this generator has no temperature: weights are not defined")
+        draws = self.sample_positions(count, torch.Generator().manual_seed(seed))
+        positions = draws.positions.numpy()
+        energies, _ = energy.energies_and_forces(positions)
+        reduced = energies / thermal_energy(temperature)
+        log_prob = draws.log_prob.numpy()
+        usable = np.isfinite(reduced) & np.isfinite(log_prob)
+        log_weights = np.where(usable, -reduced - log_prob, -np.inf)
+        return WeightedSamples(
+            positions=positions,
+            log_weights=log_weights,
+            reduced_potentials={"target": reduced, "generator": -log_prob},
+            particles=self.facts.particles,
+            temperature=temperature,
+            provenance={"seed": seed, "count": count, "without_finite_energy": int((~usable).sum())},
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        """See :meth:`Potential.configuration`."""
+        return {
+            "particles": self.facts.particles.to_dict(),
+            "temperature": self.facts.temperature,
+            "layout": self.coordinates.describe(),
+            "flow": self.flow_configuration.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """See :meth:`Potential.from_configuration`."""
+        particles = Particles.from_dict(configuration["particles"])
+        flow = FlowConfiguration.model_validate(configuration["flow"])
+        layout = MoleculeCoordinates.layout_from(configuration["layout"])
+        coordinates = MoleculeCoordinates(build_zmatrix(particles), layout, flow)
+        return cls(particles, float(configuration["temperature"]), coordinates, flow)

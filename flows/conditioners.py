@@ -1,0 +1,84 @@
+"""Networks that turn what a coupling layer sees into the parameters of its transform."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_OUTPUT_SCALE = 0.02  # a fresh conditioner hardly depends on its input, so a fresh flow is close to its base
+
+
+class Conditioner(nn.Module):
+    """A smooth multilayer perceptron with residual connections between layers of equal width.
+
+    SiLU is infinitely differentiable, as forces of a flow require (arXiv 2110.00351).
+
+    Args:
+        inputs: number of input features; with 0 the parameters are learned constants.
+        hidden: widths of the hidden layers.
+        start: ``(D, P)`` parameters that the fresh network gives.
+        generator: of the initial weights.
+    """
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], start: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        self.output_shape = tuple(start.shape)
+        widths = (inputs, *hidden)
+        self.constant = inputs == 0
+        self.hidden = nn.ModuleList(
+            [] if self.constant else [_linear(a, b, generator) for a, b in zip(widths, hidden, strict=False)]
+        )
+        self.output = _linear(widths[-1] if not self.constant else 1, start.numel(), generator)
+        with torch.no_grad():
+            self.output.weight.mul_(0.0 if self.constant else _OUTPUT_SCALE)
+            self.output.bias.copy_(start.reshape(-1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features ``(B, inputs)`` to transform parameters ``(B, D, P)``."""
+        if self.constant:
+            return self.output.bias.reshape(1, *self.output_shape).expand(features.shape[0], -1, -1)
+        x = features
+        for layer in self.hidden:
+            y = functional.silu(layer(x))
+            x = x + y if y.shape[-1] == x.shape[-1] else y
+        parameters: Tensor = self.output(x)
+        return parameters.reshape(-1, *self.output_shape)
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    bound = 1.0 / math.sqrt(inputs)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+class FourierFeatures(nn.Module):
+    """cos and sin of multiples of angles given in turns, and of sums and differences of chosen pairs.
+
+    Args:
+        angles: number of angles.
+        harmonics: multiples 1 .. harmonics.
+        pairs: index pairs whose sum and difference get features too.
+    """
+
+    def __init__(self, angles: int, harmonics: int, pairs: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__()
+        combinations = [torch.eye(angles) * k for k in range(1, harmonics + 1)]
+        for i, j in pairs:
+            for sign in (1.0, -1.0):
+                row = torch.zeros(1, angles)
+                row[0, i], row[0, j] = 1.0, sign
+                combinations.append(row)
+        matrix = torch.cat(combinations) if angles else torch.zeros(0, 0)
+        self.register_buffer("combinations", matrix, persistent=False)
+        self.count = 2 * matrix.shape[0]
+
+    def forward(self, turns: Tensor) -> Tensor:
+        """Map ``(B, angles)`` in turns to ``(B, count)``."""
+        phases = 2.0 * math.pi * (turns @ self.combinations.to(turns.dtype).T)
+        return torch.cat([phases.cos(), phases.sin()], dim=-1)

@@ -1,0 +1,85 @@
+"""The architecture of a flow, as the TOML and the model file hold it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    """Frozen, and without room for misspelt keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TorsionChainConfiguration(Section):
+    """The flow of the circular coordinates: smooth circular bump mixtures (arXiv 2110.00351).
+
+    Attributes:
+        couplings: coupling layers that alternate between two halves of the torsions.
+        components: bumps of one mixture.
+        hidden: widths of the hidden layers of the conditioners.
+        harmonics: conditioners see cos and sin of k times each torsion, k = 1 .. harmonics.
+        minimum_width: smallest support of a bump in turns; bounds how sharp the density, hence the force, can be.
+        learn_steepness: let the conditioner choose the steepness of each bump.
+        rotors_last: give torsions that only turn hydrogens (methyl groups) one layer each, after the others.
+    """
+
+    couplings: PositiveInt = 6
+    components: PositiveInt = 12
+    hidden: tuple[PositiveInt, ...] = (64, 64)
+    harmonics: PositiveInt = 3
+    minimum_width: float = Field(default=0.06, gt=0.0, lt=1.0)
+    learn_steepness: bool = False
+    rotors_last: bool = True
+
+
+class StiffChainConfiguration(Section):
+    """The flow of bonds, angles and stiff torsions, conditioned on the circular ones.
+
+    Attributes:
+        map: ``whitened``: subtract a regression on torsion features and whiten, latent space normal; ``interval``: each
+            coordinate by the distribution function of a truncated normal to [0, 1], latent space uniform (the paper's).
+        transform: ``affine`` or ``sinh_arcsinh`` (whitened), ``bumps`` (interval).
+        couplings: number of coupling layers.
+        hidden: widths of the hidden layers of the conditioners.
+        components: bumps of one mixture (``bumps`` only).
+        split: ``random`` halves, or ``angles_then_bonds``: angles given torsions in alternating halves, then bonds given
+            both (the paper's).
+        harmonics: conditioners see cos and sin of k times each circular torsion, k = 1 .. harmonics.
+    """
+
+    map: Literal["whitened", "interval"] = "whitened"
+    transform: Literal["affine", "sinh_arcsinh", "bumps"] = "sinh_arcsinh"
+    couplings: NonNegativeInt = 8
+    hidden: tuple[PositiveInt, ...] = (96, 96)
+    components: PositiveInt = 8
+    split: Literal["random", "angles_then_bonds"] = "random"
+    harmonics: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> StiffChainConfiguration:
+        if (self.map == "interval") != (self.transform == "bumps"):
+            raise ValueError(
+                f"map = {self.map!r} and transform = {self.transform!r} do not fit: bumps live on the interval, "
+                "affine and sinh_arcsinh on the whitened coordinates"
+            )
+        return self
+
+
+class FlowConfiguration(Section):
+    """A flow on internal coordinates.
+
+    Attributes:
+        circular: which torsions are circular: ``soft``, those that the training data show to be spread or to have
+            several wells, or ``all``, as in the paper.
+        torsions: the flow of the circular coordinates.
+        stiff: the flow of the rest.
+        seed: of the initial parameters and of the random splits.
+    """
+
+    circular: Literal["soft", "all"] = "soft"
+    torsions: TorsionChainConfiguration = Field(default_factory=TorsionChainConfiguration)
+    stiff: StiffChainConfiguration = Field(default_factory=StiffChainConfiguration)
+    seed: int = 0

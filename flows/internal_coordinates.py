@@ -1,0 +1,120 @@
+"""Cartesian positions to bonds, angles and torsions and back, with the exact volume change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .bijection import Transformed
+from .zmatrix import ZMatrix
+
+
+class InternalPoint(NamedTuple):
+    """Bonds ``(B, N-1)`` nm, angles ``(B, N-2)`` and torsions ``(B, N-3)`` in radians, torsions in (-pi, pi]."""
+
+    bonds: Tensor
+    angles: Tensor
+    torsions: Tensor
+
+
+class InternalCoordinates(nn.Module):
+    """The map between 3N Cartesian coordinates and 3N - 6 internal ones; both directions closed form, C-infinity.
+
+    Rigid motion is left out: with it integrated over, ``d^3N x = (constant) prod b_i^2 prod sin a_i  db da dt``, where all
+    N - 1 bonds and N - 2 angles take part (those of the frame too). Torsions have the IUPAC sign.
+
+    The work is done in float64, because a torsion of atoms a few tenths of a nanometre apart loses half its digits in
+    float32.
+    """
+
+    def __init__(self, zmatrix: ZMatrix) -> None:
+        super().__init__()
+        self.zmatrix = zmatrix
+        rows = zmatrix.rows
+        self._index("bond_atoms", [(row.atom, row.bond) for row in rows])
+        self._index("angle_atoms", [(row.atom, row.bond, row.angle) for row in rows if row.angle >= 0])
+        placed = [row for row in rows if row.torsion >= 0]
+        self._index("torsion_atoms", [(row.atom, row.bond, row.angle, row.torsion) for row in placed])
+        self._level_names = []
+        for number, level in enumerate(zmatrix.levels()):
+            name = f"level_{number}"
+            self._level_names.append(name)
+            # columns: index of the bond, angle and torsion in their lists, then the three reference atoms
+            self._index(
+                name,
+                [(i, i - 1, i - 2, rows[i].bond, rows[i].angle, rows[i].torsion) for i in level],
+            )
+        order = [zmatrix.origin] + [rows[0].atom, rows[1].atom]
+        order += [rows[i].atom for level in zmatrix.levels() for i in level]
+        self.register_buffer("storage_slot", torch.argsort(torch.tensor(order)), persistent=False)
+
+    def _index(self, name: str, rows: list[tuple[int, ...]]) -> None:
+        self.register_buffer(name, torch.tensor(rows, dtype=torch.long), persistent=False)
+
+    @property
+    def dimension(self) -> int:
+        """Number of internal coordinates, 3N - 6."""
+        return 3 * self.zmatrix.atom_count - 6
+
+    def inverse(self, positions: Tensor) -> tuple[InternalPoint, Tensor]:
+        """Return internal coordinates of positions ``(B, N, 3)`` nm, and log |d internal / d positions| ``(B,)``."""
+        x = positions.double()
+        a, b = self.bond_atoms.unbind(1)
+        bonds = torch.linalg.vector_norm(x[:, a] - x[:, b], dim=-1)
+        a, b, c = self.angle_atoms.unbind(1)
+        first, second = x[:, a] - x[:, b], x[:, c] - x[:, b]
+        sine = torch.linalg.vector_norm(torch.linalg.cross(first, second), dim=-1)
+        angles = torch.atan2(sine, (first * second).sum(-1))
+        if len(self.torsion_atoms):
+            torsions = torsion(x, self.torsion_atoms)
+        else:
+            torsions = x.new_zeros(x.shape[0], 0)
+        return InternalPoint(bonds, angles, torsions), -self.log_volume(bonds, angles)
+
+    def forward(self, point: InternalPoint) -> Transformed:
+        """Return positions ``(B, N, 3)`` nm in the frame of the first three atoms, and log |d positions / d internal|."""
+        bonds, angles, torsions = (part.double() for part in point)
+        zero = torch.zeros_like(bonds[:, 0])
+        first = torch.stack([bonds[:, 0], zero, zero], -1)
+        second = torch.stack([bonds[:, 1] * angles[:, 0].cos(), bonds[:, 1] * angles[:, 0].sin(), zero], -1)
+        placed = torch.stack([torch.zeros_like(first), first, second], 1)
+        for name in self._level_names:
+            level = getattr(self, name)
+            bond, angle, turn = bonds[:, level[:, 0]], angles[:, level[:, 1]], torsions[:, level[:, 2]]
+            i, j, k = (placed[:, self.storage_slot[level[:, column]]] for column in (3, 4, 5))
+            placed = torch.cat([placed, _place(i, j, k, bond, angle, turn)], 1)
+        return Transformed(placed[:, self.storage_slot], self.log_volume(bonds, angles))
+
+    @staticmethod
+    def log_volume(bonds: Tensor, angles: Tensor) -> Tensor:
+        """Return ``sum 2 log b + sum log sin a`` ``(B,)``: log |d positions / d internal| without rigid motion."""
+        return 2.0 * bonds.log().sum(-1) + angles.sin().log().sum(-1)
+
+
+def _place(i: Tensor, j: Tensor, k: Tensor, bond: Tensor, angle: Tensor, turn: Tensor) -> Tensor:
+    """Return points at ``bond`` from i, ``angle`` with j, ``turn`` (IUPAC torsion) with k; ``(B, M, 3)``."""
+    axis = _unit(j - i)
+    normal = _unit(torch.linalg.cross(k - j, axis))
+    side = torch.linalg.cross(axis, normal)
+    radial = bond * angle.sin()
+    return (
+        i
+        + (bond * angle.cos()).unsqueeze(-1) * axis
+        + (radial * turn.cos()).unsqueeze(-1) * side
+        + (radial * turn.sin()).unsqueeze(-1) * normal
+    )
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+
+
+def torsion(positions: Tensor, atoms: Tensor) -> Tensor:
+    """Return torsions ``(B, M)`` in radians with the IUPAC sign, of atom quadruples ``(M, 4)``."""
+    i, j, k, m = (positions[:, column] for column in atoms.unbind(1))
+    axis = _unit(k - j)
+    normal = torch.linalg.cross(axis, i - j)
+    last = m - k
+    return torch.atan2((normal * last).sum(-1), (torch.linalg.cross(normal, axis) * last).sum(-1))

@@ -1,0 +1,114 @@
+"""Keep rare basins in the training: find torsional wells in the data and raise the ones that are too rare.
+
+Training on a flow's own samples forgets what it rarely samples. A basin that holds 0.3 % of the samples gives a batch of
+512 one or two of them; a mild bias that raises it keeps it learned, and the importance weights take the bias out again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .target import TorsionBias
+
+_BINS = 72
+_BARRIER = 0.15  # a minimum separates two wells if its density is below this share of the lower maximum
+_FEWEST = 50  # frames that make a well
+
+
+@dataclass(frozen=True)
+class Well:
+    """One well of one circular coordinate.
+
+    Attributes:
+        circular: index of the coordinate.
+        low: start of the well in turns.
+        high: its end in turns, between low and low + 1.
+        centre: circular mean of the data in it, turns.
+        concentration: of the von Mises bump that covers it smoothly.
+    """
+
+    circular: int
+    low: float
+    high: float
+    centre: float
+    concentration: float
+
+    def holds(self, circular: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Return which rows of ``(F, T)`` turns lie in the well."""
+        return (circular[:, self.circular] - self.low) % 1.0 < self.high - self.low
+
+
+def find_wells(circular: NDArray[np.float64], count: int) -> list[Well]:
+    """Return the wells of the first ``count`` circular coordinates of data ``(F, T)`` in turns."""
+    wells: list[Well] = []
+    for index in range(count):
+        turns = circular[:, index] % 1.0
+        edges = _barriers(_smooth_histogram(turns))
+        for low, high in zip(edges, [*edges[1:], edges[0] + 1.0] if edges else [], strict=True):
+            member = (turns - low) % 1.0 < high - low
+            if len(edges) > 1 and member.sum() >= _FEWEST:
+                mean = np.exp(2j * np.pi * turns[member]).mean()
+                spread = math.sqrt(max(-2.0 * math.log(max(abs(mean), 1e-12)), 1e-6))
+                centre = float(np.angle(mean) / (2.0 * np.pi)) % 1.0
+                wells.append(Well(index, low, high, centre, float(np.clip(0.2 / spread**2, 1.0, 4.0))))
+    return wells
+
+
+def _smooth_histogram(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    histogram = np.histogram(turns, _BINS, (0.0, 1.0))[0].astype(float)
+    frequencies = np.fft.rfftfreq(_BINS)
+    width = 2.0  # bins
+    kernel = np.exp(-2.0 * (np.pi * frequencies * width) ** 2)
+    return np.maximum(np.fft.irfft(np.fft.rfft(histogram) * kernel, _BINS), 0.0)
+
+
+def _barriers(density: NDArray[np.float64]) -> list[float]:
+    """Return the positions (turns) of the minima that separate wells, in increasing order."""
+    peaks = [i for i in range(_BINS) if density[i] >= density[i - 1] and density[i] > density[(i + 1) % _BINS]]
+    kept: list[int] = []
+    for peak in sorted(peaks, key=lambda i: -density[i]):
+        # on a circle two peaks are apart when the minima on both ways round are low
+        between = [max(density[_lowest(density, peak, k)], density[_lowest(density, k, peak)]) for k in kept]
+        if all(depth < _BARRIER * density[peak] for depth in between):
+            kept.append(peak)
+    if len(kept) < 2:
+        return []
+    kept.sort()
+    following = [*kept[1:], kept[0]]
+    return sorted((_lowest(density, a, b) + 0.5) / _BINS for a, b in zip(kept, following, strict=True))
+
+
+def _lowest(density: NDArray[np.float64], start: int, end: int) -> int:
+    """Return the bin of the lowest density on the way up from ``start`` to ``end``, round the circle if need be."""
+    path = np.arange(start, end if end > start else end + _BINS) % _BINS
+    return int(path[np.argmin(density[path])])
+
+
+def coverage_biases(
+    wells: list[Well],
+    circular: NDArray[np.floating[Any]],
+    weights: NDArray[np.float64],
+    least: float,
+    limit: float,
+) -> tuple[TorsionBias, ...]:
+    """Return biases that raise wells below a population of ``least`` towards it.
+
+    Args:
+        wells: of the training data.
+        circular: ``(S, T)`` samples in turns.
+        weights: their importance weights ``(S,)``.
+        least: the population aimed at; 0 for no bias.
+        limit: largest factor by which a well is raised.
+    """
+    biases = []
+    for well in wells:
+        population = float(weights[well.holds(circular)].sum() / weights.sum())
+        if population < least:
+            factor = min(least / max(population, 1e-12), limit)
+            biases.append(TorsionBias(well.circular, well.centre, well.concentration, math.log(factor)))
+    return tuple(biases)

@@ -1,0 +1,185 @@
+"""Run the training stages of a Boltzmann generator, with checkpoints that resume to the same numbers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ...core.energy import BatchedEnergy
+from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ..boltzmann_generator import BoltzmannGenerator
+from ..molecule_coordinates import Coordinates
+from .configuration import TrainingConfiguration
+from .coverage import coverage_biases, find_wells
+from .modules import FlowTraining, LikelihoodTraining, RefinementTraining
+from .target import TargetDensity, TorsionBias
+
+_COVERAGE_SAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Frames with energies and forces: ``(F, N, 3)`` nm, ``(F,)`` kJ/mol, ``(F, N, 3)`` kJ/mol/nm."""
+
+    positions: Tensor
+    energies: Tensor
+    forces: Tensor
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != self.forces.shape or len(self.energies) != len(self.positions):
+            raise ConfigurationError(
+                f"positions {tuple(self.positions.shape)}, energies {tuple(self.energies.shape)} and forces "
+                f"{tuple(self.forces.shape)} do not belong together"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Training curves by stage, the biases that kept rare basins covered, and the wells' populations."""
+
+    curves: dict[str, list[dict[str, float]]]
+    biases: tuple[TorsionBias, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return {"curves": self.curves, "biases": [asdict(bias) for bias in self.biases]}
+
+
+class _Steps(IterableDataset[int]):
+    """An endless stream; each step makes its own batch."""
+
+    def __iter__(self) -> Iterator[int]:
+        step = 0
+        while True:
+            yield step
+            step += 1
+
+
+def train(
+    model: BoltzmannGenerator,
+    data: TrainingData,
+    energy: BatchedEnergy,
+    settings: TrainingConfiguration,
+    folder: Path,
+    seed: int,
+    show_progress: bool = True,
+) -> TrainingResult:
+    """Train a generator in place: maximum likelihood, then refinement on its own samples.
+
+    Args:
+        model: from :meth:`BoltzmannGenerator.untrained`; holds the averaged parameters afterwards.
+        data: training frames.
+        energy: batched energies of the target.
+        settings: schedules and weights.
+        folder: where checkpoints go; training continues from those it finds.
+        seed: of all batches.
+        show_progress: show a bar for each stage.
+
+    Raises:
+        NonFiniteEnergyError: when more than half of the flow's samples have no finite energy before refinement.
+    """
+    temperature = model.facts.temperature
+    if temperature is None:
+        raise ConfigurationError("the generator has no temperature to train at")
+    dtype = model.flow.dtype
+    target = TargetDensity(model.coordinates, energy, temperature)
+    coordinates, value = target.from_forces(data.positions, data.energies, data.forces)
+    frames = Coordinates(*(part.to(dtype) for part in coordinates))
+    gradient = Coordinates(*(part.to(dtype) for part in value.gradient))
+    likelihood = LikelihoodTraining(
+        model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval
+    )
+    curves = {"likelihood": _run_stage(likelihood, "likelihood", settings, folder, show_progress)}
+    biases: tuple[TorsionBias, ...] = ()
+    if settings.refinement.steps:
+        biases = _coverage(model, coordinates, target, settings, seed)
+        biased = TargetDensity(model.coordinates, energy, temperature, biases)
+        refinement = RefinementTraining(
+            model.flow, settings.refinement, biased, frames, seed, settings.log_interval
+        )
+        curves["refinement"] = _run_stage(refinement, "refinement", settings, folder, show_progress)
+    return TrainingResult(curves, biases)
+
+
+def _coverage(
+    model: BoltzmannGenerator,
+    frames: Coordinates,
+    target: TargetDensity,
+    settings: TrainingConfiguration,
+    seed: int,
+) -> tuple[TorsionBias, ...]:
+    """Return the biases that keep rare wells covered, from reweighted samples of the flow as it is."""
+    core = len(model.coordinates.layout.circular) - model.coordinates.layout.rotors
+    wells = find_wells(frames.circular.numpy(), core)
+    with torch.no_grad():
+        latent = model.flow.sample_latent(_COVERAGE_SAMPLES, torch.Generator().manual_seed(seed))
+        samples, _ = model.flow(latent)
+        log_weights = target(samples).log_density - model.flow.log_prob(samples).double()
+    finite = torch.isfinite(log_weights)
+    if float(finite.double().mean()) < 0.5:
+        raise NonFiniteEnergyError(
+            f"only {int(finite.sum())} of {_COVERAGE_SAMPLES} samples of the flow have a finite energy after maximum "
+            "likelihood: train longer, or give more frames"
+        )
+    weights = torch.exp(log_weights[finite] - log_weights[finite].max())
+    return coverage_biases(
+        wells,
+        samples.circular[finite].numpy(),
+        weights.numpy(),
+        settings.refinement.coverage,
+        settings.refinement.coverage_limit,
+    )
+
+
+def _run_stage(
+    module: FlowTraining, name: str, settings: TrainingConfiguration, folder: Path, show_progress: bool
+) -> list[dict[str, float]]:
+    """Run one stage from its last checkpoint and leave the averaged parameters in the flow; return its curve."""
+    if not module.stage.steps:
+        return []
+    stage_folder = folder / name
+    checkpoints = ModelCheckpoint(
+        dirpath=stage_folder,
+        filename="step",
+        every_n_train_steps=min(settings.checkpoint_interval, module.stage.steps),
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    callbacks: list[lightning.Callback] = [checkpoints]
+    if show_progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    last = stage_folder / "step.ckpt"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # A loader of step numbers needs no workers, and a stage may be resumed at its very end.
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*(isinstance\\(treespec|LeafSpec).*")
+        trainer = lightning.Trainer(
+            max_steps=module.stage.steps,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=show_progress,
+            enable_model_summary=False,
+            gradient_clip_val=module.stage.gradient_clip,
+            default_root_dir=stage_folder,
+        )
+        trainer.fit(
+            module,
+            DataLoader(_Steps(), batch_size=None),
+            ckpt_path=str(last) if last.is_file() else None,
+            weights_only=False,  # our own checkpoint of this very run, with optimiser state; models for use are .flow
+        )
+    module.flow.load_state_dict(module.averaged.module.state_dict())
+    return module.curve

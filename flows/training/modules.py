@@ -1,0 +1,195 @@
+"""Training stages as Lightning modules: each step is a function of the seed and the step number alone.
+
+A batch is drawn from a generator seeded with (seed, step), not from a running stream, so that a run that was killed and
+resumed from a checkpoint repeats the numbers of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from ..coordinate_flow import CoordinateFlow
+from ..molecule_coordinates import Coordinates
+from .configuration import LikelihoodStage, RefinementStage
+from .objectives import force_matching, negative_log_likelihood, path_gradient, reverse_kl
+from .target import TargetDensity
+
+_NORMALISER_MEMORY = 0.95
+_LIKELIHOOD_OFFSET = 500_000_009  # separates the random streams of data batches and latent batches
+
+
+def cosine(start: float, end: float, step: int, steps: int) -> float:
+    """Return the learning rate of a cosine schedule from ``start`` at step 0 to ``end`` at ``steps``."""
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+
+
+def averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return an exponential moving average that starts fast: the first steps are forgotten early."""
+
+    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        weight = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
+        return torch.lerp(current, average, weight)
+
+    return update
+
+
+class FlowTraining(lightning.LightningModule):
+    """What the stages share: optimiser, schedule, averaged parameters, training curve."""
+
+    def __init__(self, flow: CoordinateFlow, stage: LikelihoodStage | RefinementStage, seed: int, log_interval: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self.averaged = AveragedModel(flow, avg_fn=averaging(stage.average))
+        self.stage = stage
+        self.seed = seed
+        self.log_interval = log_interval
+        self.curve: list[dict[str, float]] = []
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        """Return the generator of the current step."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step + offset)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with a cosine schedule, one scheduler tick a step."""
+        stage = self.stage
+        optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser,
+            lambda step: cosine(stage.learning_rate, stage.final_learning_rate, step, stage.steps) / stage.learning_rate,
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the averaged parameters."""
+        self.averaged.update_parameters(self.flow)
+
+    def record(self, **values: float) -> None:
+        """Add a point to the training curve and the progress bar."""
+        if self.global_step % self.log_interval == 0:
+            self.curve.append({"step": float(self.global_step), **values})
+        self.log_dict(values, prog_bar=True, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the curve."""
+        checkpoint["curve"] = self.curve
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the curve."""
+        self.curve = checkpoint["curve"]
+
+
+class LikelihoodTraining(FlowTraining):
+    """Maximum likelihood on frames, with force matching where its weight is positive.
+
+    Args:
+        flow: trained in place.
+        stage: schedule and weights.
+        data: coordinates of the frames, in the flow's dtype.
+        gradient: gradients of the target's log-density there; needed for force matching only.
+        seed: of the batches.
+        log_interval: steps between points of the training curve.
+    """
+
+    stage: LikelihoodStage
+
+    def __init__(
+        self,
+        flow: CoordinateFlow,
+        stage: LikelihoodStage,
+        data: Coordinates,
+        gradient: Coordinates,
+        seed: int,
+        log_interval: int,
+    ) -> None:
+        super().__init__(flow, stage, seed, log_interval)
+        self.data, self.gradient = data, gradient
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        chosen = torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator())
+        data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
+        if self.stage.force_weight == 0.0:
+            loss = negative_log_likelihood(self.flow, data)
+            self.record(nll=float(loss.detach()))
+            return loss
+        gradient = Coordinates(self.gradient.circular[chosen], self.gradient.stiff[chosen])
+        likelihood, force = force_matching(self.flow, data, gradient)
+        self.record(nll=float(likelihood.detach()), force=float(force.detach()))
+        return likelihood + self.stage.force_weight * force
+
+
+class RefinementTraining(FlowTraining):
+    """Energy-based refinement on the flow's own samples (and, where weighted, on frames).
+
+    Args:
+        flow: trained in place.
+        stage: schedule and weights.
+        target: the density to match, biases included.
+        data: frames for the likelihood term.
+        seed: of the batches.
+        log_interval: steps between points of the training curve.
+    """
+
+    stage: RefinementStage
+
+    def __init__(
+        self,
+        flow: CoordinateFlow,
+        stage: RefinementStage,
+        target: TargetDensity,
+        data: Coordinates,
+        seed: int,
+        log_interval: int,
+    ) -> None:
+        super().__init__(flow, stage, seed, log_interval)
+        self.target, self.data = target, data
+        self.log_normaliser: float | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the (surrogate) loss of one batch."""
+        stage, progress = self.stage, self.global_step / self.stage.steps
+        late = stage.final_batch is not None and progress >= 1.0 - stage.final_share
+        count = stage.final_batch if late and stage.final_batch else stage.batch
+        latent = self.flow.sample_latent(count, self.generator())
+        total = latent.stiff.new_zeros(())
+        if stage.path_weight > 0.0:
+            # Reverse and forward Kullback-Leibler first; the chi-squared term, which is what the effective sample size
+            # measures, once the weights are tame enough for it.
+            powers = (0.5, 0.5, 0.0) if progress < 0.5 else (1 / 3, 1 / 3, 1 / 3)
+            path = path_gradient(self.flow, latent, self.target, self.log_normaliser, powers)
+            self._follow(path.log_weights)
+            self.record(effective_share=path.effective_share)
+            total = total + stage.path_weight * path.loss
+        if stage.reverse_kl_weight > 0.0:
+            total = total + stage.reverse_kl_weight * reverse_kl(self.flow, latent, self.target)
+        if stage.likelihood_weight > 0.0:
+            generator = self.generator(_LIKELIHOOD_OFFSET)
+            chosen = torch.randint(len(self.data.stiff), (count,), generator=generator)
+            data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
+            total = total + stage.likelihood_weight * negative_log_likelihood(self.flow, data)
+        return total
+
+    def _follow(self, log_weights: Tensor) -> None:
+        """Update the running estimate of log Z."""
+        usable = log_weights[torch.isfinite(log_weights)]
+        estimate = float(torch.logsumexp(usable, 0)) - math.log(len(log_weights))
+        old = self.log_normaliser
+        memory = _NORMALISER_MEMORY
+        self.log_normaliser = estimate if old is None else memory * old + (1.0 - memory) * estimate
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the running normaliser besides the curve."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["log_normaliser"] = self.log_normaliser
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the running normaliser besides the curve."""
+        super().on_load_checkpoint(checkpoint)
+        self.log_normaliser = checkpoint["log_normaliser"]
