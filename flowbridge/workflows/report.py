@@ -1,0 +1,2 @@
+def write(*args):
+    return None
