@@ -196,8 +196,7 @@ def _checked_region(region: ArrayLike, samples: int, name: str) -> np.ndarray[An
     mask = np.asarray(region)
     if mask.dtype != np.bool_ or mask.shape != (samples,):
         raise ValueError(
-            f"region {name} must be a boolean mask of shape ({samples},), "
-            f"got {mask.dtype} of shape {mask.shape}"
+            f"region {name} must be a boolean mask of shape ({samples},), got {mask.dtype} of shape {mask.shape}"
         )
     return mask
 
@@ -257,9 +256,7 @@ def _profile_edges(values: FloatArray, bins: int | ArrayLike, period: float | No
     return edges
 
 
-def _bin_indices(
-    values: FloatArray, edges: FloatArray, period: float | None
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _bin_indices(values: FloatArray, edges: FloatArray, period: float | None) -> np.ndarray[Any, np.dtype[np.int64]]:
     if period is not None:
         values = edges[0] + np.mod(values - edges[0], period)
     else:

@@ -169,8 +169,7 @@ class TestBootstrap:
         """With five blocks the variance must still be right on average."""
         rng = np.random.default_rng(10)
         variances = [
-            mean_with_error(rng.standard_normal(50), np.zeros(50), blocks=5, seed=i).error ** 2
-            for i in range(400)
+            mean_with_error(rng.standard_normal(50), np.zeros(50), blocks=5, seed=i).error ** 2 for i in range(400)
         ]
         assert np.mean(variances) == pytest.approx(1 / 50, rel=0.15)
 
