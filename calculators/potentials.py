@@ -87,9 +87,7 @@ class PotentialCalculator(BaseCalculator):
         if facts.periodic:
             self.implemented_properties = [*type(self).implemented_properties, "stress"]
         self._numbers = np.array(facts.particles.atomic_numbers)
-        tensor = next(
-            (t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None
-        )
+        tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
         self._dtype = torch.float64 if self._conversion[0] is None else getattr(torch, self._conversion[0])
         self.set_global_parameters(**facts.global_parameters)
@@ -105,8 +103,7 @@ class PotentialCalculator(BaseCalculator):
         for name, value in values.items():
             if name not in known:
                 raise CalculatorSetupError(
-                    f"the potential has no global parameter {name!r}; it has "
-                    f"{', '.join(sorted(known)) or 'none'}"
+                    f"the potential has no global parameter {name!r}; it has {', '.join(sorted(known)) or 'none'}"
                 )
             if not math.isfinite(value):
                 raise CalculatorSetupError(f"global parameter {name} must be a finite number, got {value!r}")
@@ -143,9 +140,7 @@ class PotentialCalculator(BaseCalculator):
         """
         if self._seen is None:
             return list(all_changes)
-        return [
-            name for name, now, then in zip(_COMPARED, _state(atoms), self._seen, strict=True) if now != then
-        ]
+        return [name for name, now, then in zip(_COMPARED, _state(atoms), self._seen, strict=True) if now != then]
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """Return a property in ASE's units, calculated only if the configuration changed.
@@ -284,16 +279,12 @@ class PotentialCalculator(BaseCalculator):
         """Return (1/V) dE/d(strain) in eV/Å³, in ASE's order xx, yy, zz, yz, xz, xy."""
         with torch.enable_grad():
             strain = torch.zeros(3, 3, dtype=positions.dtype, device=positions.device, requires_grad=True)
-            deformation = (
-                torch.eye(3, dtype=positions.dtype, device=positions.device) + (strain + strain.T) / 2
-            )
+            deformation = torch.eye(3, dtype=positions.dtype, device=positions.device) + (strain + strain.T) / 2
             energy = self.potential(positions @ deformation, cell @ deformation, **self.parameters)
             (gradient,) = torch.autograd.grad(energy.sum(), strain)
         stress = gradient.detach().cpu().double().numpy() * KILOJOULE_PER_MOLE / volume
         if not np.isfinite(stress).all():
-            raise NonFiniteEnergyError(
-                f"{type(self.potential).__name__} gives a stress that is NaN or infinite"
-            )
+            raise NonFiniteEnergyError(f"{type(self.potential).__name__} gives a stress that is NaN or infinite")
         voigt: np.ndarray[Any, Any] = full_3x3_to_voigt_6_stress(stress)
         return voigt
 

@@ -146,9 +146,7 @@ def _tensors_of(potential: Potential, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _content(
-    potential: Potential, path: Path, provenance: dict[str, Any], created: datetime
-) -> dict[str, Any]:
+def _content(potential: Potential, path: Path, provenance: dict[str, Any], created: datetime) -> dict[str, Any]:
     """Return the fields of the header except the digest."""
     cls = type(potential)
     if not cls.kind or find_kind(cls.kind, path) is not cls:
@@ -270,8 +268,7 @@ def _fill(potential: Potential, tensors: dict[str, Tensor], path: Path) -> None:
         floating = expected.is_floating_point() and given.is_floating_point()
         if expected.shape != given.shape or not (floating or expected.dtype == given.dtype):
             reasons.append(
-                f"{name} is {given.dtype} {tuple(given.shape)}, the model has {expected.dtype} "
-                f"{tuple(expected.shape)}"
+                f"{name} is {given.dtype} {tuple(given.shape)}, the model has {expected.dtype} {tuple(expected.shape)}"
             )
     if reasons:
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""

@@ -178,9 +178,7 @@ def _split(blob: bytes, path: Path) -> tuple[str, dict[str, TensorEntry]]:
             for name, entry in header.items()
         }
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise ModelFileError(
-            f"{path}: not a flowbridge model file, or its header is damaged. {_REMEDY}"
-        ) from error
+        raise ModelFileError(f"{path}: not a flowbridge model file, or its header is damaged. {_REMEDY}") from error
     if not isinstance(text, str):
         raise ModelFileError(f"{path}: a safetensors file without a flowbridge header. {_REMEDY}")
     if end != len(blob):

@@ -1,6 +1,6 @@
 """Build a capped amino acid (ACE-X-NME) as a PDB file: RDKit places the heavy atoms, OpenMM adds hydrogens.
 
-    python examples/build_dipeptide.py ALA examples/alanine_dipeptide.pdb
+python examples/build_dipeptide.py ALA examples/alanine_dipeptide.pdb
 """
 
 import sys
@@ -31,7 +31,9 @@ def build(residue: str, seed: int = 1) -> tuple[app.Topology, list[openmm.Vec3]]
     chain = topology.addChain()
     residues = {name: topology.addResidue(name, chain) for name in ("ACE", residue, "NME")}
     atoms = [
-        topology.addAtom(name, app.Element.getByAtomicNumber(molecule.GetAtomWithIdx(i).GetAtomicNum()), residues[owner])
+        topology.addAtom(
+            name, app.Element.getByAtomicNumber(molecule.GetAtomWithIdx(i).GetAtomicNum()), residues[owner]
+        )
         for i, (owner, name) in enumerate(labels)
     ]
     for bond in molecule.GetBonds():

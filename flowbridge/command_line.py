@@ -72,9 +72,7 @@ def _main(
 @application.command()
 def run(
     config: ConfigurationFile,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: as in CONFIG.toml.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results; default: as in CONFIG.toml.")] = None,
     workers: Workers = None,
     debug: Debug = False,
 ) -> None:
@@ -130,9 +128,7 @@ def doctor(
 
         stderr = Console(stderr=True)
         with stderr.status("trying") as status:
-            findings = list(
-                examine(compilation=not quick, announce=lambda what: status.update(f"trying {what}"))
-            )
+            findings = list(examine(compilation=not quick, announce=lambda what: status.update(f"trying {what}")))
         if json:
             typer.echo(findings_as_json(findings))
         else:

@@ -92,22 +92,14 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         if finding.section != section:
             section = finding.section
             table.add_row("", f"[bold]{section}[/bold]", "")
-        mark = (
-            "[green]✓[/green]"
-            if finding.works
-            else "[red]✗[/red]"
-            if finding.required
-            else "[yellow]–[/yellow]"
-        )
+        mark = "[green]✓[/green]" if finding.works else "[red]✗[/red]" if finding.required else "[yellow]–[/yellow]"
         table.add_row(mark, finding.name, finding.detail.replace("[", r"\["))
     console.print(table)
     broken = [finding.name for finding in findings if finding.required and not finding.works]
     if broken:
         console.print(f"\n[red]The core does not work here: {', '.join(broken)}.[/red]", highlight=False)
     else:
-        console.print(
-            "\nThe core works here. A dash marks what is optional and not available.", highlight=False
-        )
+        console.print("\nThe core works here. A dash marks what is optional and not available.", highlight=False)
 
 
 def findings_as_json(findings: list[Finding]) -> str:
@@ -123,9 +115,7 @@ def _packages() -> Iterator[Finding]:
     optional = {r.name: r for r in requirements if r.marker and r.marker.evaluate({"extra": "molecules"})}
     wanted = {**required, **{name: r for name, r in optional.items() if name not in required}}
     errors = _import_errors(list(wanted))
-    yield Finding(
-        "packages", "flowbridge", True, f"{version('flowbridge')}, Python {sys.version.split()[0]}", True
-    )
+    yield Finding("packages", "flowbridge", True, f"{version('flowbridge')}, Python {sys.version.split()[0]}", True)
     for name, requirement in wanted.items():
         needed = name in required
         supported = f"supported: {requirement.specifier}"
@@ -179,9 +169,7 @@ def _platforms(pool: ThreadPoolExecutor) -> Iterator[Finding]:
         else:
             failures = [text for text in listing["failures"] if f"OpenMM{name}." in text]
             reason = failures[0].rpartition("/")[2] if failures else "no plugin for it is installed"
-            yield Finding(
-                "platforms", name, False, f"{reason}; {_PLATFORM_REMEDIES.get(name, '')}".rstrip("; ")
-            )
+            yield Finding("platforms", name, False, f"{reason}; {_PLATFORM_REMEDIES.get(name, '')}".rstrip("; "))
     detail = f"on {', '.join(works)}; what flowbridge uses" if works else "on no platform"
     yield Finding("backends", "PythonForce", bool(works), detail, True)
 
@@ -215,9 +203,7 @@ def _run(probe: str, *arguments: str) -> tuple[list[dict[str, Any]], str | None]
             killed = f"the process that tried it was killed by signal {-done.returncode}"
             ending = killed if done.returncode < 0 else last
     except subprocess.TimeoutExpired as error:
-        output = (
-            error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        )
+        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         ending = f"no answer within {_TIME_LIMIT:.0f} s"
     lines = [_parsed(line) for line in output.splitlines() if line.startswith("{")]
     return [line for line in lines if line], ending

@@ -134,8 +134,7 @@ def cuda_device() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         raise ProbeError(
-            f"torch {torch.__version__} sees no CUDA device"
-            + ("" if torch.version.cuda else " (it is a CPU build)")
+            f"torch {torch.__version__} sees no CUDA device" + ("" if torch.version.cuda else " (it is a CPU build)")
         )
     ones = torch.ones(64, 64, device="cuda")
     if float((ones @ ones).sum()) != 64.0**3:
@@ -186,9 +185,7 @@ def learned_potential() -> dict[str, Any]:
         in_torch = float(load(path)(torch.as_tensor(positions[None])).detach())
         system = particle_system(path)
         add_potential(system, path)
-        context = openmm.Context(
-            system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-        )
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
         context.setPositions(positions)
         in_openmm = context.getState(getEnergy=True).getPotentialEnergy()._value
         atoms = Atoms("OH", positions * (ase.units.nm / ase.units.Angstrom))
@@ -210,9 +207,7 @@ def _measure(force: Any, platform: str, stiffness: float, np: Any) -> dict[str, 
     for _ in positions:
         system.addParticle(1.0)
     system.addForce(force)
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform)
-    )
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
     context.setPositions(positions)
     context.getState(getEnergy=True)  # the first evaluation sets things up
     begin = time.perf_counter()
@@ -221,9 +216,7 @@ def _measure(force: Any, platform: str, stiffness: float, np: Any) -> dict[str, 
     energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
     expected = 0.5 * stiffness * float((positions**2).sum())
-    if not (
-        math.isclose(energy, expected, rel_tol=1e-4) and np.allclose(forces, -stiffness * positions, 1e-3)
-    ):
+    if not (math.isclose(energy, expected, rel_tol=1e-4) and np.allclose(forces, -stiffness * positions, 1e-3)):
         raise ProbeError(f"wrong result: energy {energy} kJ/mol, expected {expected}")
     return {"detail": f"energy and forces right, {milliseconds:.2f} ms a call"}
 

@@ -86,6 +86,8 @@ class BoltzmannGenerator(Potential):
 
     def sample_positions(self, count: int, generator: torch.Generator) -> FlowSamples:
         """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation."""
+        if count < 1:
+            raise ConfigurationError(f"the number of samples must be positive, got {count}")
         positions, log_probs = [], []
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
@@ -94,7 +96,8 @@ class BoltzmannGenerator(Potential):
                 x, _ = self.coordinates(coordinates)
                 # The density is evaluated at the positions as they are handed out, so rounding in the root finding
                 # or in float32 cannot separate a sample from its weight.
-                positions.append(x - x.mean(1, keepdim=True))
+                x = x - x.mean(1, keepdim=True)
+                positions.append(x)
                 log_probs.append(self.log_prob(x))
         return FlowSamples(torch.cat(positions), torch.cat(log_probs))
 

@@ -79,7 +79,13 @@ class BumpMixture(ElementwiseTransform):
         identity = self.minimum_identity + (1.0 - self.minimum_identity) * torch.sigmoid(parameters[..., 3 * k] - 3.0)
         if not self.learn_steepness:
             return weights, centres, widths, identity, self.steepness
-        return weights, centres, widths, identity, UNIMODAL_STEEPNESS + 10.0 * torch.sigmoid(parameters[..., 3 * k + 1 :])
+        return (
+            weights,
+            centres,
+            widths,
+            identity,
+            UNIMODAL_STEEPNESS + 10.0 * torch.sigmoid(parameters[..., 3 * k + 1 :]),
+        )
 
     def _cumulative(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(x) and f'(x); x ``(...,)``, parameters ``(..., P)``."""

@@ -45,7 +45,7 @@ class Conditioner(nn.Module):
             y = functional.silu(layer(x))
             x = x + y if y.shape[-1] == x.shape[-1] else y
         parameters: Tensor = self.output(x)
-        return parameters.reshape(-1, *self.output_shape)
+        return parameters.reshape(len(features), *self.output_shape)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

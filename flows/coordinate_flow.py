@@ -168,7 +168,9 @@ def _stiff_chain(
         bonds = list(range(coordinates.stiff_angles.start))
         halves = (angles[::2], angles[1::2])
         layers = [
-            layer(halves[number % 2], halves[1 - number % 2]) for number in range(max(settings.couplings - 1, 0))
+            layer(halves[number % 2], halves[1 - number % 2])
+            for number in range(max(settings.couplings - 1, 0))
+            if halves[number % 2]  # three atoms have one angle, and nothing for the other half
         ]
         return Chain([*layers, layer(bonds, angles)])
     stiff_layers: list[Bijection] = []

@@ -33,10 +33,10 @@ class InternalCoordinates(nn.Module):
         super().__init__()
         self.zmatrix = zmatrix
         rows = zmatrix.rows
-        self._index("bond_atoms", [(row.atom, row.bond) for row in rows])
-        self._index("angle_atoms", [(row.atom, row.bond, row.angle) for row in rows if row.angle >= 0])
+        self._index("bond_atoms", [(row.atom, row.bond) for row in rows], 2)
+        self._index("angle_atoms", [(row.atom, row.bond, row.angle) for row in rows if row.angle >= 0], 3)
         placed = [row for row in rows if row.torsion >= 0]
-        self._index("torsion_atoms", [(row.atom, row.bond, row.angle, row.torsion) for row in placed])
+        self._index("torsion_atoms", [(row.atom, row.bond, row.angle, row.torsion) for row in placed], 4)
         self._level_names = []
         for number, level in enumerate(zmatrix.levels()):
             name = f"level_{number}"
@@ -45,13 +45,14 @@ class InternalCoordinates(nn.Module):
             self._index(
                 name,
                 [(i, i - 1, i - 2, rows[i].bond, rows[i].angle, rows[i].torsion) for i in level],
+                6,
             )
-        order = [zmatrix.origin] + [rows[0].atom, rows[1].atom]
+        order = [zmatrix.origin, rows[0].atom, rows[1].atom]
         order += [rows[i].atom for level in zmatrix.levels() for i in level]
         self.register_buffer("storage_slot", torch.argsort(torch.tensor(order)), persistent=False)
 
-    def _index(self, name: str, rows: list[tuple[int, ...]]) -> None:
-        self.register_buffer(name, torch.tensor(rows, dtype=torch.long), persistent=False)
+    def _index(self, name: str, rows: list[tuple[int, ...]], columns: int) -> None:
+        self.register_buffer(name, torch.tensor(rows, dtype=torch.long).reshape(len(rows), columns), persistent=False)
 
     @property
     def dimension(self) -> int:
@@ -67,10 +68,7 @@ class InternalCoordinates(nn.Module):
         first, second = x[:, a] - x[:, b], x[:, c] - x[:, b]
         sine = torch.linalg.vector_norm(torch.linalg.cross(first, second), dim=-1)
         angles = torch.atan2(sine, (first * second).sum(-1))
-        if len(self.torsion_atoms):
-            torsions = torsion(x, self.torsion_atoms)
-        else:
-            torsions = x.new_zeros(x.shape[0], 0)
+        torsions = torsion(x, self.torsion_atoms)
         return InternalPoint(bonds, angles, torsions), -self.log_volume(bonds, angles)
 
     def forward(self, point: InternalPoint) -> Transformed:

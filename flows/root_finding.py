@@ -13,7 +13,9 @@ from .bijection import Transformed
 MonotoneFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(x (M,), parameters (M, P)) -> (f (M,), df/dx (M,))``, strictly increasing in x."""
 
-_ITERATIONS = 200  # bisection alone ends after 54 halvings in float64; the Newton rule at least halves every second step
+_ITERATIONS = (
+    200  # bisection alone ends after 54 halvings in float64; the Newton rule at least halves every second step
+)
 
 
 def solve_increasing(
@@ -41,6 +43,8 @@ def solve_increasing(
     with torch.no_grad():
         epsilon = 4.0 * torch.finfo(target.dtype).eps
         root = torch.empty_like(target)
+        if not len(target):
+            return root
         active = torch.arange(len(target), device=target.device)
         low, high = low.clone(), high.clone()
         x = 0.5 * (low + high)
@@ -58,6 +62,7 @@ def solve_increasing(
             step = torch.where(bisect, middle - x, newton)
             moved = torch.where(bisect, middle, proposal)
             done = (high - low <= epsilon * (1.0 + x.abs())) | (newton.abs() <= 0.5 * epsilon * (1.0 + x.abs()))
+            done &= ~excess.isnan()  # every comparison with NaN fails, which would close the bracket on its upper end
             if bool(done.any()):
                 finished = torch.where(newton.abs() <= high - low, proposal, middle)
                 root[active[done]] = finished[done]

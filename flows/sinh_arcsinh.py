@@ -30,29 +30,32 @@ class Affine(ElementwiseTransform):
 
 
 class SinhArcsinh(ElementwiseTransform):
-    """Affine, then ``latent = sinh(d asinh(y) + e) - sinh(e)``, with d in (1/e, e)^(1/2) and |e| < 2; closed form both ways."""
+    """Affine, then ``latent = sinh(d asinh(y) + e) - sinh(e)``; closed form both ways.
+
+    d lies between exp(-1/2) and exp(1/2), e between -2 and 2. With ``r = latent + sinh(e)`` the derivative is
+    ``d sqrt((1 + r^2) / (1 + y^2))``.
+    """
 
     parameter_count = 4
 
     @staticmethod
     def _read(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the shift, the logarithm of the scale, log d and e."""
         shift, scale, tail, skew = parameters.unbind(-1)
-        return shift, 2.0 * torch.tanh(0.5 * scale), torch.exp(0.5 * torch.tanh(tail)), 2.0 * torch.tanh(0.5 * skew)
+        return shift, 2.0 * torch.tanh(0.5 * scale), 0.5 * torch.tanh(tail), 2.0 * torch.tanh(0.5 * skew)
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
         """See :meth:`ElementwiseTransform.inverse`."""
-        shift, log_scale, tail, skew = self._read(parameters)
+        shift, log_scale, log_tail, skew = self._read(parameters)
         y = (value - shift) * log_scale.exp()
-        angle = tail * torch.asinh(y) + skew
-        latent = torch.sinh(angle) - torch.sinh(skew)
-        log_slope = log_scale + tail.log() + torch.log(torch.cosh(angle)) - 0.5 * torch.log1p(y.square())
-        return Transformed(latent, log_slope)
+        raised = torch.sinh(log_tail.exp() * torch.asinh(y) + skew)
+        ratio = (1.0 + raised.square()) / (1.0 + y.square())
+        return Transformed(raised - torch.sinh(skew), log_scale + log_tail + 0.5 * ratio.log())
 
     def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
         """See :meth:`ElementwiseTransform.forward`."""
-        shift, log_scale, tail, skew = self._read(parameters)
+        shift, log_scale, log_tail, skew = self._read(parameters)
         raised = value + torch.sinh(skew)
-        angle = torch.asinh(raised)
-        y = torch.sinh((angle - skew) / tail)
-        log_slope = 0.5 * torch.log1p(y.square()) - 0.5 * torch.log1p(raised.square()) - tail.log() - log_scale
-        return Transformed(y * torch.exp(-log_scale) + shift, log_slope)
+        y = torch.sinh((torch.asinh(raised) - skew) * torch.exp(-log_tail))
+        ratio = (1.0 + y.square()) / (1.0 + raised.square())
+        return Transformed(y * torch.exp(-log_scale) + shift, 0.5 * ratio.log() - log_tail - log_scale)

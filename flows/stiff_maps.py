@@ -16,7 +16,9 @@ from torch import Tensor
 from ..core.errors import ConfigurationError
 from .bijection import Bijection, Transformed
 
+_RIDGE = 1e-3  # of the mean square of a cosine, 1/2
 _SMALLEST_VARIANCE = 1e-6  # relative to the largest: directions below it carry rounding, not physics
+_RIGID = 1e-5  # nm or radians: a hundredth of any thermal vibration, and what constraint solvers leave of a bond
 
 
 class WhitenedMap(Bijection):
@@ -42,15 +44,20 @@ class WhitenedMap(Bijection):
                 f"whitening {dimension} coordinates with {features.shape[1]} torsion features needs at least {needed} "
                 f"frames, got {frames}: keep more frames in [simulate]"
             )
-        design = np.concatenate([np.ones((frames, 1)), features], axis=1)
-        coefficients = np.linalg.lstsq(design, stiff, rcond=None)[0]
-        covariance = np.cov(stiff - design @ coefficients, rowvar=False).reshape(dimension, dimension)
+        # The ridge leaves features that hardly vary in the data (a torsion that was not sampled all round) without
+        # influence: an ordinary fit would extrapolate wildly where the flow samples them.
+        centred = features - features.mean(0)
+        gram = centred.T @ centred + _RIDGE * frames * np.eye(features.shape[1])
+        coefficients = np.linalg.solve(gram, centred.T @ (stiff - stiff.mean(0)))
+        mean = stiff.mean(0) - features.mean(0) @ coefficients
+        covariance = np.cov(stiff - mean - features @ coefficients, rowvar=False).reshape(dimension, dimension)
         scale = np.sqrt(np.diag(covariance))
+        _require_motion(scale)
         variance, axes = np.linalg.eigh(covariance / np.outer(scale, scale))
         variance = np.maximum(variance, _SMALLEST_VARIANCE * variance.max())
         whitening = (axes / np.sqrt(variance)) @ axes.T / scale[:, None]
-        self.mean.copy_(torch.from_numpy(coefficients[0]))
-        self.regression.copy_(torch.from_numpy(coefficients[1:]))
+        self.mean.copy_(torch.from_numpy(mean))
+        self.regression.copy_(torch.from_numpy(coefficients))
         self.whitening.copy_(torch.from_numpy(whitening))
         self.colouring.copy_(torch.from_numpy(np.linalg.inv(whitening)))
         self.log_volume.copy_(torch.tensor(np.linalg.slogdet(whitening)[1]))
@@ -99,7 +106,9 @@ class IntervalMap(Bijection):
                 "use map = 'whitened' for this molecule"
             )
         self.mean.copy_(torch.from_numpy(stiff.mean(0)))
-        self.deviation.copy_(torch.from_numpy(self.widening * stiff.std(0)))
+        deviation = stiff.std(0)
+        _require_motion(deviation)
+        self.deviation.copy_(torch.from_numpy(self.widening * deviation))
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         low = torch.special.ndtr((self.low - self.mean) / self.deviation)
@@ -121,6 +130,17 @@ class IntervalMap(Bijection):
         low, share = self._ends()
         standard = torch.special.ndtri(low + share * value)
         return Transformed(self.mean + self.deviation * standard, -self._log_slope(standard, share))
+
+
+def _require_motion(deviation: NDArray[np.float64]) -> None:
+    """Raise ConfigurationError when a coordinate hardly moves in the data: its density would be a delta function."""
+    rigid = np.flatnonzero(~(deviation > _RIGID))
+    if rigid.size:
+        raise ConfigurationError(
+            f"stiff coordinate {rigid[0]} moves by only {deviation[rigid[0]]:.1e} (nm or radians) in the training "
+            f"frames, as do {rigid.size - 1} others: a density needs every bond, angle and torsion to move; simulate "
+            "without constraints, and give more than one frame"
+        )
 
 
 StiffMap = WhitenedMap | IntervalMap

@@ -124,9 +124,7 @@ def _frame(graph: networkx.Graph, particles: Particles) -> tuple[int, int, int]:
     origin = min(heavy, key=lambda atom: (sum(distance[atom].values()), atom))
     pruned = graph.copy()
     pruned.remove_node(origin)
-    branch = {
-        atom: len(networkx.node_connected_component(pruned, atom)) for atom in graph.neighbors(origin)
-    }
+    branch = {atom: len(networkx.node_connected_component(pruned, atom)) for atom in graph.neighbors(origin)}
     ranked = sorted(branch, key=lambda atom: (particles.atomic_numbers[atom] == 1, -branch[atom], atom))
     return origin, ranked[0], ranked[1]
 

@@ -55,7 +55,12 @@ def run_ase(run: AseRun) -> FloatArray:
     else:
         # fixcm=True rescales the noise of a molecule this small and heats it by more than a tenth.
         dynamics = Langevin(
-            atoms, step, temperature_K=run.temperature, friction=_FRICTION_PER_PS / (1000 * units.fs), fixcm=False, rng=random
+            atoms,
+            step,
+            temperature_K=run.temperature,
+            friction=_FRICTION_PER_PS / (1000 * units.fs),
+            fixcm=False,
+            rng=random,
         )
     values = np.empty(run.steps)
     for index in range(run.steps):

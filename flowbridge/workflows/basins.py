@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import networkx
 import numpy as np
 import torch
 
 from ..core.errors import ConfigurationError
+from ..core.potential import Particles
 from ..core.units import thermal_energy
 from ..flows.internal_coordinates import InternalCoordinates
 from ..flows.zmatrix import build_zmatrix
 from ..integrations.openmm.dynamics import map_processes
 from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.particles import particles_from_topology
-from ..integrations.openmm.steering import Torsion, steer
+from ..integrations.openmm.steering import SteeringRun, Torsion, run_steering
 from ..integrations.openmm.systems import MolecularSystem
 from .configuration import Workflow
 from .progress import track
@@ -38,25 +40,6 @@ class Start:
     frames: int
 
 
-@dataclass(frozen=True)
-class _Steering:
-    system_xml: str
-    positions: FloatArray
-    torsions: tuple[Torsion, ...]
-    targets: tuple[float, ...]
-    temperature: float
-    seed: int
-    minimise: bool
-    order: int
-
-
-def _steered(job: _Steering) -> tuple[int, FloatArray]:
-    structure = steer(
-        job.system_xml, job.positions, job.torsions, job.targets, job.temperature, job.seed, job.minimise
-    )
-    return job.order, structure
-
-
 def starting_structures(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
     """Return one start a basin."""
     if workflow.simulate.basins:
@@ -65,26 +48,28 @@ def starting_structures(workflow: Workflow, molecule: MolecularSystem) -> list[S
 
 
 def _named(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
-    jobs = []
-    for order, basin in enumerate(workflow.simulate.basins):
-        names = tuple(basin.torsions)
-        jobs.append(
-            _Steering(
-                molecule.system_xml,
-                molecule.positions,
-                tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in names),
-                tuple(math.radians(basin.torsions[name]) for name in names),
-                workflow.molecule.temperature,
-                workflow.seed,
-                False,
-                order,
-            )
-        )
-    made = dict(track(map_processes(_steered, jobs, workflow.workers), "starting structures", len(jobs)))
+    runs = []
+    for number, basin in enumerate(workflow.simulate.basins):
+        torsions = tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in basin.torsions)
+        targets = tuple(math.radians(angle) for angle in basin.torsions.values())
+        runs.append(_steering(workflow, molecule, number, torsions, targets, minimise=False))
+    made = dict(track(map_processes(run_steering, runs, workflow.workers), "starting structures", len(runs)))
     return [
-        Start(basin.name, made[order], basin.trajectories, basin.frames or workflow.simulate.frames)
-        for order, basin in enumerate(workflow.simulate.basins)
+        Start(basin.name, made[number], basin.trajectories, basin.frames or workflow.simulate.frames)
+        for number, basin in enumerate(workflow.simulate.basins)
     ]
+
+
+def _steering(
+    workflow: Workflow,
+    molecule: MolecularSystem,
+    number: int,
+    torsions: tuple[Torsion, ...],
+    targets: tuple[float, ...],
+    minimise: bool,
+) -> SteeringRun:
+    temperature, seed = workflow.molecule.temperature, workflow.seed + number
+    return SteeringRun(number, molecule.system_xml, molecule.positions, torsions, targets, temperature, seed, minimise)
 
 
 def _automatic(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
@@ -92,33 +77,33 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
     settings = workflow.simulate
     particles = particles_from_topology(molecule.topology, molecule.system)
     zmatrix = build_zmatrix(particles)
-    rotatable = tuple(
-        (row.atom, row.bond, row.angle, row.torsion)
-        for row in zmatrix.rows
-        if row.torsion >= 0 and not row.relative and not row.rotor
-    )
+    placed = [row for row in zmatrix.rows if row.torsion >= 0]
+    turning = {frozenset(bond) for bond in networkx.bridges(networkx.Graph(particles.bonds))}  # not in a ring
+    columns = [
+        index
+        for index, row in enumerate(placed)
+        if not row.relative and not row.rotor and frozenset((row.bond, row.angle)) in turning
+    ]
+    rotatable = tuple((row.atom, row.bond, row.angle, row.torsion) for row in (placed[index] for index in columns))
     if not rotatable:
         return [Start("start", molecule.positions, settings.automatic_trajectories, settings.frames)]
     generator = np.random.default_rng(workflow.seed)
-    jobs = [
-        _Steering(
-            molecule.system_xml, molecule.positions, rotatable,
-            tuple(float(x) for x in generator.uniform(-math.pi, math.pi, len(rotatable))),
-            workflow.molecule.temperature, workflow.seed + order, True, order,
-        )
-        for order in range(_TRIES * settings.automatic_basins)
-    ]  # fmt: skip
-    made = dict(track(map_processes(_steered, jobs, workflow.workers), "searching basins", len(jobs)))
-    structures = np.stack([made[order] for order in sorted(made)])
+    runs = []
+    for number in range(_TRIES * settings.automatic_basins):
+        targets = tuple(float(angle) for angle in generator.uniform(-math.pi, math.pi, len(rotatable)))
+        runs.append(_steering(workflow, molecule, number, rotatable, targets, minimise=True))
+    made = dict(track(map_processes(run_steering, runs, workflow.workers), "searching basins", len(runs)))
+    structures = np.stack([made[number] for number in sorted(made)])
     energies, _ = OpenMMEnergy(molecule.system, workers=1).energies_and_forces(structures)
     point, _ = InternalCoordinates(zmatrix).inverse(torch.as_tensor(structures))
-    columns = [i for i, row in enumerate(r for r in zmatrix.rows if r.torsion >= 0) if not row.relative and not row.rotor]
     torsions = point.torsions.numpy()[:, columns]
+    handedness = _handedness(particles, np.concatenate([molecule.positions[None], structures]))
+    same_isomer = (handedness[1:] == handedness[0]).all(1)
     kept: list[int] = []
     limit = np.nanmin(energies) + _HIGHEST * thermal_energy(workflow.molecule.temperature)
     for index in np.argsort(energies):
         distance = np.abs(np.angle(np.exp(1j * (torsions[kept] - torsions[index]))))
-        if energies[index] <= limit and (not kept or distance.max(1).min() > _SAME):
+        if same_isomer[index] and energies[index] <= limit and (not kept or distance.max(1).min() > _SAME):
             kept.append(int(index))
     if not kept:
         raise ConfigurationError("no starting structure could be minimised: name basins in [[simulate.basins]]")
@@ -126,3 +111,14 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
         Start(f"basin {number + 1}", structures[index], settings.automatic_trajectories, settings.frames)
         for number, index in enumerate(kept[: settings.automatic_basins])
     ]
+
+
+def _handedness(particles: Particles, positions: FloatArray) -> FloatArray:
+    """Return the sign of the triple product at every atom with four neighbours, ``(F, C)``."""
+    graph = networkx.Graph(particles.bonds)
+    centres = [(atom, sorted(graph.neighbors(atom))) for atom in graph if graph.degree[atom] == 4]
+    signs = np.empty((len(positions), len(centres)))
+    for column, (atom, neighbours) in enumerate(centres):
+        a, b, c = (positions[:, other] - positions[:, atom] for other in neighbours[:3])
+        signs[:, column] = np.sign((np.cross(a, b) * c).sum(-1))
+    return signs

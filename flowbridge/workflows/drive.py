@@ -14,13 +14,13 @@ from ..core.model_files import load
 from ..core.statistics import jensen_shannon_divergence, jensen_shannon_noise
 from ..flows.boltzmann_generator import BoltzmannGenerator
 from ..integrations.openmm.dynamics import map_processes, save_arrays
+from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.flow_dynamics import (
     ConstantEnergyRun,
     PotentialLangevinRun,
     run_constant_energy,
     run_potential_langevin,
 )
-from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.forces import add_potential, particle_system
 from ..integrations.openmm.systems import MolecularSystem
 from .ase_dynamics import AseRun, ase_forces, run_ase
@@ -104,7 +104,12 @@ def _drive(
 
 
 def _tasks(
-    workflow: Workflow, molecule: MolecularSystem, file: Path, model: BoltzmannGenerator, held_out: FloatArray, folder: Path
+    workflow: Workflow,
+    molecule: MolecularSystem,
+    file: Path,
+    model: BoltzmannGenerator,
+    held_out: FloatArray,
+    folder: Path,
 ) -> list[_Task]:
     settings, temperature, seed = workflow.drive, workflow.molecule.temperature, workflow.seed
     drawn = model.sample_positions(

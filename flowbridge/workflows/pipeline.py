@@ -73,9 +73,7 @@ def _stages(workflow: Workflow, molecule: MolecularSystem) -> dict[str, Stage]:
     return stages
 
 
-def _results(
-    workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], folder: Path
-) -> dict[str, Any]:
+def _results(workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], folder: Path) -> dict[str, Any]:
     done = {name: stage.results or {} for name, stage in stages.items()}
     seconds = {name: result["wall_seconds"] for name, result in done.items()}
     results: dict[str, Any] = {"molecule": workflow.molecule.name, "seed": workflow.seed}

@@ -49,7 +49,9 @@ def _draw(
 ) -> list[WeightedSamples]:
     energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
     sets = []
-    for number in track(range(workflow.reweight.independent_sets), "weighted samples", workflow.reweight.independent_sets):
+    for number in track(
+        range(workflow.reweight.independent_sets), "weighted samples", workflow.reweight.independent_sets
+    ):
         file = folder / f"samples_{number}.h5"
         if not file.is_file():
             seed = workflow.seed * _SEED_STRIDE + number
@@ -74,9 +76,7 @@ def _analyse(workflow: Workflow, molecule: MolecularSystem, sets: list[WeightedS
     estimates = []
     for one, torsion in zip(sets, angles, strict=True):
         member = inside(torsion, difference)
-        estimates.append(
-            free_energy_difference(~member, member, one.log_weights, replicas=workflow.reweight.bootstrap)
-        )
+        estimates.append(free_energy_difference(~member, member, one.log_weights, replicas=workflow.reweight.bootstrap))
     # Sets are draws from the same density, so their weights share one constant and may be pooled.
     torsion, log_weights = np.concatenate(angles), np.concatenate([one.log_weights for one in sets])
     member = inside(torsion, difference)

@@ -53,9 +53,7 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path) -> Stage:
 
 def load_frames(stage: Stage) -> Frames:
     """Return the frames that the stage kept."""
-    return Frames(
-        load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz")
-    )
+    return Frames(load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz"))
 
 
 def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> dict[str, Any]:

@@ -44,9 +44,7 @@ def _train(
 ) -> dict[str, object]:
     frames = load_frames(simulated).training
     particles = particles_from_topology(molecule.topology, molecule.system)
-    generator = BoltzmannGenerator.untrained(
-        particles, workflow.molecule.temperature, frames.positions, model.flow
-    )
+    generator = BoltzmannGenerator.untrained(particles, workflow.molecule.temperature, frames.positions, model.flow)
     data = TrainingData(*(torch.as_tensor(part) for part in (frames.positions, frames.energies, frames.forces)))
     energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
     result = train(

@@ -96,17 +96,13 @@ def train(
     coordinates, value = target.from_forces(data.positions, data.energies, data.forces)
     frames = Coordinates(*(part.to(dtype) for part in coordinates))
     gradient = Coordinates(*(part.to(dtype) for part in value.gradient))
-    likelihood = LikelihoodTraining(
-        model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval
-    )
+    likelihood = LikelihoodTraining(model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval)
     curves = {"likelihood": _run_stage(likelihood, "likelihood", settings, folder, show_progress)}
     biases: tuple[TorsionBias, ...] = ()
     if settings.refinement.steps:
         biases = _coverage(model, coordinates, target, settings, seed)
         biased = TargetDensity(model.coordinates, energy, temperature, biases)
-        refinement = RefinementTraining(
-            model.flow, settings.refinement, biased, frames, seed, settings.log_interval
-        )
+        refinement = RefinementTraining(model.flow, settings.refinement, biased, frames, seed, settings.log_interval)
         curves["refinement"] = _run_stage(refinement, "refinement", settings, folder, show_progress)
     return TrainingResult(curves, biases)
 

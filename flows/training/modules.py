@@ -43,7 +43,9 @@ def averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
 class FlowTraining(lightning.LightningModule):
     """What the stages share: optimiser, schedule, averaged parameters, training curve."""
 
-    def __init__(self, flow: CoordinateFlow, stage: LikelihoodStage | RefinementStage, seed: int, log_interval: int) -> None:
+    def __init__(
+        self, flow: CoordinateFlow, stage: LikelihoodStage | RefinementStage, seed: int, log_interval: int
+    ) -> None:
         super().__init__()
         self.flow = flow
         self.averaged = AveragedModel(flow, avg_fn=averaging(stage.average))
@@ -62,7 +64,9 @@ class FlowTraining(lightning.LightningModule):
         optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser,
-            lambda step: cosine(stage.learning_rate, stage.final_learning_rate, step, stage.steps) / stage.learning_rate,
+            lambda step: (
+                cosine(stage.learning_rate, stage.final_learning_rate, step, stage.steps) / stage.learning_rate
+            ),
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

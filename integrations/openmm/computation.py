@@ -82,17 +82,13 @@ class PotentialComputation:
             computation works but cannot be pickled.
     """
 
-    def __init__(
-        self, potential: Potential, options: EvaluationOptions, source: tuple[str, str] | None = None
-    ) -> None:
+    def __init__(self, potential: Potential, options: EvaluationOptions, source: tuple[str, str] | None = None) -> None:
         self.potential = potential
         self.options = options
         self.source = source
         self._defaults = dict(potential.facts.global_parameters)
         self._workspace = _Workspace(options.replicas, len(potential.facts.particles))
-        tensor = next(
-            (t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None
-        )
+        tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
         self._dtype = torch.float64 if options.dtype is None else getattr(torch, options.dtype)
         self._elsewhere = self._device.type != "cpu" or self._dtype != torch.float64
@@ -214,9 +210,7 @@ UNSAVED = (
     "flowbridge.save(potential, path), then add it"
 )
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str, str | None, str | None], Potential] = (
-    weakref.WeakValueDictionary()
-)
+_loaded: weakref.WeakValueDictionary[tuple[str, str, str | None, str | None], Potential] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
 

@@ -118,9 +118,7 @@ def copy_vectors(state: openmm.State, positions: FloatArray, forces: FloatArray 
 
 def _run_to_file(run: LangevinRun) -> Path:
     trajectory = run_langevin(run)
-    save_arrays(
-        run.file, positions=trajectory.positions, energies=trajectory.energies, forces=trajectory.forces
-    )
+    save_arrays(run.file, positions=trajectory.positions, energies=trajectory.energies, forces=trajectory.forces)
     return run.file
 
 
@@ -146,9 +144,7 @@ def run_all(runs: Sequence[LangevinRun], workers: int) -> Iterator[Path]:
     yield from map_processes(_run_to_file, [run for run in runs if not run.file.is_file()], workers)
 
 
-def map_processes(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Iterator[Result]:
+def map_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """Yield ``function(job)`` as jobs finish, in fresh processes (spawned, so that no OpenMM state is shared).
 
     The first exception cancels what has not started and is raised; finished jobs have kept their files.

@@ -40,9 +40,7 @@ class OpenMMEnergy:
         properties = {"Threads": "1"} if platform == "CPU" else {}
         self.particles = system.getNumParticles()
         self._integrators = [openmm.VerletIntegrator(0.001) for _ in range(count)]
-        self._contexts = [
-            openmm.Context(system, integrator, chosen, properties) for integrator in self._integrators
-        ]
+        self._contexts = [openmm.Context(system, integrator, chosen, properties) for integrator in self._integrators]
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def energies_and_forces(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -72,9 +70,7 @@ class OpenMMEnergy:
         return energies, forces
 
     @staticmethod
-    def _evaluate(
-        context: openmm.Context, positions: FloatArray, energies: FloatArray, forces: FloatArray
-    ) -> None:
+    def _evaluate(context: openmm.Context, positions: FloatArray, energies: FloatArray, forces: FloatArray) -> None:
         finite = np.isfinite(positions).all((1, 2))
         scratch = np.empty(positions.shape[1:])
         for index in np.flatnonzero(finite):

@@ -80,7 +80,9 @@ def run_potential_langevin(run: PotentialLangevinRun) -> Path:
     except openmm.OpenMMException as error:
         last_good = run.file.with_suffix(".last_good.npz")
         save_arrays(last_good, positions=kept[:done].astype(np.float64))
-        raise NonFiniteEnergyError(f"flow-driven dynamics stopped; {done} good frames are in {last_good}: {error}") from error
+        raise NonFiniteEnergyError(
+            f"flow-driven dynamics stopped; {done} good frames are in {last_good}: {error}"
+        ) from error
     constant = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
     temperature = 2.0 * kinetic / (3 * replicas * particles * constant)
     save_arrays(run.file, positions=kept, temperature=temperature)

@@ -97,8 +97,7 @@ def add_potential(
     if scale_parameter is not None:
         if scale_parameter in parameters:
             raise ConfigurationError(
-                f"the potential has a global parameter {scale_parameter!r} of its own: choose another "
-                "scale_parameter"
+                f"the potential has a global parameter {scale_parameter!r} of its own: choose another scale_parameter"
             )
         parameters[scale_parameter] = 1.0
     # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
@@ -134,9 +133,7 @@ def particle_system(
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
-            raise ConfigurationError(
-                "hydrogen_mass needs bonds to move mass along, and the potential knows none"
-            )
+            raise ConfigurationError("hydrogen_mass needs bonds to move mass along, and the potential knows none")
         numbers = molecule.atomic_numbers
         for i, j in molecule.bonds:
             heavy, light = (i, j) if numbers[j] == 1 else (j, i)
@@ -156,9 +153,7 @@ def particle_system(
     return system
 
 
-def _computation(
-    potential: Potential | str | os.PathLike[str], options: EvaluationOptions
-) -> PotentialComputation:
+def _computation(potential: Potential | str | os.PathLike[str], options: EvaluationOptions) -> PotentialComputation:
     if not isinstance(potential, Potential):
         if not isinstance(potential, str | os.PathLike):
             raise ConfigurationError(

@@ -43,9 +43,7 @@ def selected_particles(
         )
     outside = [index for index in chosen if not 0 <= index < total]
     if outside:
-        raise ConfigurationError(
-            f"particle {outside[0]} is outside the System, which has particles 0..{total - 1}"
-        )
+        raise ConfigurationError(f"particle {outside[0]} is outside the System, which has particles 0..{total - 1}")
     repeated = [index for index, count in Counter(chosen).items() if count > 1]
     if repeated:
         raise ConfigurationError(f"particle {repeated[0]} is named more than once in particles")
@@ -86,9 +84,7 @@ def check_elements(topology: app.Topology, molecule: Particles, chosen: Sequence
     """
     atoms = list(topology.atoms())
     if len(atoms) != total:
-        raise MoleculeMismatchError(
-            f"the topology has {len(atoms)} atoms but the System has {total} particles"
-        )
+        raise MoleculeMismatchError(f"the topology has {len(atoms)} atoms but the System has {total} particles")
     place = {index: position for position, index in enumerate(chosen)}
     size = len(molecule)
     for index, position in place.items():
@@ -152,9 +148,7 @@ def check_masses(system: openmm.System, molecule: Particles, chosen: Sequence[in
                 )
 
 
-def check_boundaries(
-    system: openmm.System, molecule: Particles, periodic: bool, chosen: Sequence[int]
-) -> None:
+def check_boundaries(system: openmm.System, molecule: Particles, periodic: bool, chosen: Sequence[int]) -> None:
     """Refuse a potential whose idea of the periodic box contradicts the System's (ConfigurationError).
 
     A potential of an open molecule needs it whole. OpenMM wraps and scales (barostat) molecules, which it

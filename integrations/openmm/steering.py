@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,27 @@ def torsion_restraint(torsions: tuple[Torsion, ...], targets: tuple[float, ...])
     for torsion, angle in zip(torsions, targets, strict=True):
         force.addTorsion(*torsion, [angle])
     return force
+
+
+@dataclass(frozen=True)
+class SteeringRun:
+    """One structure to be steered, complete enough for another process; ``number`` tells results apart."""
+
+    number: int
+    system_xml: str
+    positions: FloatArray
+    torsions: tuple[Torsion, ...]
+    targets: tuple[float, ...]
+    temperature: float
+    seed: int
+    minimise: bool = False
+
+
+def run_steering(run: SteeringRun) -> tuple[int, FloatArray]:
+    """Return the run's number and its steered positions; see :func:`steer`."""
+    return run.number, steer(
+        run.system_xml, run.positions, run.torsions, run.targets, run.temperature, run.seed, run.minimise
+    )
 
 
 def steer(

@@ -115,7 +115,9 @@ def load_system(
         try:
             system = app.ForceField(*names).createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=None)
         except ValueError as error:
-            raise ConfigurationError(f"the force field {', '.join(force_field)} does not fit the molecule: {error}") from error
+            raise ConfigurationError(
+                f"the force field {', '.join(force_field)} does not fit the molecule: {error}"
+            ) from error
     return MolecularSystem(topology, system, positions)
 
 

@@ -16,9 +16,9 @@ import openmm
 from openmm import app, unit
 
 from .dynamics import copy_vectors, reference_context, save_arrays
+from .steering import Torsion, steer
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-Torsion = tuple[int, int, int, int]
 
 _GRID = 73  # points a torsion, 5 degrees apart; the last repeats the first
 _HILL_WIDTH = 0.25  # radians
@@ -103,17 +103,12 @@ def run_biased(run: BiasedRun) -> Path:
     force = _bias_force(run.bias, run.torsions)
     force.setForceGroup(_BIAS_GROUP)
     system.addForce(force)
-    pull = _restraint(run.torsions, run.start)
-    system.addForce(pull)
     integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
     integrator.setRandomNumberSeed(run.seed)
     context = reference_context(system, integrator)
-    context.setPositions(run.positions)
+    start = steer(run.system_xml, run.positions, run.torsions, run.start, run.temperature, run.seed)
+    context.setPositions(start)
     context.setVelocitiesToTemperature(run.temperature, run.seed)
-    for strength in (20.0, 100.0, 200.0):
-        context.setParameter("pull", strength)
-        integrator.step(2000)
-    context.setParameter("pull", 0.0)
     integrator.step(run.discarded_steps)
     frames = run.steps // run.frame_interval
     positions = np.empty((frames, *run.positions.shape))
@@ -129,9 +124,7 @@ def run_biased(run: BiasedRun) -> Path:
 
 
 def _bias_force(bias: FloatArray, torsions: tuple[Torsion, ...]) -> openmm.CustomCompoundBondForce:
-    arguments = ",".join(
-        f"dihedral(p{4 * n + 1},p{4 * n + 2},p{4 * n + 3},p{4 * n + 4})" for n in range(len(torsions))
-    )
+    arguments = ",".join(f"dihedral(p{4 * n + 1},p{4 * n + 2},p{4 * n + 3},p{4 * n + 4})" for n in range(len(torsions)))
     force = openmm.CustomCompoundBondForce(4 * len(torsions), f"bias({arguments})")
     ends = [-math.pi, math.pi] * len(torsions)
     table = openmm.Continuous1DFunction if len(torsions) == 1 else openmm.Continuous2DFunction
@@ -148,15 +141,6 @@ def _closed(bias: FloatArray) -> FloatArray:
         view = np.moveaxis(closed, axis, 0)
         view[-1] = view[0]
     return closed
-
-
-def _restraint(torsions: tuple[Torsion, ...], start: tuple[float, ...]) -> openmm.CustomTorsionForce:
-    force = openmm.CustomTorsionForce("pull*(1-cos(theta-start))")
-    force.addGlobalParameter("pull", 0.0)
-    force.addPerTorsionParameter("start")
-    for torsion, angle in zip(torsions, start, strict=True):
-        force.addTorsion(*torsion, [angle])
-    return force
 
 
 def torsion_angles(positions: FloatArray, torsion: Torsion) -> FloatArray:

@@ -82,9 +82,7 @@ def test_stress_of_a_periodic_potential(fluid):
     numerical = calculate_numerical_stress(atoms, eps=1e-5)
     assert np.abs(numerical).max() > 1e-6
     np.testing.assert_allclose(atoms.get_stress(), numerical, rtol=1e-6, atol=1e-11)
-    np.testing.assert_allclose(
-        atoms.get_forces(), calculate_numerical_forces(atoms, eps=1e-4), rtol=1e-4, atol=1e-9
-    )
+    np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, eps=1e-4), rtol=1e-4, atol=1e-9)
     before = atoms.get_potential_energy()
     atoms.positions += cell[1] - 2 * cell[0]
     assert atoms.get_potential_energy() == pytest.approx(before, rel=1e-12)

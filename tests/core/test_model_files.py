@@ -207,9 +207,7 @@ def corruptions(content, count):
     for seed in range(count):
         generator = random.Random(seed)
         altered = bytearray(content)
-        way = ("bit in header", "bit in data", "truncation", "extension", "swap", "edit", "zeros", "lengths")[
-            seed % 8
-        ]
+        way = ("bit in header", "bit in data", "truncation", "extension", "swap", "edit", "zeros", "lengths")[seed % 8]
         if way == "bit in header":
             altered[generator.randrange(header_end)] ^= 1 << generator.randrange(8)
         elif way == "bit in data":
@@ -230,9 +228,7 @@ def corruptions(content, count):
             altered[start : start + 64] = bytes(64)
         else:
             shift = generator.choice([-9, -1, 1, 8])
-            altered[:8] = generator.choice(
-                [bytes(8), b"\xff" * 8, (header_end - 8 + shift).to_bytes(8, "little")]
-            )
+            altered[:8] = generator.choice([bytes(8), b"\xff" * 8, (header_end - 8 + shift).to_bytes(8, "little")])
         yield f"{way} ({seed})", bytes(altered)
 
 
@@ -409,9 +405,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(springs, model):
     resource = pytest.importorskip("resource")
     before = model.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (len(before) // 2, hard)
-    )  # writes stop half-way with an OSError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # writes stop half-way with an OSError
     try:
         with pytest.raises(ModelFileError, match="cannot be written"):
             save(springs, model)

@@ -105,9 +105,7 @@ def distributions(tmp_path_factory):
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
     def run(step, cwd):
-        done = subprocess.run(
-            [sys.executable, "-c", build, step, folder], cwd=cwd, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", build, step, folder], cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     run("build_sdist", source)

@@ -38,15 +38,11 @@ def evaluate(context, positions, groups=-1):
     context.setPositions(positions)
     state = context.getState(getEnergy=True, getForces=True, groups=groups)
     energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    return energy, np.array(
-        state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-    )
+    return energy, np.array(state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer))
 
 
 def expected(potential, positions, **parameters):
-    result = potential.energy_and_forces(
-        torch.as_tensor(positions).reshape(-1, *positions.shape[-2:]), **parameters
-    )
+    result = potential.energy_and_forces(torch.as_tensor(positions).reshape(-1, *positions.shape[-2:]), **parameters)
     return float(result.energy.sum()), result.forces.numpy().reshape(-1, 3)
 
 
@@ -122,9 +118,7 @@ def test_xml_is_read_in_another_process(morse, morse_file, alanine, tmp_path):
         "context.setPositions(np.load('positions.npy'))\n"
         "print(repr(context.getState(getEnergy=True).getPotentialEnergy()._value))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(expected(morse, alanine.shaken(1)[0])[0], rel=1e-12)
 
 
@@ -171,9 +165,7 @@ def test_object_that_is_in_no_file_runs_but_says_why_it_cannot_be_serialised(mor
     with pytest.warns(UserWarning, match=r"Save it first with flowbridge\.save"):
         add_potential(system, morse)
     positions = alanine.shaken(1)[0]
-    assert evaluate(context_of(system), positions)[0] == pytest.approx(
-        expected(morse, positions)[0], rel=1e-12
-    )
+    assert evaluate(context_of(system), positions)[0] == pytest.approx(expected(morse, positions)[0], rel=1e-12)
     with pytest.raises(openmm.OpenMMException, match="could not be pickled"):
         openmm.XmlSerializer.serialize(system)
 
@@ -182,9 +174,7 @@ def test_object_that_is_in_no_file_runs_but_says_why_it_cannot_be_serialised(mor
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         add_potential(system, morse)
-    assert evaluate(context_of(copy.deepcopy(system)), positions)[0] == pytest.approx(
-        expected(morse, positions)[0]
-    )
+    assert evaluate(context_of(copy.deepcopy(system)), positions)[0] == pytest.approx(expected(morse, positions)[0])
 
     with torch.no_grad():
         morse.bond_lengths.add_(0.001)
@@ -276,13 +266,8 @@ def test_scale_and_global_parameters(morse, morse_file, alanine):
         assert energy == pytest.approx(scale * reference, rel=1e-12)
         np.testing.assert_allclose(found, scale * forces, rtol=1e-10, atol=1e-9)
     system = particle_system(morse_file)
-    assert (
-        "flowbridge_scale"
-        not in add_potential(system, morse_file, scale_parameter=None).getGlobalParameters()
-    )
-    assert evaluate(context_of(system), positions)[0] == pytest.approx(
-        expected(morse, positions)[0], rel=1e-12
-    )
+    assert "flowbridge_scale" not in add_potential(system, morse_file, scale_parameter=None).getGlobalParameters()
+    assert evaluate(context_of(system), positions)[0] == pytest.approx(expected(morse, positions)[0], rel=1e-12)
 
 
 def test_replicas_are_one_batch_and_their_energies_add(morse, morse_file, alanine):
@@ -295,9 +280,7 @@ def test_replicas_are_one_batch_and_their_energies_add(morse, morse_file, alanin
     assert relative_error(forces, reference_forces) < 1e-12
     single = particle_system(morse_file)
     add_potential(single, morse_file)
-    assert energy == pytest.approx(
-        sum(evaluate(context_of(single), each)[0] for each in positions), rel=1e-12
-    )
+    assert energy == pytest.approx(sum(evaluate(context_of(single), each)[0] for each in positions), rel=1e-12)
     with pytest.raises(MoleculeMismatchError, match=r"88 particles \(4 replicas of 22\)"):
         add_potential(single, morse_file, replicas=4)
 
@@ -379,9 +362,7 @@ def test_nan_positions_are_named_as_the_cause(morse_file, alanine):
     context = context_of(system)
     positions = alanine.positions.copy()
     positions[4, 2] = np.nan
-    with pytest.raises(
-        openmm.OpenMMException, match=r"positions of 1 of 22 particles, first C \(atom 4 of ACE 1\)"
-    ):
+    with pytest.raises(openmm.OpenMMException, match=r"positions of 1 of 22 particles, first C \(atom 4 of ACE 1\)"):
         evaluate(context, positions)
     # The same Context goes on with sound positions.
     assert evaluate(context, alanine.positions)[0] == pytest.approx(0.0, abs=1e-9)
@@ -442,9 +423,7 @@ def test_mismatched_molecules_are_refused(morse_file, alanine, amber_pair):
         add_potential(pair, morse_file, topology=topology, particles=range(21))
     with pytest.raises(MoleculeMismatchError, match=r"22 atoms but the System has 44"):
         add_potential(pair, morse_file, topology=alanine.topology, particles=range(22))
-    with pytest.raises(
-        MoleculeMismatchError, match=r"particle 8 .* has Si where the potential has C, CA \(atom 8"
-    ):
+    with pytest.raises(MoleculeMismatchError, match=r"particle 8 .* has Si where the potential has C, CA \(atom 8"):
         add_potential(bare, morse_file, topology=renamed(alanine.topology, {8: app.element.silicon}))
     with pytest.raises(MoleculeMismatchError, match="has no element where"):
         add_potential(bare, morse_file, topology=renamed(alanine.topology, {0: None}))
@@ -567,9 +546,7 @@ def test_contradicting_boundaries_are_refused(fluid, morse_file, alanine):
     for _ in range(12):
         nonbonded.addParticle(0.0, 0.3, 0.0)
     open_system.addForce(nonbonded)
-    with pytest.raises(
-        ConfigurationError, match="the potential is periodic but the System's NonbondedForce is not"
-    ):
+    with pytest.raises(ConfigurationError, match="the potential is periodic but the System's NonbondedForce is not"):
         add_potential(open_system, fluid)
 
     def in_a_box():
@@ -578,9 +555,7 @@ def test_contradicting_boundaries_are_refused(fluid, morse_file, alanine):
         system.addForce(walls)
         return system
 
-    with pytest.raises(
-        ConfigurationError, match=r"no chain of bonds .*HarmonicBondForce with force constant 0"
-    ):
+    with pytest.raises(ConfigurationError, match=r"no chain of bonds .*HarmonicBondForce with force constant 0"):
         add_potential(in_a_box(), morse_file)
     joined = in_a_box()
     bonds = openmm.HarmonicBondForce()
@@ -676,9 +651,7 @@ def test_particle_system(morse, alanine):
     assert heavy[:22].sum() == pytest.approx(sum(alanine.particles.masses))
     reference = app.ForceField("amber96.xml").createSystem(alanine.topology, hydrogenMass=2.5)
     np.testing.assert_allclose(heavy[:22], masses(reference), atol=0.02)
-    with pytest.raises(
-        ConfigurationError, match=r"CH3 \(atom 0 of ACE 1\) would have a mass of -.*hydrogen_mass=6"
-    ):
+    with pytest.raises(ConfigurationError, match=r"CH3 \(atom 0 of ACE 1\) would have a mass of -.*hydrogen_mass=6"):
         particle_system(morse, hydrogen_mass=6.0)
     with pytest.raises(ConfigurationError, match="at least 1"):
         particle_system(morse, replicas=0)
@@ -689,9 +662,7 @@ def test_particle_system(morse, alanine):
 
 
 def test_importing_the_package_needs_no_torch():
-    script = (
-        "import flowbridge.integrations.openmm, flowbridge.calculators, sys; sys.exit('torch' in sys.modules)"
-    )
+    script = "import flowbridge.integrations.openmm, flowbridge.calculators, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], env=dict(os.environ), check=False).returncode == 0
 
 

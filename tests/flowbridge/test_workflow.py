@@ -1,0 +1,180 @@
+"""The whole workflow in a tiny size, on a second molecule with a ring, killed in the middle and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import mdtraj
+import numpy as np
+import pytest
+
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.workflows.configuration import read_workflow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+TINY = f"""
+output = "out"
+seed = 3
+workers = 2
+
+[molecule]
+name = "proline dipeptide"
+structure = "{EXAMPLES / "proline_dipeptide.pdb"}"
+force_field = ["amber96.xml", "amber96_obc.xml"]
+
+[molecule.torsions]
+phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]
+psi = ["PRO:N", "PRO:CA", "PRO:C", "NME:N"]
+
+[simulate]
+frames = 100
+frame_interval = 10
+equilibration_steps = 100
+automatic_basins = 2
+automatic_trajectories = 3
+
+[model.flow.stiff]
+couplings = 2
+hidden = [32]
+
+[model.flow.torsions]
+couplings = 2
+hidden = [32]
+
+[model.training]
+checkpoint_interval = 5
+log_interval = 5
+
+[model.training.likelihood]
+steps = 40
+batch = 64
+
+[model.training.refinement]
+steps = 20
+batch = 64
+
+[drive]
+nve_steps = 20
+nve_runs = 1
+equilibration_steps = 10
+replicas = 2
+langevin_steps = 20
+discarded_steps = 5
+frame_interval = 5
+ase_nve_steps = 5
+ase_langevin_steps = 5
+
+[reweight]
+samples = 1000
+bootstrap = 50
+"""
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "flowbridge", "run", str(folder / "tiny.toml"), "--output", str(folder / "out")]
+
+
+def run(folder: Path) -> dict:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.toml").write_text(TINY)
+    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=400, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def comparable(results: dict) -> dict:
+    """Everything but the clock, and the digest, which covers the time of saving."""
+    return {k: v for k, v in results.items() if k not in ("wall_seconds", "model_digest")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder)
+
+
+def test_leaves_what_a_user_takes_away(undisturbed):
+    folder, results = undisturbed
+    output = folder / "out"
+    assert (output / "report.html").stat().st_size > 50_000
+    assert list((output / "figures").glob("*.png"))
+    trajectory = mdtraj.load(str(output / "samples.h5"))
+    assert trajectory.n_frames == 1000
+    assert trajectory.n_atoms == 26
+    with h5py.File(output / "samples.h5") as file:
+        assert "flowbridge" in file
+    import flowbridge
+
+    model = flowbridge.load(output / "proline_dipeptide.flow")
+    assert len(model.facts.particles) == 26
+    assert 0 < results["ess_percent"] <= 100
+    assert results["ase_openmm_max_force_difference"] < 1e-4
+    assert np.isfinite(results["force_rmse_kT_nm"])
+    assert results["nve_std_per_dof_kJ_mol"] < 1.0
+
+
+def test_a_killed_run_continues_to_the_same_numbers(undisturbed, tmp_path):
+    _, expected = undisturbed
+    (tmp_path / "tiny.toml").write_text(TINY)
+    kills = 0
+    # Kill without warning in three different places: while simulating, while training, while driving.
+    for pattern in ("stages/simulate-*/trajectories/*.npz", "stages/train-*/checkpoints/*/step.ckpt", "stages/drive-*"):
+        process = subprocess.Popen(
+            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
+        )
+        deadline = time.monotonic() + 200
+        while process.poll() is None and not list((tmp_path / "out").glob(pattern)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 3
+    assert comparable(run(tmp_path)) == comparable(expected)
+
+
+def test_repeating_a_finished_run_repeats_nothing(undisturbed):
+    folder, expected = undisturbed
+    before = {file: file.stat().st_mtime_ns for file in (folder / "out" / "stages").glob("*/results.json")}
+    assert run(folder)["wall_seconds"] == expected["wall_seconds"]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('force_field = ["amber96.xml", "amber96_obc.xml"]', "exactly one of force_field"),
+        ("[simulate]\nframes = 100", "simulate.framez"),
+        ('phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]', None),
+    ],
+)
+def test_unusable_files_are_refused_with_the_key_named(tmp_path, change, message):
+    path = tmp_path / "bad.toml"
+    if message is None:
+        path.write_text(TINY.replace(change, "phi = [1, 2, 3]"))
+        message = "molecule.torsions.phi"
+    elif "framez" in message:
+        path.write_text(TINY.replace(change, "[simulate]\nframez = 100"))
+    else:
+        path.write_text(TINY.replace(change, ""))
+    with pytest.raises(ConfigurationError, match=message.replace(".", r"\.")):
+        workflow = read_workflow(path)
+        from flowbridge.workflows.setup import molecular_system
+
+        molecular_system(workflow, tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.name)
+def test_shipped_examples_are_valid(file):
+    assert read_workflow(file).molecule.name
