@@ -122,7 +122,7 @@ class MoleculeCoordinates(nn.Module):
         Raises CoordinateError when the molecule has no usable z-matrix, ConfigurationError for too few frames.
         """
         zmatrix = build_zmatrix(particles)
-        refuse_linear(zmatrix, positions[0], particles)
+        refuse_linear(zmatrix, positions, particles)
         point, _ = InternalCoordinates(zmatrix).inverse(torch.as_tensor(positions))
         layout = choose_layout(point.torsions.numpy(), zmatrix, configuration.circular)
         coordinates = cls(zmatrix, layout, configuration)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from ..core.errors import CoordinateError
 from ..core.potential import Particles
 
-_LINEAR_DEGREES = 5.0  # angles closer to 0 or 180 degrees leave the torsions about them undefined
+# Angles closer to 0 or 180 degrees leave the torsions about them undefined. A linear group bends by some degrees in
+# every frame of a simulation at room temperature.
+_LINEAR_DEGREES = 10.0
 
 
 @dataclass(frozen=True)
@@ -156,19 +158,20 @@ def _subtree_sizes(tree: networkx.DiGraph) -> dict[int, int]:
 
 
 def refuse_linear(zmatrix: ZMatrix, positions: NDArray[np.float64], particles: Particles) -> None:
-    """Raise CoordinateError when three atoms that define an angle are close to a line in a structure.
+    """Raise CoordinateError when three atoms that define an angle are close to a line in half of the structures.
 
     Args:
         zmatrix: the z-matrix.
-        positions: ``(N, 3)`` in nm.
+        positions: ``(F, N, 3)`` in nm.
         particles: for the names in the message.
     """
     for row in zmatrix.rows:
         if row.angle < 0:
             continue
-        first = positions[row.atom] - positions[row.bond]
-        second = positions[row.angle] - positions[row.bond]
-        angle = np.degrees(np.arctan2(np.linalg.norm(np.cross(first, second)), first @ second))
+        first = positions[:, row.atom] - positions[:, row.bond]
+        second = positions[:, row.angle] - positions[:, row.bond]
+        sine = np.linalg.norm(np.cross(first, second), axis=-1)
+        angle = float(np.median(np.degrees(np.arctan2(sine, (first * second).sum(-1)))))
         if min(angle, 180.0 - angle) < _LINEAR_DEGREES:
             raise CoordinateError(
                 f"{particles.label(row.bond)} is bonded linearly: the angle {particles.label(row.atom)} - "

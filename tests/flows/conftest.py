@@ -3,6 +3,7 @@
 import functools
 import math
 
+import networkx
 import numpy as np
 import pytest
 import torch
@@ -63,12 +64,13 @@ class Springs(Potential):
         super().__init__()
         self.facts = PotentialFacts(particles, temperature=300.0)
         x = torch.as_tensor(positions)
-        first, second = torch.triu_indices(len(particles), len(particles), 1)
-        bonded = {tuple(sorted(bond)) for bond in particles.bonds}
-        pairs = list(zip(first.tolist(), second.tolist(), strict=True))
-        self.first, self.second = first, second
-        self.lengths = torch.linalg.vector_norm(x[first] - x[second], dim=-1)
-        self.constants = torch.tensor([2.0e5 if pair in bonded else 3.0e3 for pair in pairs], dtype=torch.float64)
+        self.first, self.second = torch.triu_indices(len(particles), len(particles), 1)
+        self.lengths = torch.linalg.vector_norm(x[self.first] - x[self.second], dim=-1)
+        apart = dict(networkx.all_pairs_shortest_path_length(networkx.Graph(particles.bonds)))
+        stiffness = {1: 3.0e5, 2: 6.0e5}  # bonds and angles as in the frames; what turns is held by next to nothing
+        pairs = zip(self.first.tolist(), self.second.tolist(), strict=True)
+        constants = [stiffness.get(apart[i][j], 200.0) for i, j in pairs]
+        self.constants = torch.tensor(constants, dtype=torch.float64)
 
     def forward(self, positions, cell=None, **global_parameters):
         separation = torch.linalg.vector_norm(positions[:, self.first] - positions[:, self.second], dim=-1)
