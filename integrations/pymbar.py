@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ _level = _logger.level
 _logger.setLevel(logging.ERROR)
 import pymbar  # noqa: E402
 from pymbar import timeseries  # noqa: E402
+from pymbar.mbar_solvers import ROBUST_SOLVER_PROTOCOL  # noqa: E402
 
 _logger.setLevel(_level)
 
@@ -78,7 +80,7 @@ def mbar_from_reduced_potentials(
     *,
     minimum_overlap: float = MINIMUM_OVERLAP,
     minimum_effective_samples: float = MINIMUM_EFFECTIVE_SAMPLES,
-    solver_protocol: Any = "robust",
+    maximum_iterations: int = 10_000,
 ) -> MbarResult:
     """Return free energies of K states from independent samples of some of them.
 
@@ -91,7 +93,7 @@ def mbar_from_reduced_potentials(
             overlap matrix reaches this; all must be connected, if through others.
         minimum_effective_samples: a state without samples of its own must have at least so many effective
             ones.
-        solver_protocol: handed on to ``pymbar.MBAR``.
+        maximum_iterations: of pymbar's robust solvers.
 
     Raises:
         OverlapError: when the states do not overlap; the message has the numbers.
@@ -103,7 +105,7 @@ def mbar_from_reduced_potentials(
     # Only differences between states matter; without this, large common energies cost digits.
     energies = energies - energies.min(axis=0)
     with np.errstate(all="ignore"):
-        mbar = pymbar.MBAR(energies, numbers, solver_protocol=solver_protocol)
+        mbar = _solve(energies, numbers, maximum_iterations)
         weights = np.asarray(mbar.W_nk, dtype=np.float64)
         overlap = (weights.T @ weights) * numbers
         _require_connection(overlap, numbers, names, minimum_overlap)
@@ -123,6 +125,22 @@ def mbar_from_reduced_potentials(
         raise ConvergenceError(f"pymbar could not compute errors for the states {list(names)}: got {errors}")
     free_energies = np.asarray(result["Delta_f"], dtype=np.float64)
     return MbarResult(names, free_energies, errors, overlap, numbers, effective)
+
+
+def _solve(energies: FloatArray, counts: np.ndarray[Any, np.dtype[np.int64]], maximum_iterations: int) -> pymbar.MBAR:
+    """Run pymbar with its robust solvers, without its side effects.
+
+    pymbar writes the iteration limit into its own table of solvers, where it can only grow, and seeds NumPy's global
+    random numbers anew, which would make a user's script irreproducible.
+    """
+    protocol = deepcopy(ROBUST_SOLVER_PROTOCOL)
+    for solver in protocol:
+        solver["options"]["maxiter"] = maximum_iterations
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        return pymbar.MBAR(energies, counts, solver_protocol=protocol, maximum_iterations=maximum_iterations)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _checked_problem(
@@ -203,7 +221,7 @@ def _require_solution(
     if not distance <= CONVERGENCE_TOLERANCE:
         raise ConvergenceError(
             f"MBAR stopped about {distance:.2g} kT from its solution (allowed: {CONVERGENCE_TOLERANCE:g}): "
-            "use solver_protocol='robust', or check the reduced potentials for states that hardly overlap"
+            "give it more iterations, or look for states that hardly overlap"
         )
 
 
@@ -369,12 +387,14 @@ def free_energy_difference(
         drawn = {state_a: samples_a, state_b: samples_b}
         result = mbar_from_samples(drawn, [state_a, state_b], minimum_overlap=minimum_overlap)
         return result.difference(state_a, state_b)
-    gaps = []
-    for samples in (samples_a, samples_b):
-        with np.errstate(invalid="ignore"):
-            gaps.append(samples.reduced_potentials[state_b] - samples.reduced_potentials[state_a])
+    with np.errstate(invalid="ignore"):
+        gaps_a, gaps_b = (
+            samples.reduced_potentials[state_b] - samples.reduced_potentials[state_a]
+            for samples in (samples_a, samples_b)
+        )
     return weighted_acceptance_ratio(
-        *gaps,
+        gaps_a,
+        gaps_b,
         samples_a.log_weights,
         samples_b.log_weights,
         minimum_overlap=minimum_overlap,

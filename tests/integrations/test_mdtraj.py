@@ -1,9 +1,10 @@
 """Topologies and trajectories between flowbridge and mdtraj."""
 
+from dataclasses import replace
+
 import mdtraj
 import numpy as np
 import pytest
-
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
@@ -24,7 +25,10 @@ def test_topology_equals_that_of_the_same_molecule_from_openmm(alanine):
 
 def test_round_trip_of_particles(alanine):
     topology = topology_from_particles(alanine.particles)
-    assert particles_from_mdtraj(topology, alanine.particles.masses) == alanine.particles
+    back = particles_from_mdtraj(topology, alanine.particles.masses)
+    # mdtraj turns each bond so that its lower index comes first.
+    turned = tuple((min(bond), max(bond)) for bond in alanine.particles.bonds)
+    assert back == replace(alanine.particles, bonds=turned)
     assert particles_from_mdtraj(topology).masses == pytest.approx(alanine.particles.masses, rel=1e-4)
 
 

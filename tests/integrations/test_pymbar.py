@@ -5,8 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
-
 from flowbridge.core.bennett import weighted_acceptance_ratio
 from flowbridge.core.errors import ConvergenceError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from flowbridge.core.potential import Particles
@@ -17,6 +15,7 @@ from flowbridge.integrations.pymbar import (
     mbar_from_reduced_potentials,
     mbar_from_samples,
 )
+from scipy.integrate import quad
 
 ATOM = Particles(("A",), (18,), (39.9,))
 STIFFNESS = {"soft": 40.0, "stiff": 120.0, "moved": 60.0}
@@ -186,14 +185,14 @@ class TestRefusals:
             free_energy_difference(*weighted, "soft", "far")
 
     def test_poor_overlap_is_refused_although_pymbar_answers(self):
-        """Eight widths apart pymbar returns a number with an error of tens of kT."""
+        """Eight widths apart pymbar returns a number whose error, of some kT, is itself a guess."""
         rng = np.random.default_rng(13)
         x = np.concatenate([rng.standard_normal(1000), 8 + rng.standard_normal(1000)])
         energies = np.stack([0.5 * x**2, 0.5 * (x - 8) ** 2])
-        with pytest.raises(OverlapError, match="'left'.*'right'"):
+        with pytest.raises(OverlapError, match=r"'left'.*'right'"):
             mbar_from_reduced_potentials(energies, [1000, 1000], ["left", "right"])
         answer = mbar_from_reduced_potentials(energies, [1000, 1000], minimum_overlap=0.0)
-        assert answer.errors[0, 1] > 10
+        assert answer.errors[0, 1] > 1
 
     def test_a_chain_of_states_connects_distant_ends(self):
         rng = np.random.default_rng(14)
@@ -219,9 +218,8 @@ class TestRefusals:
         rng = np.random.default_rng(16)
         x = np.concatenate([rng.standard_normal(500), 2 + 0.3 * rng.standard_normal(100)])
         energies = np.stack([0.5 * x**2, 0.5 * ((x - 2) / 0.3) ** 2])
-        lazy = ({"method": "L-BFGS-B", "options": {"maxiter": 1}},)
         with pytest.raises(ConvergenceError, match="kT from its solution"):
-            mbar_from_reduced_potentials(energies, [500, 100], solver_protocol=lazy)
+            mbar_from_reduced_potentials(energies, [500, 100], maximum_iterations=1)
         assert mbar_from_reduced_potentials(energies, [500, 100]).free_energies[0, 1] > 0
 
     def test_distance_to_solution_measures_the_error(self):
@@ -298,6 +296,17 @@ def test_correlated_samples_are_thinned_out():
     assert thinned.counts[1] > 15_000
     assert thinned.errors[0, 1] > 1.5 * naive.errors[0, 1]
     assert abs(thinned.free_energies[0, 1] - truth("soft", "stiff")) < 3 * thinned.errors[0, 1]
+
+
+def test_the_global_random_numbers_of_numpy_are_left_alone():
+    """pymbar alone reseeds them with every solution."""
+    rows = [[0.0, 1.0] * 9, [1.0, 0.0] * 9]
+    drawn_after = []
+    for solve in (lambda: None, lambda: mbar_from_reduced_potentials(rows, [9, 9])):
+        np.random.seed(7)  # noqa: NPY002
+        solve()
+        drawn_after.append(np.random.random())  # noqa: NPY002
+    assert drawn_after[0] == drawn_after[1]
 
 
 def test_import_is_silent_and_leaves_numpy_and_loggers_alone():
