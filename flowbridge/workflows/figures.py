@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..core.statistics import scaled_weights
 from .figure_style import DRIVEN, FLOW, MD, REFERENCE, REWEIGHTED, circular_axis, drawn, quiet_counts, torsion_label
@@ -19,10 +20,12 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 _MAP_BINS = 60  # of 6 degrees
 _LINE_BINS = 60
+_HEADROOM = 3.0  # kT above the highest curve: single samples of tiny weight may lie far above it
+_MEANINGFUL = 1.0  # kT: differences with larger errors do not set the scale
 _CENTRAL = 0.05  # percent left outside the axes on either side of a marginal
 _SCALE = LinearSegmentedColormap.from_list(
     "free energy", ["#16324f", "#2a6f97", "#61a5c2", "#a9d6c5", "#e9e3b4", "#f3b562", "#e2725b"]
-)
+).with_extremes(over="#dfe3e7")
 
 
 def ramachandran(data: ReportData, names: Sequence[str], file: Path) -> None:
@@ -34,9 +37,11 @@ def ramachandran(data: ReportData, names: Sequence[str], file: Path) -> None:
         ("flow-driven MD", data.driven, False),
         ("flow, reweighted", data.flow, True),
     ]
-    maps = [_free_energy_map(torsions, first, second, weighted) for _, torsions, weighted in panels]
-    highest = max(float(np.ceil(one[np.isfinite(one)].max())) for one in maps)
-    with drawn(file, 3.25) as figure:
+    maps = [free_energy_map(torsions, first, second, weighted) for _, torsions, weighted in panels]
+    # A sample in a bin is worth at most ln(samples); a weight can make it worth anything, and would stretch the scale.
+    counted = [one for one, (_, _, weighted) in zip(maps, panels, strict=True) if not weighted]
+    highest = max(float(np.ceil(one[np.isfinite(one)].max())) for one in counted)
+    with drawn(file, 2.75) as figure:
         row = figure.subplots(1, len(panels), sharex=True, sharey=True)
         for axes, (title, _, _), energies in zip(row, panels, maps, strict=True):
             image = axes.imshow(
@@ -47,12 +52,14 @@ def ramachandran(data: ReportData, names: Sequence[str], file: Path) -> None:
             circular_axis(axes, first)
             axes.spines[["top", "right"]].set_visible(True)
         circular_axis(row[0], second, vertical=True)
-        bar = figure.colorbar(image, ax=row, shrink=0.72, pad=0.015, aspect=16)
+        beyond = any((one[np.isfinite(one)] > highest).any() for one in maps)
+        bar = figure.colorbar(image, ax=row, shrink=0.9, pad=0.015, aspect=16, extend="max" if beyond else "neither")
         bar.set_label("−ln p (kT)")
         bar.outline.set_visible(False)
 
 
-def _free_energy_map(torsions: Torsions, first: str, second: str, weighted: bool) -> FloatArray:
+def free_energy_map(torsions: Torsions, first: str, second: str, weighted: bool) -> FloatArray:
+    """Return -ln p in kT over two torsions in bins of 6 degrees, ``(60, 60)``, above its minimum; inf without samples."""
     edges = np.linspace(-180.0, 180.0, _MAP_BINS + 1)
     weights = scaled_weights(torsions.log_weights) if weighted and torsions.log_weights is not None else None
     counts = np.histogram2d(torsions.values[first], torsions.values[second], [edges, edges], weights=weights)[0]
@@ -96,37 +103,42 @@ def profile(result: Mapping[str, Any], data: ReportData, reference: Mapping[str,
         file: PNG to write.
     """
     name, edges = str(result["torsion"]), np.asarray(result["edges_degrees"])
-    value, error = _normalised(_numbers(result["free_energy_kT"]), edges), _numbers(result["error_kT"])
+    value, error = normalised(_numbers(result["free_energy_kT"]), edges), _numbers(result["error_kT"])
     known = _reference_profile(reference, name)
-    zero = float(np.nanmin(value if known is None else known[1]))
-    comparable = known is not None and len(known[0]) == len(edges) and np.allclose(known[0], edges)
+    zero = float(np.nanmin(value if known is None else known.free_energy))
+    comparable = known is not None and len(known.edges) == len(edges) and np.allclose(known.edges, edges)
     with drawn(file, 5.6 if comparable else 4.2) as figure:
         rows = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]) if comparable else [figure.subplots()]
-        axes = rows[0]
+        axes, highest = rows[0], 0.0
         for label, torsions, colour in (("training data", data.training, MD), ("flow, as sampled", data.flow, FLOW)):
-            axes.stairs(
-                _from_counts(torsions.values[name], edges) - zero, edges, color=colour, label=label, baseline=None
-            )
+            counted = _from_counts(torsions.values[name], edges) - zero
+            axes.stairs(counted, edges, color=colour, label=label, baseline=None)
+            highest = max(highest, float(np.nanmax(counted)))
         if known is not None:
-            centres = 0.5 * (known[0][1:] + known[0][:-1])
-            axes.plot(centres, known[1] - zero, color=REFERENCE, linewidth=1.2, label="reference")
-            axes.fill_between(
-                centres,
-                known[1] - zero - known[2],
-                known[1] - zero + known[2],
-                color=REFERENCE,
-                alpha=0.25,
-                linewidth=0,
-            )
-        centres = 0.5 * (edges[1:] + edges[:-1])
-        _points(axes, centres, value - zero, error, "flow, reweighted")
+            low, high = (known.free_energy - zero + sign * known.error for sign in (-1.0, 1.0))
+            axes.plot(_centres(known.edges), 0.5 * (low + high), color=REFERENCE, linewidth=1.2, label="reference")
+            axes.fill_between(_centres(known.edges), low, high, color=REFERENCE, alpha=0.25, linewidth=0)
+            highest = max(highest, float(np.nanmax(high)))
+        _points(axes, _centres(edges), value - zero, error, "flow, reweighted")
+        axes.set_ylim(top=min(axes.get_ylim()[1], highest + _HEADROOM))
         axes.set_ylabel(f"−ln p({torsion_label(name)}) (kT)")
         figure.legend(loc="outside upper center", ncols=4)
         if comparable and known is not None:
-            _points(rows[1], centres, value - known[1], np.hypot(error, known[2]), None)
-            rows[1].axhline(0.0, color=REFERENCE, linewidth=1.0)
-            rows[1].set_ylabel("difference (kT)")
+            _residuals(rows[1], edges, value - known.free_energy, np.hypot(error, known.error))
         circular_axis(rows[-1], name)
+
+
+def _residuals(axes: Axes, edges: FloatArray, difference: FloatArray, error: FloatArray) -> None:
+    _points(axes, _centres(edges), difference, error, None)
+    axes.axhline(0.0, color=REFERENCE, linewidth=1.0)
+    axes.set_ylabel("difference (kT)")
+    limit = float(np.clip(1.2 * np.abs(difference[error < _MEANINGFUL]).max(initial=0.0), 0.3, 3.0))
+    axes.set_ylim(-limit, limit)
+
+
+def _centres(edges: FloatArray) -> FloatArray:
+    centres: FloatArray = 0.5 * (edges[1:] + edges[:-1])
+    return centres
 
 
 def _points(axes: Axes, x: FloatArray, y: FloatArray, error: FloatArray, label: str | None) -> None:
@@ -139,8 +151,8 @@ def _numbers(values: Sequence[float | None]) -> FloatArray:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _normalised(free_energy: FloatArray, edges: FloatArray) -> FloatArray:
-    """Shift -ln p so that p is a density per degree."""
+def normalised(free_energy: FloatArray, edges: FloatArray) -> FloatArray:
+    """Return -ln p shifted so that p is a density per degree; NaN marks bins without samples."""
     return free_energy + float(np.log(np.nansum(np.exp(-free_energy) * np.diff(edges))))
 
 
@@ -151,14 +163,21 @@ def _from_counts(values: FloatArray, edges: FloatArray) -> FloatArray:
     return filled
 
 
-def _reference_profile(
-    reference: Mapping[str, Any] | None, name: str
-) -> tuple[FloatArray, FloatArray, FloatArray] | None:
+class _Profile(NamedTuple):
+    """Edges in degrees, -ln of the density per degree, and its standard error."""
+
+    edges: FloatArray
+    free_energy: FloatArray
+    error: FloatArray
+
+
+def _reference_profile(reference: Mapping[str, Any] | None, name: str) -> _Profile | None:
     if reference is None or reference.get("profile_torsion") != name:
         return None
     edges = np.asarray(reference["profile_edges_degrees"])
-    energies = _numbers(reference["profile_kT"])
-    return edges, _normalised(energies, edges), _numbers(reference["profile_error_kT"])
+    return _Profile(
+        edges, normalised(_numbers(reference["profile_kT"]), edges), _numbers(reference["profile_error_kT"])
+    )
 
 
 def marginals(panels: Sequence[Marginal], log_weights: FloatArray, quantity: str, file: Path) -> None:
@@ -179,6 +198,7 @@ def marginals(panels: Sequence[Marginal], log_weights: FloatArray, quantity: str
             _densities(axes, panel, weights, bins=80)
             axes.set_title(f"{panel.label}  × {panel.terms}" if panel.terms > 1 else panel.label)
             quiet_counts(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         figure.supxlabel(quantity, fontsize=10)

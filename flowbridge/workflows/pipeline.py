@@ -46,7 +46,7 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     results = _results(workflow, molecule, stages, config_path.parent)
     _publish(workflow, stages)
     write_json(workflow.output / "results.json", results)
-    report.write(workflow, molecule, stages, results, workflow.output)
+    report.write(workflow, molecule, stages, results, workflow.output, read_reference(workflow, config_path.parent))
     print_summary(results, workflow.output)
     return results
 

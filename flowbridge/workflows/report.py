@@ -28,6 +28,7 @@ from .targets import Targets, checks
 
 _PACKAGES = ("flowbridge", "torch", "openmm", "ase", "mdtraj", "lightning", "numpy", "scipy", "matplotlib")
 _HIDDEN = ("curves", "profile", "biases")  # long lists; the first two are figures, the last a table of its own
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _STAGE_TITLES = {
     "simulate": "simulate: training data",
     "train": "train: likelihood, then refinement",
@@ -72,9 +73,10 @@ def write(
     text = page.render(
         workflow=workflow,
         title=workflow.molecule.name,
-        formula=molecule_formula(header),
+        formula=molecule_formula(header).translate(_SUBSCRIPTS),
         checks=verdicts,
-        met=sum(check.met for check in verdicts),
+        judged=sum(check.met is not None for check in verdicts),
+        met=sum(check.met is True for check in verdicts),
         results=results,
         simulated=stages["simulate"].results or {},
         figures={name: _inlined(file) for name, file in drawings.items()},
@@ -252,8 +254,8 @@ def _architecture(model: Model) -> Iterator[tuple[str, str]]:
     bumps = f" of {flow.stiff.components} smooth bumps" if flow.stiff.transform == "bumps" else ""
     transform = {"sinh_arcsinh": "sinh-arcsinh ", "affine": "affine ", "bumps": ""}[flow.stiff.transform]
     yield "bonds, angles, stiff torsions", f"{flow.stiff.couplings} {transform}couplings{bumps}, {flow.stiff.map}"
-    yield "likelihood steps × batch", f"{training.likelihood.steps} × {training.likelihood.batch}"
-    yield "refinement steps × batch", f"{training.refinement.steps} × {training.refinement.batch}"
+    for name, stage in (("likelihood", training.likelihood), ("refinement", training.refinement)):
+        yield f"{name} steps × batch", f"{stage.steps} × {stage.batch}" if stage.steps else "none"
 
 
 def _versions(header: ModelHeader) -> dict[str, str]:

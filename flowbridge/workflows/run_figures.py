@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ..core.statistics import scaled_weights
 from .figure_style import COMPARISON, DRIVEN, FLOW, MD, REFERENCE, REWEIGHTED, drawn
@@ -24,7 +25,7 @@ def weights(log_weights: Sequence[FloatArray], target_percent: float, file: Path
         left, right = figure.subplots(1, 2)
         centred = [one - np.log(np.exp(one - one.max()).mean()) - one.max() for one in log_weights]
         finite = np.concatenate([one[np.isfinite(one)] for one in centred])
-        edges = np.linspace(np.quantile(finite, _LOWEST_SHARE), finite.max() + 0.05, 101)
+        edges = np.linspace(np.quantile(finite, _LOWEST_SHARE), finite.max() + 0.05, 81)
         for number, one in enumerate(centred):
             colour, label = _SHADES[number % len(_SHADES)], f"set {number + 1}"
             left.stairs(np.histogram(one, edges)[0] / one.size, edges, color=colour, label=label, linewidth=1.3)
@@ -71,11 +72,13 @@ def energy_conservation(data: ReportData, step_fs: float, file: Path) -> None:
             energies = data.energies[name]
             time = 1e-3 * step_fs * np.arange(1, len(energies) + 1)
             title, colour = titles[name]
-            axes.plot(time, (energies - energies.mean()) / data.degrees_of_freedom, color=colour, linewidth=0.5)
-            axes.set_title(title)
+            deviation = (energies - energies.mean()) / data.degrees_of_freedom
+            axes.plot(time, deviation, color=colour, linewidth=0.5)
+            axes.set_title(f"{title}: {deviation.std():.4f}")
             axes.set_xlabel("time (ps)")
             axes.set_xlim(0.0, time[-1])
-        row[0].set_ylabel("(E − mean E) / degrees of freedom\n(kJ/mol)")
+            axes.xaxis.set_major_locator(MaxNLocator(5 if len(energies) == max(lengths) else 3))
+        row[0].set_ylabel("E − mean E, per degree\nof freedom (kJ/mol)")
 
 
 def temperature(
@@ -99,6 +102,8 @@ def temperature(
             axes.axhline(target, color=REFERENCE, linewidth=0.8, linestyle=":")
             axes.set_title(f"{titles[name]}: {values.mean():.1f} K")
             axes.set_xlabel("time (ps)")
+            axes.set_xlim(0.0, intervals_ps[name] * len(values))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
         row[0].set_ylabel("temperature (K)")
 
 
@@ -115,7 +120,7 @@ def training(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         (names[model] + title, label, scale * _column(points, key), _column(points, "step"), colours[model], scale)
         for model, stages in curves.items()
         for stage, key, title, label, scale in (
-            ("likelihood", "nll", "maximum likelihood", "−ln likelihood of a batch", 1.0),
+            ("likelihood", "nll", "maximum likelihood", "mean −ln likelihood", 1.0),
             ("refinement", "effective_share", "refinement on own samples", "effective size of a batch (%)", 100.0),
         )
         if (points := [point for point in stages.get(stage, []) if key in point])
