@@ -161,7 +161,7 @@ class IntervalBumps(BumpMixture):
         *_, identity, _ = self._read(parameters)
         low = torch.minimum(torch.zeros_like(target), target / identity)
         high = torch.maximum(torch.ones_like(target), 1.0 + (target - 1.0) / identity)
-        return low - 1e-6, high + 1e-6
+        return low, high
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:
         """Equal weights, centres spread evenly, widths about a half, identity share 1/4."""

@@ -35,7 +35,7 @@ def solve_increasing(
         high: ``(M,)`` upper ends.
 
     Returns:
-        Roots ``(M,)`` to a few units in the last place of x, or of f where f' is small.
+        Roots ``(M,)`` to a few units in the last place of x, or of f where f' is small; never outside the brackets.
 
     Raises:
         ConvergenceError: when an element does not converge, or is NaN; no unconverged value is ever returned.
@@ -46,8 +46,8 @@ def solve_increasing(
         if not len(target):
             return root
         active = torch.arange(len(target), device=target.device)
-        low, high = low.clone(), high.clone()
         x = 0.5 * (low + high)
+        first, last = low, high
         step = high - low
         for _ in range(_ITERATIONS):
             value, slope = function(x, parameters)
@@ -64,13 +64,14 @@ def solve_increasing(
             done = (high - low <= epsilon * (1.0 + x.abs())) | (newton.abs() <= 0.5 * epsilon * (1.0 + x.abs()))
             done &= ~excess.isnan()  # every comparison with NaN fails, which would close the bracket on its upper end
             if bool(done.any()):
-                finished = torch.where(newton.abs() <= high - low, proposal, middle)
+                finished = torch.where(newton.abs() <= high - low, proposal, middle).clamp(first, last)
                 root[active[done]] = finished[done]
                 keep = ~done
                 if not bool(keep.any()):
                     return root
                 active, target, parameters = active[keep], target[keep], parameters[keep]
                 low, high, moved, step = low[keep], high[keep], moved[keep], step[keep]
+                first, last = first[keep], last[keep]
             x = moved
     raise ConvergenceError(
         f"{len(active)} of {len(root)} roots did not converge in {_ITERATIONS} iterations "

@@ -18,6 +18,7 @@ from .bijection import Bijection, Transformed
 
 _RIDGE = 1e-3  # of the mean square of a cosine, 1/2
 _SMALLEST_VARIANCE = 1e-6  # relative to the largest: directions below it carry rounding, not physics
+_SMALLEST_TAIL = 1e-300  # its quantile, -37 deviations, and the slope there are finite
 _RIGID = 1e-5  # nm or radians: a hundredth of any thermal vibration, and what constraint solvers leave of a bond
 
 
@@ -26,6 +27,12 @@ class WhitenedMap(Bijection):
 
     The context is F, so that stiff coordinates may follow the torsions linearly. Both directions closed form.
     """
+
+    mean: Tensor
+    regression: Tensor
+    whitening: Tensor
+    colouring: Tensor
+    log_volume: Tensor
 
     def __init__(self, dimension: int, features: int) -> None:
         super().__init__()
@@ -84,6 +91,11 @@ class IntervalMap(Bijection):
     run into the ends. Both directions closed form (error function and its inverse).
     """
 
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, low: Tensor, high: Tensor, widening: float = 1.3) -> None:
         super().__init__()
         self.widening = widening
@@ -115,6 +127,17 @@ class IntervalMap(Bijection):
         high = torch.special.ndtr((self.high - self.mean) / self.deviation)
         return low, high - low
 
+    def _standard(self, value: Tensor) -> Tensor:
+        """Return the standard normal variable for a share of the domain, each half from its own tail."""
+        lowest, highest = (self.low - self.mean) / self.deviation, (self.high - self.mean) / self.deviation
+        below, above = torch.special.ndtr(lowest), torch.special.ndtr(-highest)
+        share = 1.0 - below - above
+        left = torch.special.ndtri((below + share * value).clamp(_SMALLEST_TAIL, 0.75))
+        right = -torch.special.ndtri((above + share * (1.0 - value)).clamp(_SMALLEST_TAIL, 0.75))
+        standard = torch.where(below + share * value < 0.5, left, right)
+        # The ends of the domain are the images of 0 and 1, also where their tails are too small for a float64.
+        return torch.minimum(torch.maximum(standard, lowest), highest)
+
     def _log_slope(self, standard: Tensor, share: Tensor) -> Tensor:
         density = -0.5 * standard.square() - 0.5 * math.log(2.0 * math.pi)
         return (density - self.deviation.log() - share.log()).sum(-1)
@@ -127,8 +150,15 @@ class IntervalMap(Bijection):
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
         """See :meth:`Bijection.forward`."""
-        low, share = self._ends()
-        standard = torch.special.ndtri(low + share * value)
+        rounding = 16.0 * torch.finfo(torch.float32).eps
+        outside = (value < -rounding) | (value > 1.0 + rounding)
+        if bool(outside.any()):
+            raise ConfigurationError(
+                f"{int(outside.sum())} values lie outside [0, 1] (first: {value[outside][0].item():.6g}): the latent "
+                "space of map = 'interval' is the unit cube"
+            )
+        _, share = self._ends()
+        standard = self._standard(value.double().clamp(0.0, 1.0))  # the networks run in float32, whose 1 may be 1 + eps
         return Transformed(self.mean + self.deviation * standard, -self._log_slope(standard, share))
 
 

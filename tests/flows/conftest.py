@@ -15,8 +15,6 @@ from flowbridge.flows.zmatrix import build_zmatrix
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
-torch.set_num_threads(1)
-
 
 def _from_smiles(smiles: str, hydrogens: bool = True) -> tuple[Particles, np.ndarray]:
     """Return particles and relaxed positions ``(N, 3)`` in nm."""
@@ -77,6 +75,15 @@ class Springs(Potential):
         return (0.5 * self.constants * (separation - self.lengths).square()).sum(-1).double()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """These tensors are so small that a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def from_smiles():
     """Function: SMILES (and whether to keep hydrogens) to particles and positions ``(N, 3)`` nm."""
@@ -103,9 +110,7 @@ def generator_of(from_smiles, frames_of):
         smiles: str, configuration: FlowConfiguration | None = None, dtype: torch.dtype = torch.float64
     ) -> BoltzmannGenerator:
         particles, positions = from_smiles(smiles)
-        model = BoltzmannGenerator.untrained(
-            particles, 300.0, frames_of(particles, positions, 800), configuration
-        )
+        model = BoltzmannGenerator.untrained(particles, 300.0, frames_of(particles, positions, 800), configuration)
         stir(model.flow)
         model.flow.to(dtype)
         return model

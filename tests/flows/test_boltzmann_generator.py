@@ -150,7 +150,9 @@ def test_a_model_file_gives_the_same_bits(model_of, tmp_path, design, dtype):
     assert loaded.coordinates.layout == model.coordinates.layout
     assert torch.equal(loaded.log_prob(samples.positions), model.log_prob(samples.positions))
     assert torch.equal(draws(loaded, 16).positions, samples.positions)
-    assert torch.equal(loaded.energy_and_forces(samples.positions).forces, model.energy_and_forces(samples.positions).forces)
+    assert torch.equal(
+        loaded.energy_and_forces(samples.positions).forces, model.energy_and_forces(samples.positions).forces
+    )
 
 
 def test_a_cell_is_refused(model_of):

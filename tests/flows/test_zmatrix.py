@@ -153,7 +153,9 @@ def test_large_molecules_of_random_shape():
         require_exact(particles, random.standard_normal((40, 3)))
 
 
-@pytest.mark.parametrize("name", ["water", "hydrogen peroxide", "ammonia", "cyclopropane", "glycine zwitterion", "isobutane"])
+@pytest.mark.parametrize(
+    "name", ["water", "hydrogen peroxide", "ammonia", "cyclopropane", "glycine zwitterion", "isobutane"]
+)
 def test_log_volume_with_rigid_motion_is_the_whole_jacobian(molecule, name):
     """``x = exp(omega) y(q) + t``: with the six rigid coordinates the determinant agrees, constant included."""
     particles, positions = molecule(name)

@@ -1,0 +1,195 @@
+"""Training as users run it: it learns, it repeats itself, and a killed run goes on to the same numbers."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from flowbridge.core.energy import PotentialEnergy
+from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
+from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
+from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.training.configuration import TrainingConfiguration
+from flowbridge.flows.training.fitting import TrainingData, train
+from flowbridge.flows.training.modules import LikelihoodTraining, RefinementTraining
+
+SMILES = "CO"
+FLOW = FlowConfiguration.model_validate(
+    {"torsions": {"couplings": 2, "components": 6, "hidden": [16]}, "stiff": {"couplings": 4, "hidden": [16]}}
+)
+SETTINGS = TrainingConfiguration.model_validate(
+    {
+        "likelihood": {"steps": 24, "batch": 64, "learning_rate": 3e-3, "average": 0.9},
+        "refinement": {"steps": 24, "batch": 64, "average": 0.9},
+        "checkpoint_interval": 8,
+        "log_interval": 5,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def springs(from_smiles, springs_of):
+    return springs_of(*from_smiles(SMILES))
+
+
+@pytest.fixture(scope="module")
+def data(from_smiles, frames_of, springs) -> TrainingData:
+    positions = torch.as_tensor(frames_of(*from_smiles(SMILES), 600))
+    return TrainingData(positions, *springs.energy_and_forces(positions))
+
+
+@pytest.fixture
+def model(from_smiles, data) -> BoltzmannGenerator:
+    return BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+
+
+averages_lag = pytest.mark.xfail(
+    strict=True, reason="Lightning writes a checkpoint before the hook that updates the averaged parameters"
+)
+nan_spreads = pytest.mark.xfail(
+    strict=True, reason="backpropagation multiplies the NaN of rows that the loss leaves out"
+)
+
+
+class Killed(Exception):
+    """Stands in for the end of the process."""
+
+
+def kill_after(monkeypatch, stage: type, steps: int) -> None:
+    """Let the stage's step number ``steps`` (counted in this process) die before it is taken."""
+    step, calls = stage.training_step, iter(range(steps))
+
+    def mortal(self, batch, batch_idx):
+        if next(calls, None) is None:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(stage, "training_step", mortal)
+
+
+def run(model, data, springs, folder, seed=1, settings=SETTINGS):
+    return train(model, data, PotentialEnergy(springs), settings, folder, seed, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(from_smiles, data, springs, tmp_path_factory):
+    model = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+    result = run(model, data, springs, tmp_path_factory.mktemp("undisturbed"))
+    return model, result
+
+
+def require_same(first, second) -> None:
+    for (name, a), (other, b) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(a, b), name
+
+
+def test_training_learns(undisturbed, from_smiles, data, springs):
+    model, result = undisturbed
+    fresh = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+    likelihood, refinement = result.curves["likelihood"], result.curves["refinement"]
+    assert [point["step"] for point in likelihood] == [0, 5, 10, 15, 20]
+    assert [point["step"] for point in refinement] == [0, 5, 10, 15, 20]
+    assert bool(model.log_prob(data.positions).mean() > fresh.log_prob(data.positions).mean())
+    # minus the reverse Kullback-Leibler divergence, up to the constant log Z
+    before, after = (flow.sample(4000, springs, seed=3).log_weights.mean() for flow in (fresh, model))
+    assert after > before + 0.5
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(undisturbed, model, data, springs, tmp_path):
+    other = copy.deepcopy(model)
+    result = run(model, data, springs, tmp_path / "same")
+    require_same(model, undisturbed[0])
+    assert result == undisturbed[1]
+    run(other, data, springs, tmp_path / "other", seed=2)
+    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [
+        (LikelihoodTraining, 4),  # before the first checkpoint
+        pytest.param(LikelihoodTraining, 8, marks=averages_lag),  # at one
+        pytest.param(LikelihoodTraining, 17, marks=averages_lag),
+        pytest.param(RefinementTraining, 0, marks=averages_lag),
+        pytest.param(RefinementTraining, 23, marks=averages_lag),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_numbers(
+    undisturbed, from_smiles, model, data, springs, tmp_path, stage, steps
+):
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, stage, steps)
+        with pytest.raises(Killed):
+            run(model, data, springs, tmp_path)
+    again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+    result = run(again, data, springs, tmp_path)
+    require_same(again, undisturbed[0])
+    assert result == undisturbed[1]
+
+
+@averages_lag
+def test_a_finished_run_is_not_run_again(undisturbed, from_smiles, model, data, springs, tmp_path):
+    run(model, data, springs, tmp_path)
+    again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, LikelihoodTraining, 0)
+        kill_after(patch, RefinementTraining, 0)
+        result = run(again, data, springs, tmp_path)
+    require_same(again, undisturbed[0])
+    assert result == undisturbed[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"likelihood": {"steps": 4, "batch": 16, "force_weight": 0.1}, "refinement": {"steps": 0}},
+        {
+            "likelihood": {"steps": 4, "batch": 16},
+            "refinement": {"steps": 4, "batch": 16, "path_weight": 0, "reverse_kl_weight": 1, "likelihood_weight": 1},
+        },
+        {"likelihood": {"steps": 4, "batch": 16}, "refinement": {"steps": 8, "batch": 16, "final_batch": 32}},
+        {"likelihood": {"steps": 0}, "refinement": {"steps": 3, "batch": 16, "coverage": 0}},
+    ],
+    ids=["force matching", "reverse kl and likelihood", "larger batches at the end", "refinement alone"],
+)
+def test_every_objective_trains(model, data, springs, tmp_path, change):
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    result = run(model, data, springs, tmp_path, settings=TrainingConfiguration.model_validate(change))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(np.isfinite(v) for curve in result.curves.values() for point in curve for v in point.values())
+
+
+class Hopeless:
+    """An energy that has a value for one configuration in three."""
+
+    def __init__(self, springs, share: int) -> None:
+        self.energy, self.share = PotentialEnergy(springs), share
+
+    def energies_and_forces(self, positions):
+        energies, forces = self.energy.energies_and_forces(positions)
+        lost = np.arange(len(energies)) % 3 < self.share
+        energies[lost], forces[lost] = np.nan, np.nan
+        return energies, forces
+
+
+def test_samples_without_energies_stop_the_training_when_they_are_most(model, data, springs, tmp_path):
+    with pytest.raises(NonFiniteEnergyError, match=r"only \d+ of \d+ samples of the flow have a finite energy"):
+        train(model, data, Hopeless(springs, 2), SETTINGS, tmp_path, 1, show_progress=False)
+
+
+@nan_spreads
+def test_samples_without_energies_are_left_out_when_they_are_few(model, data, springs, tmp_path):
+    settings = SETTINGS.model_copy(update={"likelihood": SETTINGS.likelihood.model_copy(update={"steps": 5})})
+    train(model, data, Hopeless(springs, 1), settings, tmp_path, 1, show_progress=False)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_frames_and_forces_must_belong_together(data):
+    with pytest.raises(ConfigurationError, match="do not belong together"):
+        TrainingData(data.positions, data.energies[:-1], data.forces)
+    with pytest.raises(ConfigurationError, match="do not belong together"):
+        TrainingData(data.positions, data.energies, data.forces[:, :-1])
