@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Chain(Bijection):
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
         """See :meth:`Bijection.inverse`."""
         log_det = value.new_zeros(value.shape[0])
-        for bijection in reversed(self.bijections):
+        for bijection in cast(Iterable[Bijection], reversed(self.bijections)):
             value, change = bijection.inverse(value, context)
             log_det = log_det + change
         return Transformed(value, log_det)

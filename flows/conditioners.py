@@ -66,6 +66,8 @@ class FourierFeatures(nn.Module):
         pairs: index pairs whose sum and difference get features too.
     """
 
+    combinations: Tensor
+
     def __init__(self, angles: int, harmonics: int, pairs: tuple[tuple[int, int], ...] = ()) -> None:
         super().__init__()
         combinations = [torch.eye(angles) * k for k in range(1, harmonics + 1)]

@@ -31,6 +31,8 @@ class FlowResult(NamedTuple):
 class CircleShift(Bijection):
     """A fixed rotation of every angle, so that no layer's winding point is special."""
 
+    shift: Tensor
+
     def __init__(self, dimension: int, generator: torch.Generator) -> None:
         super().__init__()
         self.register_buffer("shift", torch.rand(dimension, generator=generator))
@@ -80,10 +82,9 @@ class CoordinateFlow(nn.Module):
 
     def sample_latent(self, count: int, generator: torch.Generator) -> Coordinates:
         """Draw from the base: uniform angles, and normal (or uniform) stiff variables."""
-        options = {"generator": generator, "dtype": self.dtype}
-        circular = torch.rand(count, self.circular_dimension, **options)
+        circular = torch.rand(count, self.circular_dimension, generator=generator, dtype=self.dtype)
         draw = torch.rand if self.uniform_base else torch.randn
-        return Coordinates(circular, draw(count, self.stiff_dimension, **options))
+        return Coordinates(circular, draw(count, self.stiff_dimension, generator=generator, dtype=self.dtype))
 
     def base_log_prob(self, latent: Coordinates) -> Tensor:
         """Return the base log-density ``(B,)``."""
@@ -131,7 +132,7 @@ def _circular_chain(
 
     for number in range(settings.couplings if core else 0):
         if core == 1:
-            first, second = [0], []
+            first, second = [0], list[int]()
         elif core == 2:
             first, second = ([0], [1]) if number % 2 == 0 else ([1], [0])
         else:

@@ -27,6 +27,11 @@ class Coupling(Bijection):
         wrap: whether transformed coordinates are angles in turns, to be wrapped to [0, 1).
     """
 
+    transformed: Tensor
+    others: Tensor
+    seen: Tensor
+    restore: Tensor
+
     def __init__(
         self,
         dimension: int,

@@ -29,6 +29,11 @@ class InternalCoordinates(nn.Module):
     float32.
     """
 
+    bond_atoms: Tensor
+    angle_atoms: Tensor
+    torsion_atoms: Tensor
+    storage_slot: Tensor
+
     def __init__(self, zmatrix: ZMatrix) -> None:
         super().__init__()
         self.zmatrix = zmatrix

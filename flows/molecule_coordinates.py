@@ -92,6 +92,11 @@ class MoleculeCoordinates(nn.Module):
     Build with :meth:`fit`, or from a stored layout and load the state.
     """
 
+    circular_index: Tensor
+    stiff_index: Tensor
+    centres: Tensor
+    torsion_slot: Tensor
+
     def __init__(self, zmatrix: ZMatrix, layout: Layout, configuration: FlowConfiguration) -> None:
         super().__init__()
         self.layout = layout

@@ -104,7 +104,7 @@ def _molecular_graph(particles: Particles) -> networkx.Graph:
     n = len(particles)
     if n < 3:
         raise CoordinateError(f"internal coordinates need at least three atoms, this molecule has {n}")
-    graph = networkx.Graph()
+    graph: networkx.Graph[int] = networkx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(particles.bonds)
     pieces = sorted(networkx.connected_components(graph), key=len, reverse=True)

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from ase import units
 from ase.md.langevin import Langevin
+from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from ..calculators import PotentialCalculator
 from ..core.potential import Particles
 
+AseKind = Literal["nve", "langevin"]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 _FRICTION_PER_PS = 10.0
 
@@ -30,7 +32,7 @@ class AseRun:
     temperature: float
     step_fs: float
     steps: int
-    kind: Literal["nve", "langevin"]
+    kind: AseKind
     seed: int
 
 
@@ -51,7 +53,7 @@ def run_ase(run: AseRun) -> FloatArray:
     MaxwellBoltzmannDistribution(atoms, temperature_K=run.temperature, rng=random)
     step = run.step_fs * units.fs
     if run.kind == "nve":
-        dynamics = VelocityVerlet(atoms, step)
+        dynamics: MolecularDynamics = VelocityVerlet(atoms, step)
     else:
         # fixcm=True rescales the noise of a molecule this small and heats it by more than a tenth.
         dynamics = Langevin(

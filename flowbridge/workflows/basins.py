@@ -78,7 +78,7 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
     particles = particles_from_topology(molecule.topology, molecule.system)
     zmatrix = build_zmatrix(particles)
     placed = [row for row in zmatrix.rows if row.torsion >= 0]
-    turning = {frozenset(bond) for bond in networkx.bridges(networkx.Graph(particles.bonds))}  # not in a ring
+    turning = {frozenset((i, j)) for i, j in networkx.bridges(networkx.Graph(particles.bonds))}  # not in a ring
     columns = [
         index
         for index, row in enumerate(placed)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from ..core.errors import ConfigurationError
 from ..flows.configuration import FlowConfiguration
 from ..flows.training.configuration import TrainingConfiguration
+from .targets import Targets
 
 Atom = int | str
 TorsionAtoms = Annotated[tuple[Atom, Atom, Atom, Atom], Field(description="indices or RESIDUE:NAME labels")]
@@ -130,6 +131,7 @@ class Workflow(Section):
     drive: Drive = Field(default_factory=Drive)
     reweight: Reweight = Field(default_factory=Reweight)
     reference: Reference | None = None
+    targets: Targets = Field(default_factory=Targets, description="what the report holds the results against")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Workflow:

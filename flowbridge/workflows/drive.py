@@ -23,7 +23,7 @@ from ..integrations.openmm.flow_dynamics import (
 )
 from ..integrations.openmm.forces import add_potential, particle_system
 from ..integrations.openmm.systems import MolecularSystem
-from .ase_dynamics import AseRun, ase_forces, run_ase
+from .ase_dynamics import AseKind, AseRun, ase_forces, run_ase
 from .configuration import Workflow
 from .evaluation import force_errors, named_torsions, potential_forces, torsion_histogram
 from .progress import track
@@ -134,7 +134,8 @@ def _tasks(
         )  # fmt: skip
         tasks.append(_Task(f"nve_flow_{number}", flow))
         tasks.append(_Task(f"nve_force_field_{number}", replace(flow, source=molecule.system_xml)))
-    for kind, steps in (("nve", settings.ase_nve_steps), ("langevin", settings.ase_langevin_steps)):
+    ase_steps: dict[AseKind, int] = {"nve": settings.ase_nve_steps, "langevin": settings.ase_langevin_steps}
+    for kind, steps in ase_steps.items():
         job = AseRun(file, held_out[0], temperature, settings.nve_step_fs, steps, kind, seed)
         tasks.append(_Task(f"ase_{kind}", job))
     return tasks

@@ -20,6 +20,7 @@ from .progress import console
 from .setup import molecular_system
 from .stages import Stage, write_json
 from .summary import print_summary
+from .targets import checks
 
 _COMPARISON_SAMPLES = 20_000
 
@@ -46,8 +47,10 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     results = _results(workflow, molecule, stages, config_path.parent)
     _publish(workflow, stages)
     write_json(workflow.output / "results.json", results)
-    report.write(workflow, molecule, stages, results, workflow.output, read_reference(workflow, config_path.parent))
-    print_summary(results, workflow.output)
+    reference = read_reference(workflow, config_path.parent)
+    report.write(workflow, molecule, stages, results, workflow.output, reference, workflow.targets)
+    torsion = workflow.reweight.free_energy.torsion if workflow.reweight.free_energy else None
+    print_summary(results, checks(results, torsion, workflow.targets), workflow.output)
     return results
 
 

@@ -84,7 +84,8 @@ def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> di
 
 
 def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> list[LangevinRun]:
-    settings, runs = workflow.simulate, []
+    settings = workflow.simulate
+    runs: list[LangevinRun] = []
     file = folder / "starts.npz"
     starts = starting_structures(workflow, molecule)
     save_arrays(file, **{start.name: start.positions for start in starts})
@@ -145,6 +146,6 @@ def permuted(trajectory: Trajectory, groups: list[tuple[int, ...]], seed: int) -
         turns = generator.integers(0, len(group), len(positions))
         for turn in range(1, len(group)):
             frames = np.flatnonzero(turns == turn)
-            source, target = np.ix_(frames, np.roll(group, turn)), np.ix_(frames, group)
+            source, target = np.ix_(frames, np.roll(group, turn)), np.ix_(frames, np.asarray(group))
             positions[target], forces[target] = trajectory.positions[source], trajectory.forces[source]
     return Trajectory(positions, trajectory.energies, forces)

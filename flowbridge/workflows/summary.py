@@ -1,4 +1,4 @@
-"""The table that ``flowbridge run`` prints at its end."""
+"""The tables that ``flowbridge run`` prints at its end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .targets import Check
 
-def print_summary(results: dict[str, Any], output: Path) -> None:
-    """Print the headline numbers of ``results`` and where the report is."""
+
+def print_summary(results: dict[str, Any], checks: list[Check], output: Path) -> None:
+    """Print the headline numbers of ``results``, the requirements they meet or miss, and where the report is."""
     console = Console()
-    table = Table(title=f"{results['molecule']}: results", title_justify="left")
-    table.add_column("key")
-    table.add_column("value", justify="right")
+    numbers = Table(title=f"{results['molecule']}: results.json", title_justify="left")
+    numbers.add_column("key", overflow="fold")
+    numbers.add_column("value", justify="right")
     for key, value in results.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            table.add_row(key, f"{value:.5g}" if isinstance(value, float) else str(value))
+            numbers.add_row(key, f"{value:.5g}" if isinstance(value, float) else str(value))
     for stage, seconds in results["wall_seconds"].items():
-        table.add_row(f"wall_seconds.{stage}", f"{seconds:.1f}")
-    console.print(table)
-    console.print(f"report: {output / 'report.html'}")
+        numbers.add_row(f"wall_seconds.{stage}", f"{seconds:.1f}")
+    console.print(numbers)
+    asked = Table(title="requirements", title_justify="left")
+    for column in ("key", "must be", "measured", "met"):
+        asked.add_column(column, overflow="fold")
+    for check in checks:
+        asked.add_row(check.key, check.required, check.measured, {True: "yes", False: "NO", None: "-"}[check.met])
+    console.print(asked)
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True)

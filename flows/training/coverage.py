@@ -69,7 +69,12 @@ def _smooth_histogram(turns: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _barriers(density: NDArray[np.float64]) -> list[float]:
     """Return the positions (turns) of the minima that separate wells, in increasing order."""
-    peaks = [i for i in range(_BINS) if density[i] >= density[i - 1] and density[i] > density[(i + 1) % _BINS]]
+    floor = 1e-9 * density.max()  # the smoothed histogram carries rounding where there are no data
+    peaks = [
+        i
+        for i in range(_BINS)
+        if density[i] > floor and density[i] >= density[i - 1] and density[i] > density[(i + 1) % _BINS]
+    ]
     kept: list[int] = []
     for peak in sorted(peaks, key=lambda i: -density[i]):
         # on a circle two peaks are apart when the minima on both ways round are low

@@ -58,7 +58,7 @@ class FlowTraining(lightning.LightningModule):
         """Return the generator of the current step."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step + offset)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Adam with a cosine schedule, one scheduler tick a step."""
         stage = self.stage
         optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99))
@@ -70,8 +70,9 @@ class FlowTraining(lightning.LightningModule):
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the averaged parameters."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and update the averaged parameters: at the end of the batch the checkpoint is written before any hook."""
+        super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.flow)
 
     def record(self, **values: float) -> None:

@@ -10,12 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...core.errors import NonFiniteEnergyError
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
 from .target import TargetDensity
 
 _FORCE_OUTLIER = 10.0  # times the median: larger force errors count as this
 _PATH_OUTLIER = 5.0
+_SMALLEST_SIZE = 1e-30  # of a difference of gradients: at the optimum all are zero, and so is their median
 _LARGEST_WEIGHT = 10.0
 _TURN_SCALE = 0.05  # a typical width of a torsion in turns, where stiff coordinates have width one
 
@@ -45,7 +47,9 @@ def reverse_kl(flow: CoordinateFlow, latent: Coordinates, target: TargetDensity)
     """Return a scalar whose gradient is that of ``KL(q | pi)`` by plain reparametrisation."""
     coordinates, log_det = flow(latent)
     value = target(coordinates)
-    finite = torch.isfinite(value.log_density)
+    slopes = torch.cat(value.gradient, dim=1)
+    finite = torch.isfinite(value.log_density) & torch.isfinite(slopes).all(1)
+    _require_finite(finite)
     pulled = _inner(coordinates, value.gradient, finite)
     return -(pulled + log_det)[finite].mean()
 
@@ -86,19 +90,30 @@ def path_gradient(
     score = torch.autograd.grad(log_prob.sum(), leaves)
     with torch.no_grad():
         log_weights = value.log_density - log_prob.double()
-        finite = torch.isfinite(log_weights)
+        delta = Coordinates(*(a - b.to(a.dtype) for a, b in zip(score, value.gradient, strict=True)))
+        size = torch.sqrt((_TURN_SCALE * delta.circular).square().sum(-1) + delta.stiff.square().sum(-1))
+        finite = torch.isfinite(log_weights) & torch.isfinite(size)
+        _require_finite(finite)
         usable = log_weights[finite]
         batch_normaliser = torch.logsumexp(usable, 0) - torch.log(torch.tensor(float(len(log_weights))))
         shift = batch_normaliser if log_normaliser is None else log_normaliser
         weights = torch.exp(log_weights - shift).clamp(max=_LARGEST_WEIGHT)
         factor = powers[0] + powers[1] * weights + powers[2] * weights.square()
-        delta = Coordinates(*(a - b.to(a.dtype) for a, b in zip(score, value.gradient, strict=True)))
-        size = torch.sqrt((_TURN_SCALE * delta.circular).square().sum(-1) + delta.stiff.square().sum(-1))
         limit = _PATH_OUTLIER * size[finite].median()
-        factor = (factor * (limit / size).clamp(max=1.0)).to(size.dtype)
+        limited = factor * (limit / size.clamp_min(_SMALLEST_SIZE)).clamp(max=1.0)
+        # zero, not NaN, where there is no energy: backpropagation multiplies even rows that the loss leaves out
+        factor = torch.where(finite, limited, torch.zeros_like(limited)).to(size.dtype)
         share = torch.exp(2 * torch.logsumexp(usable, 0) - torch.logsumexp(2 * usable, 0)) / len(log_weights)
     loss = (factor * _inner(coordinates, delta, finite))[finite].sum() / len(log_weights)
     return PathGradient(loss, log_weights, float(share))
+
+
+def _require_finite(finite: Tensor) -> None:
+    if not bool(finite.any()):
+        raise NonFiniteEnergyError(
+            f"none of the {len(finite)} samples of a training batch has a finite energy and force: the flow has left the "
+            "region where the target is defined; lower the learning rate, or train longer by likelihood first"
+        )
 
 
 def _inner(coordinates: Coordinates, gradient: Coordinates, finite: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def save_arrays(file: Path, **arrays: FloatArray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
     with os.fdopen(handle, "wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(name, file)

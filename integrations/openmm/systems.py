@@ -135,14 +135,14 @@ def _from_structure(path: Path) -> tuple[app.Topology, FloatArray]:
 def _from_smiles(smiles: str) -> tuple[app.Topology, FloatArray]:
     try:
         from rdkit import Chem
-        from rdkit.Chem import AllChem
+        from rdkit.Chem import rdDistGeom
     except ImportError as error:
         raise MissingDependencyError("SMILES input needs RDKit: pip install 'flowbridge[molecules]'") from error
     parsed = Chem.MolFromSmiles(smiles)
     if parsed is None:
         raise ConfigurationError(f"RDKit cannot read the SMILES {smiles!r}")
     molecule = Chem.AddHs(parsed)
-    if AllChem.EmbedMolecule(molecule, randomSeed=1) != 0:
+    if rdDistGeom.EmbedMolecule(molecule, randomSeed=1) != 0:
         raise ConfigurationError(f"RDKit finds no three-dimensional structure for {smiles!r}; give a PDB file instead")
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())

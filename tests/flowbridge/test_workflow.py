@@ -12,8 +12,8 @@ import h5py
 import mdtraj
 import numpy as np
 import pytest
-
 from flowbridge.core.errors import ConfigurationError
+
 from flowbridge.workflows.configuration import read_workflow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -130,7 +130,11 @@ def test_a_killed_run_continues_to_the_same_numbers(undisturbed, tmp_path):
     # Kill without warning in three different places: while simulating, while training, while driving.
     for pattern in ("stages/simulate-*/trajectories/*.npz", "stages/train-*/checkpoints/*/step.ckpt", "stages/drive-*"):
         process = subprocess.Popen(
-            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
+            command(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            start_new_session=True,
         )
         deadline = time.monotonic() + 200
         while process.poll() is None and not list((tmp_path / "out").glob(pattern)):

@@ -44,14 +44,6 @@ def model(from_smiles, data) -> BoltzmannGenerator:
     return BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
 
 
-averages_lag = pytest.mark.xfail(
-    strict=True, reason="Lightning writes a checkpoint before the hook that updates the averaged parameters"
-)
-nan_spreads = pytest.mark.xfail(
-    strict=True, reason="backpropagation multiplies the NaN of rows that the loss leaves out"
-)
-
-
 class Killed(Exception):
     """Stands in for the end of the process."""
 
@@ -111,10 +103,10 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(undisturbed
     ("stage", "steps"),
     [
         (LikelihoodTraining, 4),  # before the first checkpoint
-        pytest.param(LikelihoodTraining, 8, marks=averages_lag),  # at one
-        pytest.param(LikelihoodTraining, 17, marks=averages_lag),
-        pytest.param(RefinementTraining, 0, marks=averages_lag),
-        pytest.param(RefinementTraining, 23, marks=averages_lag),
+        (LikelihoodTraining, 8),  # at one
+        (LikelihoodTraining, 17),
+        (RefinementTraining, 0),
+        (RefinementTraining, 23),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_numbers(
@@ -130,7 +122,6 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
     assert result == undisturbed[1]
 
 
-@averages_lag
 def test_a_finished_run_is_not_run_again(undisturbed, from_smiles, model, data, springs, tmp_path):
     run(model, data, springs, tmp_path)
     again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
@@ -181,7 +172,6 @@ def test_samples_without_energies_stop_the_training_when_they_are_most(model, da
         train(model, data, Hopeless(springs, 2), SETTINGS, tmp_path, 1, show_progress=False)
 
 
-@nan_spreads
 def test_samples_without_energies_are_left_out_when_they_are_few(model, data, springs, tmp_path):
     settings = SETTINGS.model_copy(update={"likelihood": SETTINGS.likelihood.model_copy(update={"steps": 5})})
     train(model, data, Hopeless(springs, 1), settings, tmp_path, 1, show_progress=False)
