@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import networkx
 import numpy as np
@@ -78,7 +79,8 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem) -> list[Start]:
     particles = particles_from_topology(molecule.topology, molecule.system)
     zmatrix = build_zmatrix(particles)
     placed = [row for row in zmatrix.rows if row.torsion >= 0]
-    turning = {frozenset((i, j)) for i, j in networkx.bridges(networkx.Graph(particles.bonds))}  # not in a ring
+    bridges = cast(Iterable[tuple[int, int]], networkx.bridges(networkx.Graph(particles.bonds)))
+    turning = {frozenset(bond) for bond in bridges}  # bonds that are in no ring
     columns = [
         index
         for index, row in enumerate(placed)

@@ -15,6 +15,7 @@ import pytest
 from flowbridge.core.errors import ConfigurationError
 
 from flowbridge.workflows.configuration import read_workflow
+from flowbridge.workflows.setup import molecular_system
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -155,28 +156,35 @@ def test_repeating_a_finished_run_repeats_nothing(undisturbed):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
+FORCE_FIELD = 'force_field = ["amber96.xml", "amber96_obc.xml"]'
+PHI = 'phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]'
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("old", "new", "message"),
     [
-        ('force_field = ["amber96.xml", "amber96_obc.xml"]', "exactly one of force_field"),
-        ("[simulate]\nframes = 100", "simulate.framez"),
-        ('phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]', None),
+        (FORCE_FIELD, "", "exactly one of force_field"),
+        (FORCE_FIELD, 'force_field = ["tip3p.xml"]', "does not fit the molecule"),
+        ("frames = 100", "framez = 100", r"simulate\.framez"),
+        ("frames = 100", "frames = -1", r"simulate\.frames"),
+        (PHI, "phi = [1, 2, 3]", r"molecule\.torsions\.phi"),
+        (PHI, 'phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:QQ"]', "'PRO:QQ' fits 0 atoms"),
+        ('name = "proline', "name = proline", "not valid TOML"),
+        ("proline_dipeptide.pdb", "nothing.pdb", "does not exist"),
     ],
 )
-def test_unusable_files_are_refused_with_the_key_named(tmp_path, change, message):
-    path = tmp_path / "bad.toml"
-    if message is None:
-        path.write_text(TINY.replace(change, "phi = [1, 2, 3]"))
-        message = "molecule.torsions.phi"
-    elif "framez" in message:
-        path.write_text(TINY.replace(change, "[simulate]\nframez = 100"))
-    else:
-        path.write_text(TINY.replace(change, ""))
-    with pytest.raises(ConfigurationError, match=message.replace(".", r"\.")):
+def test_unusable_files_are_refused_with_the_key_named(tmp_path, old, new, message):
+    def load():
         workflow = read_workflow(path)
-        from flowbridge.workflows.setup import molecular_system
+        molecule = molecular_system(workflow, tmp_path)
+        return [molecule.torsion_atoms(atoms) for atoms in workflow.molecule.torsions.values()]
 
-        molecular_system(workflow, tmp_path)
+    path = tmp_path / "bad.toml"
+    path.write_text(TINY)
+    assert len(load()) == 2
+    path.write_text(TINY.replace(old, new))
+    with pytest.raises(ConfigurationError, match=message):
+        load()
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.name)
