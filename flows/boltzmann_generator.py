@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -130,7 +131,14 @@ class BoltzmannGenerator(Potential):
             reduced_potentials={"target": reduced, "generator": -log_prob},
             particles=self.facts.particles,
             temperature=temperature,
-            provenance={"seed": seed, "count": count, "without_finite_energy": int((~usable).sum())},
+            provenance={
+                "seed": seed,
+                "count": count,
+                "without_finite_energy": int((~usable).sum()),
+                "model_digest": self.model_file.digest if self.model_file else None,
+                "target": f"{type(target).__module__}.{type(target).__qualname__}",
+                "versions": {name: version(name) for name in ("flowbridge", "torch", "numpy")},
+            },
         )
 
     def configuration(self) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Drive(Section):
     langevin_step_fs: PositiveFloat = 2.0
     langevin_friction_per_ps: PositiveFloat = 1.0
     hydrogen_mass: PositiveFloat | None = Field(default=None, description="amu, for the Langevin run")
-    replicas: PositiveInt = 64
+    langevin_runs: PositiveInt = Field(default=2, description="independent Contexts, over the workers")
+    replicas: PositiveInt = Field(default=64, description="copies of the molecule in each of them, driven as one batch")
     langevin_steps: PositiveInt = 20_000
     discarded_steps: PositiveInt = 5_000
     frame_interval: PositiveInt = 50

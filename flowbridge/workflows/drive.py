@@ -113,18 +113,18 @@ def _tasks(
 ) -> list[_Task]:
     settings, temperature, seed = workflow.drive, workflow.molecule.temperature, workflow.seed
     drawn = model.sample_positions(
-        settings.replicas * workflow.workers, torch.Generator().manual_seed(seed + _STARTS_OFFSET)
+        settings.replicas * settings.langevin_runs, torch.Generator().manual_seed(seed + _STARTS_OFFSET)
     ).positions.numpy()
     tasks = [
         _Task(
-            f"langevin_{worker}",
+            f"langevin_{number}",
             PotentialLangevinRun(
-                file, drawn[worker :: workflow.workers], temperature, settings.langevin_step_fs / 1000.0,
+                file, drawn[number :: settings.langevin_runs], temperature, settings.langevin_step_fs / 1000.0,
                 settings.langevin_friction_per_ps, settings.hydrogen_mass, settings.discarded_steps,
-                settings.langevin_steps, settings.frame_interval, seed + worker, folder / f"langevin_{worker}_frames.npz",
+                settings.langevin_steps, settings.frame_interval, seed + number, folder / f"langevin_{number}_frames.npz",
             ),
         )
-        for worker in range(workflow.workers)
+        for number in range(settings.langevin_runs)
     ]  # fmt: skip
     for number in range(settings.nve_runs):
         start = held_out[(number * len(held_out)) // settings.nve_runs]

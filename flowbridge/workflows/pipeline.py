@@ -31,8 +31,7 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     Args:
         config_path: the TOML file.
         output: folder for the results, instead of the one in the file.
-        workers: number of processes, instead of the number in the file; the numbers do not depend on it, except those
-            of flow-driven Langevin dynamics, where each worker drives its own replicas.
+        workers: number of processes, instead of the number in the file; the results do not depend on it.
     """
     overrides: dict[str, Any] = {}
     if output is not None:
