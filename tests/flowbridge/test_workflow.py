@@ -34,8 +34,8 @@ phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]
 psi = ["PRO:N", "PRO:CA", "PRO:C", "NME:N"]
 
 [simulate]
-frames = 100
-frame_interval = 10
+frames = 250
+frame_interval = 20
 equilibration_steps = 100
 automatic_basins = 2
 automatic_trajectories = 3
@@ -53,12 +53,12 @@ checkpoint_interval = 5
 log_interval = 5
 
 [model.training.likelihood]
-steps = 40
-batch = 64
+steps = 80
+batch = 128
 
 [model.training.refinement]
 steps = 20
-batch = 64
+batch = 128
 
 [drive]
 nve_steps = 20
@@ -66,6 +66,7 @@ nve_runs = 1
 equilibration_steps = 10
 replicas = 2
 langevin_steps = 20
+langevin_step_fs = 0.25
 discarded_steps = 5
 frame_interval = 5
 ase_nve_steps = 5
@@ -165,8 +166,8 @@ PHI = 'phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:C"]'
     [
         (FORCE_FIELD, "", "exactly one of force_field"),
         (FORCE_FIELD, 'force_field = ["tip3p.xml"]', "does not fit the molecule"),
-        ("frames = 100", "framez = 100", r"simulate\.framez"),
-        ("frames = 100", "frames = -1", r"simulate\.frames"),
+        ("frames = 250", "framez = 100", r"simulate\.framez"),
+        ("frames = 250", "frames = -1", r"simulate\.frames"),
         (PHI, "phi = [1, 2, 3]", r"molecule\.torsions\.phi"),
         (PHI, 'phi = ["ACE:C", "PRO:N", "PRO:CA", "PRO:QQ"]', "'PRO:QQ' fits 0 atoms"),
         ('name = "proline', "name = proline", "not valid TOML"),
