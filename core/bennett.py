@@ -27,6 +27,7 @@ class _Side:
 
     @classmethod
     def of(cls, gaps: ArrayLike, log_weights: ArrayLike) -> Self:
+        """Return checked gaps ``(S,)`` with normalised weights; raises ValueError for shapes that differ."""
         weights = scaled_weights(log_weights)
         array = np.asarray(gaps, dtype=np.float64)
         if array.shape != weights.shape:
