@@ -27,6 +27,7 @@ from .bootstrap import (
 from .errors import OverlapError
 
 __all__ = [
+    "MINIMUM_BLOCKS",
     "Estimate",
     "FreeEnergyProfile",
     "block_bootstrap",
@@ -42,6 +43,8 @@ __all__ = [
     "scaled_weights",
     "weighted_mean",
 ]
+
+MINIMUM_BLOCKS = 4  # two halves of at least two, below which a scatter between halves says nothing
 
 
 @dataclass(frozen=True)
@@ -354,41 +357,36 @@ def jensen_shannon_divergence(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def jensen_shannon_noise(
-    p: ArrayLike,
-    q: ArrayLike,
-    samples_p: float,
-    samples_q: float,
-    *,
-    replicas: int = DEFAULT_REPLICAS,
-    seed: int = 0,
+    p_blocks: ArrayLike, q_blocks: ArrayLike, *, splits: int = DEFAULT_REPLICAS, seed: int = 0
 ) -> Estimate[float]:
     """Return what :func:`jensen_shannon_divergence` would be if both histograms came from one distribution.
 
-    Two finite sets of samples of the same distribution differ, by about
-    ``(bins - 1)/8 * (1/samples_p + 1/samples_q)``. Here the difference is simulated: pairs of histograms are
-    drawn from the pooled one. A measured divergence within a few errors of this value shows no difference.
+    Two finite sets of independent samples of one distribution differ by about
+    ``(bins - 1)/8 * (1/samples_p + 1/samples_q)``. How many samples of a trajectory are independent differs from
+    bin to bin, so nothing is assumed of it: each set is split at random into halves of its blocks many times, and the
+    divergence between halves, ``(bins - 1)/8 * 4/samples``, is four times what the whole set contributes.
 
     Args:
-        p: histogram of any shape.
-        q: histogram of the same shape.
-        samples_p: number of independent samples behind p: the effective sample size of weighted samples, the
-            length of a trajectory in correlation times. Rounded to a whole number.
-        samples_q: the same for q.
-        replicas: number of simulated pairs.
-        seed: of the simulation.
+        p_blocks: ``(G, ...)`` histograms of at least four blocks that are independent of each other, such as the
+            replicas of a simulation that started from independent points.
+        q_blocks: ``(H, ...)`` the same for the other set, over the same bins.
+        splits: number of random splits.
+        seed: of the splits.
 
     Returns:
-        Mean and standard deviation over the simulated pairs, in nats.
+        Mean and standard deviation over the splits, in nats.
     """
-    first, second = _normalised_histograms(p, q)
-    if not (1 <= samples_p < np.inf and 1 <= samples_q < np.inf and replicas >= 2):
-        raise ValueError(
-            "need at least one independent sample on each side and two replicas, got "
-            f"{samples_p=}, {samples_q=}, {replicas=}"
-        )
-    numbers = [round(samples_p), round(samples_q)]
-    pooled = (numbers[0] * first + numbers[1] * second).ravel() / sum(numbers)
+    if splits < 2:
+        raise ValueError(f"need at least two splits, got {splits=}")
     generator = np.random.default_rng(seed)
-    drawn = [generator.multinomial(n, pooled / pooled.sum(), size=replicas) / n for n in numbers]
-    values = _jensen_shannon(drawn[0], drawn[1])
+    values = np.zeros(splits)
+    for name, given in (("p_blocks", p_blocks), ("q_blocks", q_blocks)):
+        blocks = np.asarray(given, dtype=np.float64)
+        if blocks.ndim < 2 or len(blocks) < MINIMUM_BLOCKS:
+            raise ValueError(f"{name} must hold at least four histograms, (G, bins), got the shape {blocks.shape}")
+        flat = blocks.reshape(len(blocks), -1)
+        for split in range(splits):
+            order = generator.permutation(len(flat))
+            half, other = flat[order[: len(flat) // 2]].sum(0), flat[order[len(flat) // 2 :]].sum(0)
+            values[split] += 0.25 * jensen_shannon_divergence(half, other)
     return Estimate(float(values.mean()), float(values.std(ddof=1)))

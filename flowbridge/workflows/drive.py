@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.model_files import load
-from ..core.statistics import jensen_shannon_divergence, jensen_shannon_noise
+from ..core.statistics import MINIMUM_BLOCKS, jensen_shannon_divergence, jensen_shannon_noise
 from ..flows.boltzmann_generator import BoltzmannGenerator
 from ..integrations.openmm.dynamics import map_processes, save_arrays
 from ..integrations.openmm.energies import OpenMMEnergy
@@ -178,38 +178,18 @@ def _langevin_against_samples(
     torsions = list(named_torsions(workflow, molecule, driven).values())[:2]
     if len(torsions) < 2:
         return results
-    count = driven.shape[0] * driven.shape[1]
-    drawn = model.sample_positions(count, torch.Generator().manual_seed(workflow.seed)).positions.numpy()
-    sampled = list(named_torsions(workflow, molecule, drawn).values())[:2]
-    p = torsion_histogram(torsions[0], torsions[1], settings.histogram_bins)
-    q = torsion_histogram(sampled[0], sampled[1], settings.histogram_bins)
-    independent = max(count / _statistical_inefficiency(torsions), 2.0)
-    noise = jensen_shannon_noise(p, q, independent, count)
-    return {
-        **results,
-        "js_divergence_md_vs_samples": jensen_shannon_divergence(p, q),
-        "js_divergence_expected_from_noise": noise.value,
-        "js_histogram_bins": settings.histogram_bins,
-        "langevin_independent_samples": float(independent),
-    }
-
-
-def _statistical_inefficiency(torsions: list[FloatArray]) -> float:
-    """Return frames per independent sample, from the slowest autocorrelation of cos and sin of ``(F, R)`` torsions."""
-    slowest = 1.0
-    for torsion in torsions:
-        for signal in (np.cos(np.radians(torsion)), np.sin(np.radians(torsion))):
-            centred = signal - signal.mean()
-            frames = len(centred)
-            variance = np.mean(centred**2)
-            total = 1.0
-            for lag in range(1, frames // 2):
-                correlation = np.mean(centred[lag:] * centred[:-lag]) / variance
-                if correlation <= 0.02:
-                    break
-                total += 2.0 * correlation
-            slowest = max(slowest, total)
-    return slowest
+    replicas = driven.shape[1]
+    drawn = model.sample_positions(driven.shape[0] * replicas, torch.Generator().manual_seed(workflow.seed))
+    sampled = list(named_torsions(workflow, molecule, drawn.positions.numpy()).values())[:2]
+    bins = settings.histogram_bins
+    # One histogram a replica, which started from a sample of its own, and as many of direct samples.
+    p = np.array([torsion_histogram(torsions[0][:, r], torsions[1][:, r], bins) for r in range(replicas)])
+    q = np.array([torsion_histogram(sampled[0][r::replicas], sampled[1][r::replicas], bins) for r in range(replicas)])
+    results["js_divergence_md_vs_samples"] = jensen_shannon_divergence(p.sum(0), q.sum(0))
+    results["js_histogram_bins"] = bins
+    if replicas >= MINIMUM_BLOCKS:
+        results["js_divergence_expected_from_noise"] = jensen_shannon_noise(p, q).value
+    return results
 
 
 def _engines_against_each_other(file: Path, model: BoltzmannGenerator, held_out: FloatArray) -> dict[str, float]:

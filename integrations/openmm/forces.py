@@ -14,7 +14,7 @@ from openmm import app, unit
 
 from ...core.errors import ConfigurationError
 from ...core.model_files import load, matches_its_file
-from ...core.potential import Potential
+from ...core.potential import Potential, PotentialFacts
 from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
 from .matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
 
@@ -77,31 +77,13 @@ def add_potential(
             force.
     """
     _check_backend(backend)
-    if replicas < 1:
-        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
-    if not 0 <= force_group <= 31:
-        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
+    _check_numbers(replicas, force_group)
     options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device)
     computation = _computation(potential, options)
     facts = computation.potential.facts
-
-    chosen = selected_particles(system, facts.particles, particles, replicas)
-    check_mechanics(system, chosen)
-    if topology is None:
-        check_masses(system, facts.particles, chosen)
-    else:
-        check_elements(topology, facts.particles, chosen, system.getNumParticles())
-    check_boundaries(system, facts.particles, facts.periodic, chosen)
-
-    parameters = dict(facts.global_parameters)
-    if scale_parameter is not None:
-        if scale_parameter in parameters:
-            raise ConfigurationError(
-                f"the potential has a global parameter {scale_parameter!r} of its own: choose another scale_parameter"
-            )
-        parameters[scale_parameter] = 1.0
+    chosen = _matching_particles(system, facts, topology, particles, replicas)
     # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
-    force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
+    force = openmm.PythonForce(computation, _parameters(facts, scale_parameter), [] if particles is None else chosen)
     force.setName("FlowbridgePotential")
     force.setForceGroup(force_group)
     force.setUsesPeriodicBoundaryConditions(facts.periodic)
@@ -127,8 +109,7 @@ def particle_system(
             mass along.
         ModelFileError: when the model file cannot be read.
     """
-    if replicas < 1:
-        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
+    _check_numbers(replicas)
     molecule = (potential if isinstance(potential, Potential) else load(potential)).facts.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
@@ -167,6 +148,43 @@ def _computation(potential: Potential | str | os.PathLike[str], options: Evaluat
     if options.dtype is not None or options.device is not None:
         potential = options.place(copy.deepcopy(potential))
     return PotentialComputation(potential, options, source)
+
+
+def _matching_particles(
+    system: openmm.System,
+    facts: PotentialFacts,
+    topology: app.Topology | None,
+    particles: Sequence[int] | None,
+    replicas: int,
+) -> list[int]:
+    """Return the indices that the potential acts on, after everything about them was compared with its facts."""
+    chosen = selected_particles(system, facts.particles, particles, replicas)
+    check_mechanics(system, chosen)
+    if topology is None:
+        check_masses(system, facts.particles, chosen)
+    else:
+        check_elements(topology, facts.particles, chosen, system.getNumParticles())
+    check_boundaries(system, facts.particles, facts.periodic, chosen)
+    return chosen
+
+
+def _parameters(facts: PotentialFacts, scale_parameter: str | None) -> dict[str, float]:
+    """Return the force's global parameters and their defaults."""
+    parameters = dict(facts.global_parameters)
+    if scale_parameter is None:
+        return parameters
+    if scale_parameter in parameters:
+        raise ConfigurationError(
+            f"the potential has a global parameter {scale_parameter!r} of its own: choose another scale_parameter"
+        )
+    return {**parameters, scale_parameter: 1.0}
+
+
+def _check_numbers(replicas: int, force_group: int = 0) -> None:
+    if replicas < 1:
+        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
+    if not 0 <= force_group <= 31:
+        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
 
 
 def _check_backend(backend: str) -> None:

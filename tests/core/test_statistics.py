@@ -286,24 +286,35 @@ class TestJensenShannon:
         shape = rng.dirichlet(np.full(40, 2.0))
         measured, expected = [], []
         for _ in range(50):
-            p, q = rng.multinomial(5000, shape), rng.multinomial(2000, shape)
-            measured.append(jensen_shannon_divergence(p, q))
-            expected.append(jensen_shannon_noise(p, q, 5000, 2000).value)
+            p, q = rng.multinomial(100, shape, size=50), rng.multinomial(50, shape, size=40)
+            measured.append(jensen_shannon_divergence(p.sum(0), q.sum(0)))
+            expected.append(jensen_shannon_noise(p, q, splits=20).value)
         assert np.mean(measured) == pytest.approx(np.mean(expected), rel=0.06)
         assert np.mean(expected) == pytest.approx(39 / 8 * (1 / 5000 + 1 / 2000), rel=0.1)
 
+    def test_noise_counts_correlated_samples_once(self):
+        """Each block repeats every one of its samples ten times: the noise is that of the independent ones."""
+        rng = np.random.default_rng(19)
+        shape = rng.dirichlet(np.full(40, 2.0))
+        measured, expected = [], []
+        for _ in range(50):
+            p, q = 10 * rng.multinomial(50, shape, size=40), rng.multinomial(500, shape, size=40)
+            measured.append(jensen_shannon_divergence(p.sum(0), q.sum(0)))
+            expected.append(jensen_shannon_noise(p, q, splits=20).value)
+        assert np.mean(measured) == pytest.approx(np.mean(expected), rel=0.06)
+
     def test_a_real_difference_stands_out_of_the_noise(self):
         rng = np.random.default_rng(17)
-        p = np.histogram(rng.normal(0, 1, 5000), 40, (-4, 4))[0]
-        q = np.histogram(rng.normal(0.2, 1, 5000), 40, (-4, 4))[0]
-        noise = jensen_shannon_noise(p, q, 5000, 5000)
-        assert jensen_shannon_divergence(p, q) > noise.value + 5 * noise.error
+        p = [np.histogram(rng.normal(0, 1, 500), 40, (-4, 4))[0] for _ in range(10)]
+        q = [np.histogram(rng.normal(0.2, 1, 500), 40, (-4, 4))[0] for _ in range(10)]
+        noise = jensen_shannon_noise(p, q)
+        assert jensen_shannon_divergence(np.sum(p, axis=0), np.sum(q, axis=0)) > noise.value + 5 * noise.error
 
     @pytest.mark.parametrize(("p", "q"), [([0, 0], [1, 1]), ([1, -1], [1, 1]), ([1, 1], [1, 1, 1]), ([], [])])
     def test_bad_histograms_are_refused(self, p, q):
         with pytest.raises(ValueError, match="histogram"):
             jensen_shannon_divergence(p, q)
 
-    def test_noise_needs_samples(self):
-        with pytest.raises(ValueError, match="samples_q=0"):
-            jensen_shannon_noise([1, 1], [1, 1], 10, 0)
+    def test_noise_needs_blocks(self):
+        with pytest.raises(ValueError, match=r"q_blocks must hold at least four histograms.*\(2, 2\)"):
+            jensen_shannon_noise(np.ones((4, 2)), np.ones((2, 2)))
