@@ -70,6 +70,7 @@ class _Workspace(threading.local):
         self.positions = np.zeros((replicas * particles, 3))
         self.batch = torch.from_numpy(self.positions).view(replicas, particles, 3)
         self.forces = np.zeros((replicas * particles, 3))
+        self.last: tuple[tuple[object, ...], float, FloatArray] | None = None
 
 
 class PotentialComputation:
@@ -80,12 +81,21 @@ class PotentialComputation:
         options: how to evaluate it.
         source: absolute path and digest of the model file the potential was loaded from. Without it the
             computation works but cannot be pickled.
+        fixed: whether nothing changes the potential any more, so that results may be remembered.
     """
 
-    def __init__(self, potential: Potential, options: EvaluationOptions, source: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        potential: Potential,
+        options: EvaluationOptions,
+        source: tuple[str, str] | None = None,
+        *,
+        fixed: bool = False,
+    ) -> None:
         self.potential = potential
         self.options = options
         self.source = source
+        self._fixed = fixed
         self._defaults = dict(potential.facts.global_parameters)
         self._workspace = _Workspace(options.replicas, len(potential.facts.particles))
         tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
@@ -118,16 +128,41 @@ class PotentialComputation:
     def _evaluate(self, state: openmm.State) -> tuple[float, FloatArray]:
         workspace = self._workspace
         _read_positions(state, workspace.positions)
-        batch = workspace.batch
-        if self._elsewhere:
-            batch = batch.to(device=self._device, dtype=self._dtype)
         cell = self._cell(state) if self._periodic else None
-        parameters, scale = {}, 1.0
+        parameters: dict[str, float] = {}
+        scale = 1.0
         if self._defaults or self.options.scale_parameter is not None:
             values = state.getParameters()
             parameters = {name: values[name] for name in self._defaults}
             if self.options.scale_parameter is not None:
                 scale = values[self.options.scale_parameter]
+        energy, forces = self._remembered(workspace, cell, parameters)
+        if scale != 1.0:
+            return energy * scale, np.multiply(forces, scale, out=workspace.forces)
+        return energy, forces
+
+    def _remembered(
+        self, workspace: _Workspace, cell: torch.Tensor | None, parameters: dict[str, float]
+    ) -> tuple[float, FloatArray]:
+        """Evaluate, unless the last evaluation of this thread was at the same point.
+
+        OpenMM asks once for the energy that a reporter wants and again, at the same positions, for the forces of the
+        next step. Only a model that nothing but its file defines is remembered: an object may be trained in between.
+        """
+        if not self._fixed:
+            return self._computed(workspace, cell, parameters)
+        box = None if cell is None else cell[0].numpy(force=True).tobytes()
+        key = (workspace.positions.tobytes(), box, tuple(parameters.items()))
+        if workspace.last is None or workspace.last[0] != key:
+            workspace.last = (key, *self._computed(workspace, cell, parameters))
+        return workspace.last[1:]
+
+    def _computed(
+        self, workspace: _Workspace, cell: torch.Tensor | None, parameters: dict[str, float]
+    ) -> tuple[float, FloatArray]:
+        batch = workspace.batch
+        if self._elsewhere:
+            batch = batch.to(device=self._device, dtype=self._dtype)
         result = self.potential.energy_and_forces(batch, cell, **parameters)
         if result.forces.shape != batch.shape or result.energy.shape != batch.shape[:1]:
             raise ConfigurationError(
@@ -143,8 +178,6 @@ class PotentialComputation:
         # A single dot product sees every NaN, infinity and overflow; which one it was is found out only then.
         if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
             self._check(energy, forces)
-        if scale != 1.0:
-            return energy * scale, np.multiply(forces, scale, out=workspace.forces)
         return energy, forces
 
     def _cell(self, state: openmm.State) -> torch.Tensor:
@@ -241,7 +274,7 @@ def computation_from_file(
         if potential is None:
             potential = options.place(model_files.load(location, digest=found)).requires_grad_(False)
             _loaded[key] = potential
-    return PotentialComputation(potential, options, (location, found))
+    return PotentialComputation(potential, options, (location, found), fixed=True)
 
 
 def load_computation(path: str, digest: str, options: str) -> PotentialComputation | UnavailableComputation:

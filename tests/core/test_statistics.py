@@ -285,10 +285,10 @@ class TestJensenShannon:
         rng = np.random.default_rng(16)
         shape = rng.dirichlet(np.full(40, 2.0))
         measured, expected = [], []
-        for _ in range(50):
+        for _ in range(400):
             p, q = rng.multinomial(100, shape, size=50), rng.multinomial(50, shape, size=40)
             measured.append(jensen_shannon_divergence(p.sum(0), q.sum(0)))
-            expected.append(jensen_shannon_noise(p, q, splits=20).value)
+            expected.append(jensen_shannon_noise(p, q, splits=4).value)
         assert np.mean(measured) == pytest.approx(np.mean(expected), rel=0.06)
         assert np.mean(expected) == pytest.approx(39 / 8 * (1 / 5000 + 1 / 2000), rel=0.1)
 
@@ -297,10 +297,10 @@ class TestJensenShannon:
         rng = np.random.default_rng(19)
         shape = rng.dirichlet(np.full(40, 2.0))
         measured, expected = [], []
-        for _ in range(50):
+        for _ in range(400):
             p, q = 10 * rng.multinomial(50, shape, size=40), rng.multinomial(500, shape, size=40)
             measured.append(jensen_shannon_divergence(p.sum(0), q.sum(0)))
-            expected.append(jensen_shannon_noise(p, q, splits=20).value)
+            expected.append(jensen_shannon_noise(p, q, splits=4).value)
         assert np.mean(measured) == pytest.approx(np.mean(expected), rel=0.06)
 
     def test_a_real_difference_stands_out_of_the_noise(self):

@@ -674,3 +674,53 @@ def test_errors_raised_directly_keep_their_type_and_cause(alanine):
     with pytest.raises(NonFiniteEnergyError) as caught:
         computation(context.getState(getPositions=True))
     assert isinstance(caught.value.__cause__, NonFiniteEnergyError)
+
+
+def test_what_a_reporter_asks_for_is_not_computed_again(morse, morse_file, alanine, monkeypatch):
+    calls = []
+    original = type(morse).energy_and_forces
+
+    def counted(self, *arguments, **parameters):
+        calls.append(1)
+        return original(self, *arguments, **parameters)
+
+    monkeypatch.setattr(type(morse), "energy_and_forces", counted)
+
+    def run(report):
+        calls.clear()
+        system = particle_system(morse_file)
+        add_potential(system, morse_file)
+        context = context_of(system)
+        context.setPositions(alanine.shaken(1)[0])
+        for _ in range(20):
+            context.getIntegrator().step(1)
+            if report:
+                context.getState(getEnergy=True)
+        return len(calls), context
+
+    plain, context = run(report=False)
+    reported, other = run(report=True)
+    assert plain == 20
+    assert reported <= 21
+    np.testing.assert_array_equal(
+        *(c.getState(getPositions=True).getPositions(asNumpy=True)._value for c in (context, other))
+    )
+    # Another value of a parameter is another point, at the same positions.
+    energy = other.getState(getEnergy=True).getPotentialEnergy()._value
+    other.setParameter("flowbridge_scale", 0.5)
+    assert other.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(0.5 * energy)
+    name = next(iter(morse.facts.global_parameters))
+    other.setParameter(name, 1.1 * other.getParameter(name))
+    assert other.getState(getEnergy=True).getPotentialEnergy()._value != pytest.approx(0.5 * energy)
+
+
+def test_an_object_may_be_trained_between_evaluations(morse, alanine):
+    system = particle_system(morse)
+    with pytest.warns(UserWarning, match="no model file"):
+        add_potential(system, morse)
+    context = context_of(system)
+    before, _ = evaluate(context, alanine.shaken(1)[0])
+    with torch.no_grad():
+        next(morse.parameters()).mul_(1.5)
+    after, _ = evaluate(context, alanine.shaken(1)[0])
+    assert after != pytest.approx(before)
