@@ -22,7 +22,8 @@ from ase.calculators.calculator import (
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ..core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from ..core.compilation.compiled_potential import accelerated
+from ..core.errors import MoleculeMismatchError, NonFiniteEnergyError
 from ..core.model_files import load, matches_its_file
 from ..core.potential import Potential
 
@@ -52,9 +53,14 @@ class PotentialCalculator(BaseCalculator):
             parameters and passes float64 positions. An object is copied before its parameters are converted.
         device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
             CPU.
+        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
+            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
+            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
+            ``"never"`` evaluates with torch.
 
     Raises:
         CalculatorSetupError: for a potential, dtype or parameter that cannot be used.
+        CompilationError: when ``compilation`` is ``"always"`` and the potential cannot be compiled.
         ModelFileError: when the model file cannot be read.
     """
 
@@ -67,7 +73,9 @@ class PotentialCalculator(BaseCalculator):
         global_parameters: dict[str, float] | None = None,
         dtype: torch.dtype | str | None = None,
         device: str | None = None,
+        compilation: str = "auto",
     ) -> None:
+        from_file = isinstance(potential, str | os.PathLike)
         if isinstance(potential, str | os.PathLike):
             potential = load(Path(potential)).requires_grad_(False)
         elif not isinstance(potential, Potential):
@@ -90,8 +98,18 @@ class PotentialCalculator(BaseCalculator):
         tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
         self._dtype = torch.float64 if self._conversion[0] is None else getattr(torch, self._conversion[0])
+        self._compilation = "never" if compilation == "auto" and not from_file else compilation
+        self._evaluated = self._accelerated(from_file)
         self.set_global_parameters(**facts.global_parameters)
         self.set_global_parameters(**(global_parameters or {}))
+
+    def _accelerated(self, from_file: bool) -> Potential:
+        """Return what energies and forces are asked of: compiled code, or the potential itself."""
+        digest = self._source.digest if from_file and self._source is not None else None
+        target = self.potential
+        if not from_file and self._compilation != "never":
+            target = copy.deepcopy(target).requires_grad_(False)
+        return accelerated(target, mode=self._compilation, digest=digest, dtype=self._dtype)
 
     def set_global_parameters(self, **values: float) -> None:
         """Set global parameters of the potential and forget the results.
@@ -187,7 +205,7 @@ class PotentialCalculator(BaseCalculator):
             self._check_atoms(atoms)
         positions = self._tensor(atoms.positions / units.nm)
         cell = self._tensor(atoms.cell.array / units.nm) if self.potential.facts.periodic else None
-        energy, forces = self.potential.energy_and_forces(positions, cell, **self.parameters)
+        energy, forces = self._evaluated.energy_and_forces(positions, cell, **self.parameters)
         results: dict[str, Any] = {"energy": energy.item() * KILOJOULE_PER_MOLE}
         results["free_energy"] = results["energy"]
         results["forces"] = forces[0].detach().cpu().double().numpy() * (KILOJOULE_PER_MOLE / units.nm)
@@ -204,13 +222,13 @@ class PotentialCalculator(BaseCalculator):
         converted = self._conversion != (None, None)
         if converted and self._source is not None:
             reference: Any = (str(self._source.path), self._source.digest)
-            return _restore, (type(self), reference, dict(self.parameters), *self._conversion)
+            return _restore, (type(self), reference, dict(self.parameters), *self._conversion, self._compilation)
         # Whoever holds the potential may have trained it since, or replaced the file.
         if not converted and self.potential.model_file is not None and matches_its_file(self.potential):
             reference = (str(self.potential.model_file.path), self.potential.model_file.digest)
         else:
             reference = self.potential
-        return _restore, (type(self), reference, dict(self.parameters), None, None)
+        return _restore, (type(self), reference, dict(self.parameters), None, None, self._compilation)
 
     def _get_name(self) -> str:
         return f"flowbridge-{type(self.potential).kind or type(self.potential).__name__.lower()}"
@@ -307,11 +325,11 @@ def _restore(
     global_parameters: dict[str, float],
     dtype: str | None,
     device: str | None,
+    compilation: str,
 ) -> PotentialCalculator:
     """Rebuild a calculator from its pickle; raises ModelFileError when the model file is gone or changed."""
     if isinstance(reference, tuple):
         path, digest = reference
-        reference = load(path, digest=digest).requires_grad_(False)
-    elif not isinstance(reference, Potential):
-        raise ConfigurationError(f"cannot restore a calculator from a {type(reference).__name__}")
-    return cls(reference, global_parameters=global_parameters, dtype=dtype, device=device)
+        load(path, digest=digest)  # refuses a file that was replaced
+        return cls(path, global_parameters=global_parameters, dtype=dtype, device=device, compilation=compilation)
+    return cls(reference, global_parameters=global_parameters, dtype=dtype, device=device, compilation=compilation)

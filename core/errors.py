@@ -35,3 +35,7 @@ class OverlapError(FlowbridgeError, RuntimeError):
 
 class MissingDependencyError(FlowbridgeError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
+
+
+class CompilationError(FlowbridgeError, RuntimeError):
+    """A potential cannot be compiled on this machine; it still runs without."""

@@ -148,6 +148,15 @@ class Potential(torch.nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return EnergyAndForces(energy.detach(), -gradient)
 
+    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return configurations ``(count, N, 3)`` in nm to compile, check and time the potential with.
+
+        The default is a cloud of points at the density of a liquid; a subclass that can draw plausible configurations of
+        its system overrides this.
+        """
+        particles = len(self.facts.particles)
+        return 0.1 * particles ** (1 / 3) * torch.randn(count, particles, 3, generator=generator, dtype=torch.float64)
+
     def configuration(self) -> dict[str, Any]:
         """Return all that :meth:`from_configuration` needs besides the tensors, ready for JSON."""
         raise TypeError(f"{type(self).__name__} cannot be saved: it has no configuration()")

@@ -113,6 +113,26 @@ def info(
             print_information(header, file, Console())
 
 
+@application.command("compile")
+def compile_model_file(
+    file: Annotated[Path, typer.Argument(metavar="MODEL.flow", help="A model file.")],
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Configurations of one call; may be repeated.  [default: 1]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; default: as the model is.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Also what is compiled already, or failed before.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compile a model for this machine ahead of time, and time it.
+
+    OpenMM forces and ASE calculators do so by themselves when they first need it.
+    """
+    with _readable_errors(debug):
+        from .compiling import compile_model, print_programs
+
+        print_programs(compile_model(file, batch or [1], dtype, anew), Console())
+
+
 @application.command()
 def doctor(
     json: AsJSON = False,

@@ -102,6 +102,10 @@ class BoltzmannGenerator(Potential):
                 log_probs.append(self.log_prob(x))
         return FlowSamples(torch.cat(positions), torch.cat(log_probs))
 
+    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Potential.example_positions`: samples of the flow."""
+        return self.sample_positions(count, generator).positions
+
     def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
         """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
 

@@ -1,5 +1,6 @@
 """Potentials in closed form that stand in for learned ones: exact, fast, storable."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from flowbridge.core.model_files import register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
 from flowbridge.integrations.openmm.particles import particles_from_topology
 from openmm import app, unit
+
+# Compiling each of the many small potentials here would take hours; the tests of compiled code ask for it by name.
+os.environ["FLOWBRIDGE_COMPILE"] = "never"
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -126,6 +130,14 @@ def morse(alanine) -> MorseMolecule:
 def morse_file(alanine, tmp_path) -> Path:
     """A model file of the potential ``morse``."""
     path = tmp_path / "morse.flow"
+    save(MorseMolecule.at_rest(alanine.particles, alanine.positions), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_morse_file(alanine, tmp_path_factory) -> Path:
+    """A model file of the potential ``morse`` that all tests share; nobody may change it."""
+    path = tmp_path_factory.mktemp("morse") / "morse.flow"
     save(MorseMolecule.at_rest(alanine.particles, alanine.positions), path)
     return path
 

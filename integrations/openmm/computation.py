@@ -31,6 +31,7 @@ import torch
 from openmm import unit
 
 from ...core import model_files
+from ...core.compilation.compiled_potential import accelerated
 from ...core.errors import ConfigurationError, FlowbridgeError, ModelFileError, NonFiniteEnergyError
 from ...core.potential import Potential
 
@@ -50,12 +51,19 @@ class EvaluationOptions:
         dtype: name of the floating type of parameters and positions (``"float32"``, ``"float64"``); None
             keeps the parameters as they are and gives float64 positions.
         device: torch device on which the potential runs; None keeps it where it is.
+        compilation: a :data:`~flowbridge.core.compilation.compiled_potential.CompilationMode`.
     """
 
     replicas: int = 1
     scale_parameter: str | None = "flowbridge_scale"
     dtype: str | None = None
     device: str | None = None
+    compilation: str = "auto"
+
+    @property
+    def positions_dtype(self) -> torch.dtype:
+        """Floating type of the positions that the potential is given."""
+        return torch.float64 if self.dtype is None else getattr(torch, self.dtype)
 
     def place(self, potential: Potential) -> Potential:
         """Move ``potential`` (in place) to the dtype and device asked for, and return it."""
@@ -100,7 +108,7 @@ class PotentialComputation:
         self._workspace = _Workspace(options.replicas, len(potential.facts.particles))
         tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
-        self._dtype = torch.float64 if options.dtype is None else getattr(torch, options.dtype)
+        self._dtype = options.positions_dtype
         self._elsewhere = self._device.type != "cpu" or self._dtype != torch.float64
         self._periodic = potential.facts.periodic
 
@@ -243,7 +251,7 @@ UNSAVED = (
     "flowbridge.save(potential, path), then add it"
 )
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str, str | None, str | None], Potential] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, str, EvaluationOptions], Potential] = weakref.WeakValueDictionary()
 _loading = threading.Lock()
 
 
@@ -268,11 +276,14 @@ def computation_from_file(
             f"with {digest}. Put the former file back, or call add_potential again on a System without this "
             "force"
         )
-    key = (location, found, options.dtype, options.device)
+    key = (location, found, options)
     with _loading:
         potential = _loaded.get(key)
         if potential is None:
-            potential = options.place(model_files.load(location, digest=found)).requires_grad_(False)
+            placed = options.place(model_files.load(location, digest=found)).requires_grad_(False)
+            potential = accelerated(
+                placed, mode=options.compilation, digest=found, batch=options.replicas, dtype=options.positions_dtype
+            )
             _loaded[key] = potential
     return PotentialComputation(potential, options, (location, found), fixed=True)
 

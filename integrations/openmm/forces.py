@@ -12,6 +12,7 @@ import openmm
 import torch
 from openmm import app, unit
 
+from ...core.compilation.compiled_potential import accelerated
 from ...core.errors import ConfigurationError
 from ...core.model_files import load, matches_its_file
 from ...core.potential import Potential, PotentialFacts
@@ -34,6 +35,7 @@ def add_potential(
     backend: str = "auto",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
+    compilation: str = "auto",
 ) -> openmm.PythonForce:
     """Add a potential to a System as a force, and return that force.
 
@@ -63,8 +65,13 @@ def add_potential(
             parameters and passes float64 positions.
         device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
             CPU.
+        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
+            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
+            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
+            ``"never"`` evaluates with torch.
 
     Raises:
+        CompilationError: when ``compilation`` is ``"always"`` and the potential cannot be compiled.
         MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the
             potential's.
         ConfigurationError: for constraints or virtual sites among the particles, contradicting periodic
@@ -78,7 +85,7 @@ def add_potential(
     """
     _check_backend(backend)
     _check_numbers(replicas, force_group)
-    options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device)
+    options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device, compilation)
     computation = _computation(potential, options)
     facts = computation.potential.facts
     chosen = _matching_particles(system, facts, topology, particles, replicas)
@@ -147,6 +154,10 @@ def _computation(potential: Potential | str | os.PathLike[str], options: Evaluat
         source = (str(potential.model_file.path), potential.model_file.digest)
     if options.dtype is not None or options.device is not None:
         potential = options.place(copy.deepcopy(potential))
+    mode = "never" if options.compilation == "auto" else options.compilation
+    if mode != "never":
+        potential = copy.deepcopy(potential).requires_grad_(False)
+    potential = accelerated(potential, mode=mode, batch=options.replicas, dtype=options.positions_dtype)
     return PotentialComputation(potential, options, source)
 
 

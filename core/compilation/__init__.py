@@ -1,0 +1,1 @@
+"""Ahead-of-time compiled potentials: one native call for energy and forces, cached for this machine."""

@@ -1,0 +1,314 @@
+"""Compiled potentials: the same numbers as torch, made once, and never trusted blindly."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from flowbridge.core.compilation.cache import Cache, key_of, size_limit
+from flowbridge.core.compilation.compiled_potential import accelerated, compiled
+from flowbridge.core.compilation.identity import source_digest
+from flowbridge.core.errors import CompilationError, ConfigurationError
+from flowbridge.core.potential import Particles, Potential, PotentialFacts
+
+
+class Crystal(Potential):
+    """A periodic chain of springs with a global parameter: everything that a compiled call can be given."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        particles = Particles(("A",) * 5, (18,) * 5, (40.0,) * 5, ())
+        self.facts = PotentialFacts(particles, periodic=True, global_parameters={"pull": 1.5})
+        self.weights = torch.nn.Parameter(torch.linspace(0.5, 2.0, 5, dtype=dtype))
+
+    def forward(self, positions, cell=None, pull: float = 1.5):
+        shift = torch.roll(positions, -1, 1) - positions
+        fractional = shift @ torch.linalg.inv(cell)
+        wrapped = (fractional - torch.round(fractional).detach()) @ cell
+        energy = (self.weights * torch.tanh(wrapped.square().sum(-1).to(self.weights.dtype))).sum(-1)
+        return pull * energy.double()
+
+
+class Undecided(Potential):
+    """Looks at its data before it decides what to compute: no fixed graph can hold it."""
+
+    def __init__(self):
+        super().__init__()
+        self.facts = PotentialFacts(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
+        self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, positions, cell=None):
+        if bool(positions.sum() > 0):
+            return self.weight * positions.square().sum((1, 2))
+        return self.weight * positions.abs().sum((1, 2))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Cache(tmp_path_factory.mktemp("compiled"), limit=2**30)
+
+
+@pytest.fixture(scope="module")
+def crystals(cache):
+    """The same potential, interpreted and compiled for 1 and for 6 configurations."""
+    crystal = Crystal().requires_grad_(False)
+    return crystal, compiled(crystal, batch=1, cache=cache), compiled(crystal, batch=6, cache=cache)
+
+
+def relative(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def configurations(count, generator, spread=0.3):
+    positions = spread * torch.randn(count, 5, 3, generator=generator, dtype=torch.float64)
+    cell = torch.eye(3, dtype=torch.float64) * 1.3 + 0.1 * torch.rand(
+        count, 3, 3, generator=generator, dtype=torch.float64
+    )
+    return positions, cell
+
+
+class TestAgreement:
+    @pytest.mark.parametrize("which", [1, 2])
+    @pytest.mark.parametrize("count", [1, 2, 6, 17])
+    def test_same_numbers_as_torch(self, crystals, which, count):
+        generator = torch.Generator().manual_seed(count)
+        for spread in (0.01, 0.3, 50.0):  # near its minimum, as usual, and far outside
+            positions, cell = configurations(count, generator, spread)
+            expected = crystals[0].energy_and_forces(positions, cell, pull=0.7)
+            found = crystals[which].energy_and_forces(positions, cell, pull=0.7)
+            assert found.energy.shape == (count,)
+            assert relative(found.energy, expected.energy) < 1e-10
+            assert relative(found.forces, expected.forces) < 1e-10
+
+    def test_results_do_not_change_afterwards(self, crystals):
+        generator = torch.Generator().manual_seed(3)
+        given = [configurations(1, generator) for _ in range(20)]
+        held = [crystals[1].energy_and_forces(*one) for one in given]
+        for one, (energy, forces) in zip(given, held, strict=True):
+            expected = crystals[0].energy_and_forces(*one)
+            assert relative(energy, expected.energy) < 1e-10
+            assert relative(forces, expected.forces) < 1e-10
+
+    def test_layout_and_type_of_what_is_given_do_not_matter(self, crystals):
+        positions, cell = configurations(6, torch.Generator().manual_seed(4))
+        expected = crystals[0].energy_and_forces(positions, cell)
+        strided = positions.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        assert not strided.is_contiguous()
+        for compiled_potential in crystals[1:]:
+            found = compiled_potential.energy_and_forces(strided, cell.transpose(1, 2).contiguous().transpose(1, 2))
+            assert relative(found.forces, expected.forces) < 1e-10
+            single = compiled_potential.energy_and_forces(positions.float(), cell.float())
+            assert relative(single.forces, expected.forces) < 1e-5
+
+    def test_wrong_shapes_get_the_errors_of_the_original(self, crystals):
+        positions, cell = configurations(6, torch.Generator().manual_seed(5))
+        with pytest.raises(RuntimeError):
+            crystals[2].energy_and_forces(positions[:, :4], cell)
+
+    def test_not_a_number_stays_one(self, crystals):
+        positions, cell = configurations(6, torch.Generator().manual_seed(6))
+        positions[2, 3, 1] = float("nan")
+        found = crystals[2].energy_and_forces(positions, cell)
+        assert found.energy.isnan().tolist() == [False, False, True, False, False, False]
+
+    def test_several_threads_at_once(self, crystals):
+        generator = torch.Generator().manual_seed(7)
+        given = [configurations(1, generator) for _ in range(200)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda one: crystals[1].energy_and_forces(*one), given))
+        for one, result in zip(given, found, strict=True):
+            assert relative(result.forces, crystals[0].energy_and_forces(*one).forces) < 1e-10
+
+    def test_differentiable_energy_is_still_there(self, crystals):
+        positions, cell = configurations(1, torch.Generator().manual_seed(8))
+        leaf = positions.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(crystals[1](leaf, cell).sum(), leaf)
+        assert relative(-gradient, crystals[1].energy_and_forces(positions, cell).forces) < 1e-10
+
+
+class TestTrust:
+    def test_found_again(self, crystals, cache, capfd):
+        again = compiled(crystals[0], batch=1, cache=cache)
+        assert again.folder == crystals[1].folder
+        assert "compiling" not in capfd.readouterr().err
+
+    def test_other_parameters_are_another_program(self, crystals, cache):
+        other = Crystal().requires_grad_(False)
+        with torch.no_grad():
+            other.weights.mul_(1.0 + 1e-12)
+        assert compiled(other, batch=1, cache=cache, build=False) is None
+        assert compiled(Crystal().requires_grad_(False), batch=1, cache=cache, build=False) is not None
+
+    def test_other_batch_or_dtype_is_another_program(self, crystals, cache):
+        assert compiled(crystals[0], batch=2, cache=cache, build=False) is None
+        assert compiled(crystals[0], batch=1, dtype=torch.float32, cache=cache, build=False) is None
+
+    @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "check"])
+    def test_a_broken_program_is_made_anew(self, crystals, cache, damage, capfd):
+        package = crystals[1].folder / ("check.safetensors" if damage == "check" else "program.pt2")
+        content = package.read_bytes()
+        if damage == "remove":
+            package.unlink()
+        else:
+            middle = len(content) // 2
+            flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+            package.write_bytes(content[:middle] if damage == "cut" else flipped)
+        try:
+            assert compiled(crystals[0], batch=1, cache=cache, build=False) is None
+        finally:
+            package.write_bytes(content)
+        assert compiled(crystals[0], batch=1, cache=cache, build=False) is not None
+
+    def test_a_program_that_gives_other_numbers_is_not_used(self, crystals, cache):
+        """A valid entry whose program belongs to another potential: what a wrong key would lead to."""
+        other = Crystal().requires_grad_(False)
+        with torch.no_grad():
+            other.weights.mul_(1.01)
+        from flowbridge.core.compilation.compiled_potential import _device, _traced
+        from flowbridge.core.compilation.identity import describe, program_digest
+
+        digest = program_digest(_traced(other, 1, torch.float64, _device(other)))
+        description = describe(other, digest, 1, torch.float64, torch.device("cpu"))
+        import safetensors.torch
+
+        with cache.making(description) as folder:
+            (folder / "program.pt2").write_bytes((crystals[1].folder / "program.pt2").read_bytes())
+            check = safetensors.torch.load_file(crystals[1].folder / "check.safetensors")
+            truth = other.energy_and_forces(check["positions"], check["cell"])
+            check |= {"energy": truth.energy, "forces": truth.forces}
+            safetensors.torch.save_file(check, folder / "check.safetensors")
+        assert compiled(other, batch=1, cache=cache, build=False) is None
+
+    def test_source_digest_covers_the_code(self):
+        first = source_digest(Crystal())
+        assert first == source_digest(Crystal(torch.float32))
+        assert first != source_digest(CompiledLike())
+
+
+class CompiledLike(Potential):
+    """A potential whose class lives in the same file but has a part from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        from flowbridge.flows.sinh_arcsinh import Affine
+
+        self.part = Affine()
+
+
+class TestWithout:
+    def test_no_compiler(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("CXX", "/nowhere/g++")
+        monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+        monkeypatch.delenv("FLOWBRIDGE_COMPILE", raising=False)
+        crystal = Crystal().requires_grad_(False)
+        with pytest.warns(UserWarning, match=r"running without compiled code.*no C\+\+ compiler"):
+            assert accelerated(crystal) is crystal
+        with pytest.raises(CompilationError, match="install"):
+            accelerated(crystal, mode="always")
+
+    def test_a_compiler_that_fails_is_not_tried_at_every_start(self, monkeypatch, tmp_path):
+        broken = tmp_path / "g++"
+        count = tmp_path / "count"
+        broken.write_text(f'#!/bin/sh\necho x >> {count}\ncase "$*" in --version) echo broken 1.0;; *) exit 3;; esac\n')
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken))
+        crystal = Crystal().requires_grad_(False)
+        cache = Cache(tmp_path / "cache", limit=2**30)
+        with pytest.raises(CompilationError, match="compiler failed"):
+            compiled(crystal, cache=cache)
+        tried = len(count.read_text())
+        with pytest.raises(CompilationError, match="as when it was tried before"):
+            compiled(crystal, cache=cache)
+        assert len(count.read_text()) <= tried + 2  # its version only
+
+    def test_what_cannot_be_recorded(self):
+        with pytest.raises(CompilationError, match="Undecided cannot be recorded as a fixed graph"):
+            accelerated(Undecided().requires_grad_(False), mode="always")
+
+    @pytest.mark.parametrize("mode", ["never", "cached"])
+    def test_nothing_is_compiled_unasked(self, monkeypatch, tmp_path, mode):
+        monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+        crystal = Crystal().requires_grad_(False)
+        assert accelerated(crystal, mode=mode) is crystal
+        monkeypatch.setenv("FLOWBRIDGE_COMPILE", mode)
+        assert accelerated(crystal) is crystal
+
+    def test_unknown_modes(self, monkeypatch):
+        with pytest.raises(ConfigurationError, match="'sometimes'"):
+            accelerated(Crystal(), mode="sometimes")
+        monkeypatch.setenv("FLOWBRIDGE_COMPILE", "yes")
+        with pytest.raises(ConfigurationError, match="FLOWBRIDGE_COMPILE"):
+            accelerated(Crystal())
+
+
+class TestCache:
+    def test_appears_whole_or_not_at_all(self, tmp_path):
+        cache = Cache(tmp_path, limit=2**20)
+
+        def stopped_half_way():
+            with cache.making({"a": 1}) as folder:
+                (folder / "x").write_text("half")
+                raise RuntimeError("stopped")
+
+        with pytest.raises(RuntimeError, match="stopped"):
+            stopped_half_way()
+        assert cache.find({"a": 1}) is None
+        assert not list(tmp_path.iterdir())
+        with cache.making({"a": 1}) as folder:
+            (folder / "x").write_text("whole")
+            assert cache.find({"a": 1}) is None
+        assert (cache.find({"a": 1}) / "x").read_text() == "whole"
+        assert cache.find({"a": 2}) is None
+
+    def test_a_description_must_be_the_one_asked_for(self, tmp_path):
+        cache = Cache(tmp_path, limit=2**20)
+        with cache.making({"a": 1}) as folder:
+            (folder / "x").write_text("whole")
+        record = cache.find({"a": 1}) / "record.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "description": {"a": 2}}))
+        assert cache.find({"a": 1}) is None
+
+    def test_what_is_not_used_goes_first(self, tmp_path):
+        cache = Cache(tmp_path, limit=2500)
+        for number in range(3):
+            with cache.making({"n": number}) as folder:
+                (folder / "x").write_bytes(bytes(600))
+            past = time.time() - 100 + number
+            os.utime(tmp_path / key_of({"n": number}) / "record.json", (past, past))
+        assert cache.find({"n": 0}) is not None  # and is thereby used
+        with cache.making({"n": 3}) as folder:
+            (folder / "x").write_bytes(bytes(600))
+        assert [cache.find({"n": n}) is not None for n in range(4)] == [True, False, True, True]
+        assert sum(entry.bytes for entry in cache.entries()) <= 2500
+        assert cache.clear() > 0
+        assert cache.entries() == []
+
+    def test_a_bad_limit_is_refused(self, monkeypatch):
+        monkeypatch.setenv("FLOWBRIDGE_CACHE_BYTES", "2 GB")
+        with pytest.raises(ConfigurationError, match="whole number of bytes, got '2 GB'"):
+            size_limit()
+
+
+PROCESS = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+from test_compilation import Crystal, Cache, compiled
+from pathlib import Path
+print(compiled(Crystal().requires_grad_(False), batch=3, cache=Cache(Path({cache!r}), limit=2**30)).folder)
+"""
+
+
+def test_two_processes_compile_once(tmp_path):
+    script = PROCESS.format(folder=os.path.dirname(__file__), cache=str(tmp_path))
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=500) for process in running]
+    assert [process.returncode for process in running] == [0, 0], answers
+    assert answers[0][0] == answers[1][0]
+    assert sum(": compiling" in error for _, error in answers) == 1

@@ -1,0 +1,90 @@
+"""Engines that evaluate compiled potentials."""
+
+import copy
+
+import ase
+import numpy as np
+import openmm
+import pytest
+import torch
+from ase import units
+from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.compilation.compiled_potential import CompiledPotential
+from flowbridge.integrations.openmm import add_potential, particle_system
+from openmm import unit
+
+
+@pytest.fixture
+def file(shared_morse_file, monkeypatch):
+    """A model file, with a cache of compiled programs beside it, and models of files compiled."""
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(shared_morse_file.parent))
+    monkeypatch.setenv("FLOWBRIDGE_COMPILE", "always")
+    return shared_morse_file
+
+
+def evaluate(system, positions, parameters=None):
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(positions)
+    for name, value in (parameters or {}).items():
+        context.setParameter(name, value)
+    state = context.getState(getEnergy=True, getForces=True)
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+    return state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole), np.array(forces)
+
+
+def test_openmm(file, morse, alanine):
+    system = particle_system(file)
+    force = add_potential(system, file, topology=alanine.topology)
+    assert force is not None
+    for positions in alanine.shaken(5, 0.01):
+        parameters = {"stiffness": 1.7, "flowbridge_scale": 0.5}
+        x = torch.as_tensor(positions[None])
+        expected = morse.energy_and_forces(x, stiffness=1.7)
+        for one in (
+            system,
+            copy.deepcopy(system),
+            openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system)),
+        ):
+            energy, forces = evaluate(one, positions, parameters)
+            assert energy == pytest.approx(0.5 * expected.energy.item(), rel=1e-10)
+            np.testing.assert_allclose(forces, 0.5 * expected.forces[0].numpy(), rtol=1e-9, atol=1e-7)
+
+
+def test_openmm_replicas(file, morse, alanine):
+    system = particle_system(file, replicas=3)
+    add_potential(system, file, replicas=3)
+    positions = alanine.shaken(3, 0.01)
+    energy, forces = evaluate(system, positions.reshape(-1, 3))
+    expected = morse.energy_and_forces(torch.as_tensor(positions))
+    assert energy == pytest.approx(expected.energy.sum().item(), rel=1e-10)
+    np.testing.assert_allclose(forces, expected.forces.reshape(-1, 3).numpy(), rtol=1e-9, atol=1e-7)
+
+
+def test_ase(file, morse, alanine):
+    calculator = PotentialCalculator(file)
+    assert isinstance(calculator._evaluated, CompiledPotential)
+    for positions in alanine.shaken(5, 0.01):
+        atoms = ase.Atoms(alanine.particles.atomic_numbers, positions * units.nm)
+        expected = morse.energy_and_forces(torch.as_tensor(positions[None]))
+        for one in (calculator, copy.deepcopy(calculator)):
+            atoms.calc = one
+            unit_of_energy = units.kJ / units.mol
+            assert atoms.get_potential_energy() == pytest.approx(expected.energy.item() * unit_of_energy, rel=1e-10)
+            found = atoms.get_forces() / (unit_of_energy / units.nm)
+            np.testing.assert_allclose(found, expected.forces[0].numpy(), rtol=1e-9, atol=1e-6)
+
+
+def test_an_object_is_frozen_only_when_asked_for(file, morse, alanine):
+    """What the caller may still train stays interpreted, unless compiled code is asked for by name."""
+    positions = alanine.shaken(1, 0.01)[0]
+    followed, frozen = particle_system(morse), particle_system(morse)
+    with pytest.warns(UserWarning, match="no model file"):
+        add_potential(followed, morse)
+    with pytest.warns(UserWarning, match="no model file"):
+        add_potential(frozen, morse, compilation="always")
+    before, _ = evaluate(followed, positions)
+    assert evaluate(frozen, positions)[0] == pytest.approx(before, rel=1e-10)
+    with torch.no_grad():
+        morse.spring_constants.mul_(2.0)
+    assert evaluate(frozen, positions)[0] == pytest.approx(before, rel=1e-10)
+    assert evaluate(followed, positions)[0] != pytest.approx(before)
