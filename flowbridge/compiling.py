@@ -48,15 +48,13 @@ def compile_model(file: Path, batches: Sequence[int], dtype: str | None, anew: b
     if dtype not in (None, "float32", "float64"):
         raise ConfigurationError(f"--dtype must be float32 or float64, got {dtype!r}")
     potential = load(file).requires_grad_(False)
-    model_file = potential.model_file
+    digest = None if potential.model_file is None else potential.model_file.digest
     if dtype is not None:
         potential = potential.to(getattr(torch, dtype))
     positions = torch.float64 if dtype is None else getattr(torch, dtype)
     made = []
     for batch in batches:
-        program = compiled(
-            potential, digest=None if model_file is None else model_file.digest, batch=batch, dtype=positions, anew=anew
-        )
+        program = compiled(potential, digest=digest, batch=batch, dtype=positions, anew=anew)
         if program is None:
             raise CompilationError("nothing was compiled")
         made.append(_timed(program, potential, batch, positions))

@@ -61,9 +61,13 @@ class ElementwiseTransform(nn.Module):
 
     Attributes:
         parameter_count: how many unconstrained parameters one coordinate needs.
+        parameters_apart: whether networks put the values of one parameter for all coordinates side by side in memory
+            (best where parameters are used one by one), instead of all parameters of one coordinate (best where they are
+            used as vectors). The shape ``(B, D, P)`` is the same.
     """
 
     parameter_count: int
+    parameters_apart: bool = False
 
     def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
         """Map latent to data.

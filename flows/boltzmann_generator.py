@@ -20,6 +20,7 @@ from .coordinate_flow import CoordinateFlow
 from .molecule_coordinates import MoleculeCoordinates
 from .zmatrix import build_zmatrix
 
+_REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
 _CHUNK = 8192  # configurations at once: large enough to amortise dispatch, small enough to stay in cache
 
 
@@ -148,6 +149,7 @@ class BoltzmannGenerator(Potential):
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
         return {
+            "revision": _REVISION,
             "particles": self.facts.particles.to_dict(),
             "temperature": self.facts.temperature,
             "layout": self.coordinates.describe(),
@@ -157,6 +159,11 @@ class BoltzmannGenerator(Potential):
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
         """See :meth:`Potential.from_configuration`."""
+        if configuration.get("revision") != _REVISION:
+            raise ConfigurationError(
+                f"the flow was stored in revision {configuration.get('revision', 1)} of its parameters, this flowbridge reads "
+                f"revision {_REVISION}: train it again, or use the version that the file names"
+            )
         particles = Particles.from_dict(configuration["particles"])
         flow = FlowConfiguration.model_validate(configuration["flow"])
         layout = MoleculeCoordinates.layout_from(configuration["layout"])

@@ -21,10 +21,20 @@ class Conditioner(nn.Module):
         hidden: widths of the hidden layers.
         start: ``(D, P)`` parameters that the fresh network gives.
         generator: of the initial weights.
+        parameters_apart: how the output lies in memory; see ``ElementwiseTransform.parameters_apart``.
     """
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], start: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: tuple[int, ...],
+        start: Tensor,
+        generator: torch.Generator,
+        *,
+        parameters_apart: bool = False,
+    ) -> None:
         super().__init__()
+        self.parameters_apart = parameters_apart
         self.output_shape = tuple(start.shape)
         widths = (inputs, *hidden)
         self.constant = inputs == 0
@@ -34,18 +44,23 @@ class Conditioner(nn.Module):
         self.output = _linear(widths[-1] if not self.constant else 1, start.numel(), generator)
         with torch.no_grad():
             self.output.weight.mul_(0.0 if self.constant else _OUTPUT_SCALE)
-            self.output.bias.copy_(start.reshape(-1))
+            self.output.bias.copy_((start.T if parameters_apart else start).reshape(-1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features ``(B, inputs)`` to transform parameters ``(B, D, P)``."""
         if self.constant:
-            return self.output.bias.reshape(1, *self.output_shape).expand(features.shape[0], -1, -1)
+            return self._shaped(self.output.bias.unsqueeze(0)).expand(features.shape[0], -1, -1)
         x = features
         for layer in self.hidden:
             y = functional.silu(layer(x))
             x = x + y if y.shape[-1] == x.shape[-1] else y
-        parameters: Tensor = self.output(x)
-        return parameters.reshape(len(features), *self.output_shape)
+        return self._shaped(self.output(x))
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        coordinates, parameters = self.output_shape
+        if self.parameters_apart:
+            return flat.reshape(-1, parameters, coordinates).transpose(1, 2)
+        return flat.reshape(-1, coordinates, parameters)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

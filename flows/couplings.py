@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .bijection import Bijection, ElementwiseTransform, Transformed
 from .conditioners import Conditioner
+from .permutations import Permutation
 
 
 class Coupling(Bijection):
@@ -27,11 +28,6 @@ class Coupling(Bijection):
         wrap: whether transformed coordinates are angles in turns, to be wrapped to [0, 1).
     """
 
-    transformed: Tensor
-    others: Tensor
-    seen: Tensor
-    restore: Tensor
-
     def __init__(
         self,
         dimension: int,
@@ -47,36 +43,33 @@ class Coupling(Bijection):
         wrap: bool = False,
     ) -> None:
         super().__init__()
-        others = [i for i in range(dimension) if i not in set(transformed)]
-        seen = others if conditioning is None else conditioning
-        restore = torch.argsort(torch.tensor(transformed + others))
-        self.register_buffer("transformed", torch.tensor(transformed), persistent=False)
-        self.register_buffer("others", torch.tensor(others, dtype=torch.long), persistent=False)
-        self.register_buffer("seen", torch.tensor(seen, dtype=torch.long), persistent=False)
-        self.register_buffer("restore", restore, persistent=False)
+        seen = [i for i in range(dimension) if i not in set(transformed)] if conditioning is None else conditioning
+        rest = [i for i in range(dimension) if i not in {*transformed, *seen}]
+        self.order = Permutation([*transformed, *seen, *rest])
+        self.sizes = (len(transformed), len(seen))
         self.transform = transform
         self.encoder = encoder
         self.wrap = wrap
         start = transform.initial_parameters(len(transformed), generator)
         inputs = (len(seen) if encoder is None else features) + context
-        self.conditioner = Conditioner(inputs, hidden, start, generator)
+        self.conditioner = Conditioner(inputs, hidden, start, generator, parameters_apart=transform.parameters_apart)
 
-    def _conditioned(self, value: Tensor, context: Tensor | None) -> Tensor:
-        features = value[:, self.seen]
-        if self.encoder is not None:
-            features = self.encoder(features)
+    def _conditioned(self, seen: Tensor, context: Tensor | None) -> Tensor:
+        features = seen if self.encoder is None else self.encoder(seen)
         if context is not None:
             features = torch.cat([features, context], dim=-1)
         parameters: Tensor = self.conditioner(features)
         return parameters
 
     def _couple(self, value: Tensor, context: Tensor | None, latent_to_data: bool) -> Transformed:
-        parameters = self._conditioned(value, context)
+        ordered = self.order(value)
+        count, seen = self.sizes
+        parameters = self._conditioned(ordered[:, count : count + seen], context)
         direction = self.transform.forward if latent_to_data else self.transform.inverse
-        new, log_slope = direction(value[:, self.transformed], parameters)
+        new, log_slope = direction(ordered[:, :count], parameters)
         if self.wrap:
             new = new - new.detach().floor()
-        merged = torch.cat([new, value[:, self.others]], dim=-1)[:, self.restore]
+        merged = self.order.inverse(torch.cat([new, ordered[:, count:]], dim=-1))
         return Transformed(merged, log_slope.sum(-1))
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:

@@ -29,19 +29,24 @@ class InternalCoordinates(nn.Module):
     float32.
     """
 
-    bond_atoms: Tensor
-    angle_atoms: Tensor
     torsion_atoms: Tensor
+    gathered_atoms: Tensor
     storage_slot: Tensor
 
     def __init__(self, zmatrix: ZMatrix) -> None:
         super().__init__()
         self.zmatrix = zmatrix
         rows = zmatrix.rows
-        self._index("bond_atoms", [(row.atom, row.bond) for row in rows], 2)
-        self._index("angle_atoms", [(row.atom, row.bond, row.angle) for row in rows if row.angle >= 0], 3)
-        placed = [row for row in rows if row.torsion >= 0]
-        self._index("torsion_atoms", [(row.atom, row.bond, row.angle, row.torsion) for row in placed], 4)
+        if any((row.angle < 0) != (i < 1) or (row.torsion < 0) != (i < 2) for i, row in enumerate(rows)):
+            raise ValueError(
+                "the first row of a z-matrix has a bond, the second an angle too, all others a torsion too"
+            )
+        self._index("torsion_atoms", [(row.atom, row.bond, row.angle, row.torsion) for row in rows[2:]], 4)
+        # All positions that inverse() needs, one column of the z-matrix after the other, in a single gather: what indexing
+        # costs is the sum over equal indices in its derivative.
+        gathered = [row.atom for row in rows] + [row.bond for row in rows]
+        gathered += [row.angle for row in rows[1:]] + [row.torsion for row in rows[2:]]
+        self.register_buffer("gathered_atoms", torch.tensor(gathered, dtype=torch.long), persistent=False)
         self._level_names = []
         for number, level in enumerate(zmatrix.levels()):
             name = f"level_{number}"
@@ -66,14 +71,18 @@ class InternalCoordinates(nn.Module):
 
     def inverse(self, positions: Tensor) -> tuple[InternalPoint, Tensor]:
         """Return internal coordinates of positions ``(B, N, 3)`` nm, and log |d internal / d positions| ``(B,)``."""
-        x = positions.double()
-        a, b = self.bond_atoms.unbind(1)
-        bonds = torch.linalg.vector_norm(x[:, a] - x[:, b], dim=-1)
-        a, b, c = self.angle_atoms.unbind(1)
-        first, second = x[:, a] - x[:, b], x[:, c] - x[:, b]
-        sine = torch.linalg.vector_norm(torch.linalg.cross(first, second), dim=-1)
-        angles = torch.atan2(sine, (first * second).sum(-1))
-        torsions = torsion(x, self.torsion_atoms)
+        count = len(self.zmatrix.rows)
+        atom, bonded, angle, turn = positions.double()[:, self.gathered_atoms].split(
+            [count, count, count - 1, count - 2], dim=1
+        )
+        first = atom - bonded
+        bonds = torch.linalg.vector_norm(first, dim=-1)
+        second = angle - bonded[:, 1:]
+        angles = torch.atan2(
+            torch.linalg.vector_norm(torch.linalg.cross(first[:, 1:], second), dim=-1),
+            (first[:, 1:] * second).sum(-1),
+        )
+        torsions = torsion(first[:, 2:], second[:, 1:], turn - angle[:, 1:])
         return InternalPoint(bonds, angles, torsions), -self.log_volume(bonds, angles)
 
     def forward(self, point: InternalPoint) -> Transformed:
@@ -114,10 +123,8 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
 
 
-def torsion(positions: Tensor, atoms: Tensor) -> Tensor:
-    """Return torsions ``(B, M)`` in radians with the IUPAC sign, of atom quadruples ``(M, 4)``."""
-    i, j, k, m = (positions[:, column] for column in atoms.unbind(1))
-    axis = _unit(k - j)
-    normal = torch.linalg.cross(axis, i - j)
-    last = m - k
+def torsion(first: Tensor, axis: Tensor, last: Tensor) -> Tensor:
+    """Return torsions ``(B, M)`` in radians with the IUPAC sign, of vectors j -> i, j -> k and k -> m, ``(B, M, 3)``."""
+    axis = _unit(axis)
+    normal = torch.linalg.cross(axis, first)
     return torch.atan2((normal * last).sum(-1), (torch.linalg.cross(normal, axis) * last).sum(-1))

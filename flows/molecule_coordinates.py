@@ -21,6 +21,7 @@ from .bumps import log_period
 from .conditioners import FourierFeatures
 from .configuration import FlowConfiguration
 from .internal_coordinates import InternalCoordinates, InternalPoint
+from .permutations import Permutation
 from .stiff_maps import IntervalMap, StiffMap, WhitenedMap
 from .zmatrix import ZMatrix, build_zmatrix, refuse_linear
 
@@ -92,10 +93,7 @@ class MoleculeCoordinates(nn.Module):
     Build with :meth:`fit`, or from a stored layout and load the state.
     """
 
-    circular_index: Tensor
-    stiff_index: Tensor
     centres: Tensor
-    torsion_slot: Tensor
 
     def __init__(self, zmatrix: ZMatrix, layout: Layout, configuration: FlowConfiguration) -> None:
         super().__init__()
@@ -105,11 +103,8 @@ class MoleculeCoordinates(nn.Module):
         self.stiff_angles = range(bonds, bonds + angles)
         self.stiff_dimension = bonds + angles + len(layout.stiff)
         self.features = FourierFeatures(len(layout.circular), configuration.stiff.harmonics, layout.pairs)
-        self.register_buffer("circular_index", torch.tensor(layout.circular, dtype=torch.long), persistent=False)
-        self.register_buffer("stiff_index", torch.tensor(layout.stiff, dtype=torch.long), persistent=False)
+        self.torsion_order = Permutation(layout.circular + layout.stiff)
         self.register_buffer("centres", torch.tensor(layout.centres, dtype=torch.float64), persistent=False)
-        order = torch.argsort(torch.tensor(layout.circular + layout.stiff, dtype=torch.long))
-        self.register_buffer("torsion_slot", order, persistent=False)
         self.map: StiffMap = self._stiff_map(configuration, bonds, angles)
 
     def _stiff_map(self, configuration: FlowConfiguration, bonds: int, angles: int) -> StiffMap:
@@ -137,8 +132,9 @@ class MoleculeCoordinates(nn.Module):
 
     def _split(self, point: InternalPoint) -> tuple[Tensor, Tensor]:
         """Return circular torsions in turns and raw stiff coordinates (nm, radians, stiff torsions from their centres)."""
-        turns = point.torsions[:, self.circular_index] / (2.0 * math.pi)
-        offset = point.torsions[:, self.stiff_index] - self.centres
+        ordered, count = self.torsion_order(point.torsions), len(self.layout.circular)
+        turns = ordered[:, :count] / (2.0 * math.pi)
+        offset = ordered[:, count:] - self.centres
         offset = offset - 2.0 * math.pi * torch.round(offset.detach() / (2.0 * math.pi))
         return turns - turns.detach().floor(), torch.cat([point.bonds, point.angles, offset], 1)
 
@@ -155,7 +151,7 @@ class MoleculeCoordinates(nn.Module):
         raw, change = self.map(stiff, self.features(circular))
         bonds, angles = self.stiff_angles.start, len(self.stiff_angles)
         offset = raw[:, bonds + angles :] + self.centres
-        torsions = torch.cat([2.0 * math.pi * circular, offset], 1)[:, self.torsion_slot]
+        torsions = self.torsion_order.inverse(torch.cat([2.0 * math.pi * circular, offset], 1))
         point = InternalPoint(raw[:, :bonds], raw[:, bonds : bonds + angles], torsions)
         positions, volume = self.internal(point)
         return Transformed(positions, volume + change + log_period(circular.shape[1]))

@@ -17,6 +17,7 @@ class Affine(ElementwiseTransform):
     """``latent = (data - t) exp(g)`` with ``g = 2 tanh(s / 2)``; closed form both ways."""
 
     parameter_count = 2
+    parameters_apart = True
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
         """See :meth:`ElementwiseTransform.inverse`."""
@@ -37,6 +38,7 @@ class SinhArcsinh(ElementwiseTransform):
     """
 
     parameter_count = 4
+    parameters_apart = True
 
     @staticmethod
     def _read(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ..calculators import PotentialCalculator
 from ..core.potential import Particles
+from ..integrations.openmm.flow_dynamics import SINGLE_MOLECULE_DTYPE
 
 AseKind = Literal["nve", "langevin"]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -46,7 +47,7 @@ def atoms_of(particles: Particles, positions: FloatArray) -> ase.Atoms:
 def run_ase(run: AseRun) -> FloatArray:
     """Return total energies in kJ/mol (``nve``) or kinetic temperatures in K (``langevin``) after each step."""
     torch.set_num_threads(1)  # this function owns its worker process
-    calculator = PotentialCalculator(run.model, dtype=torch.float64 if run.kind == "nve" else None)
+    calculator = PotentialCalculator(run.model, dtype=SINGLE_MOLECULE_DTYPE)
     atoms = atoms_of(calculator.potential.facts.particles, run.positions)
     atoms.calc = calculator
     random = np.random.default_rng(run.seed)
@@ -76,7 +77,7 @@ def run_ase(run: AseRun) -> FloatArray:
 
 def ase_forces(model: Path, positions: FloatArray) -> FloatArray:
     """Return forces ``(F, N, 3)`` in kJ/mol/nm of frames ``(F, N, 3)`` in nm, as ASE sees them."""
-    calculator = PotentialCalculator(model)
+    calculator = PotentialCalculator(model, dtype=SINGLE_MOLECULE_DTYPE)
     forces = []
     for frame in positions:
         atoms = atoms_of(calculator.potential.facts.particles, frame)

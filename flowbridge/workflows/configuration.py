@@ -83,7 +83,7 @@ class Drive(Section):
     discarded_steps: PositiveInt = 5_000
     frame_interval: PositiveInt = 50
     ase_nve_steps: PositiveInt = 200
-    ase_langevin_steps: PositiveInt = 200
+    ase_langevin_steps: PositiveInt = 2000
     histogram_bins: PositiveInt = Field(default=24, description="bins per torsion for the Jensen-Shannon divergence")
 
 

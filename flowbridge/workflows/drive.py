@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.compilation.loading import load_accelerated
 from ..core.model_files import load
 from ..core.statistics import MINIMUM_BLOCKS, jensen_shannon_divergence, jensen_shannon_noise
 from ..flows.boltzmann_generator import BoltzmannGenerator
 from ..integrations.openmm.dynamics import map_processes, save_arrays
 from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.flow_dynamics import (
+    SINGLE_MOLECULE_DTYPE,
     ConstantEnergyRun,
     PotentialLangevinRun,
     run_constant_energy,
@@ -92,6 +94,8 @@ def _drive(
                 made[task.name] = data["energy"]
         elif not (isinstance(task.job, PotentialLangevinRun) and task.job.file.is_file()):
             waiting.append(task)
+    if waiting:
+        _compile_ahead(workflow, trained.folder / "model.flow")
     for name, energy in track(map_processes(_perform, waiting, workflow.workers), "dynamics", len(waiting)):
         made[name] = energy
         if len(energy):
@@ -101,6 +105,26 @@ def _drive(
     results.update(force_errors(model, frames, workflow.molecule.temperature))
     results.update(_engines_against_each_other(trained.folder / "model.flow", model, frames.positions))
     return results
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A model file as one of the dynamics evaluates it."""
+
+    file: Path
+    batch: int
+    dtype: str | None
+
+
+def _load(program: _Program) -> None:
+    load_accelerated(program.file, batch=program.batch, dtype=program.dtype)
+
+
+def _compile_ahead(workflow: Workflow, file: Path) -> None:
+    """Compile the two programs of this stage at the same time, so that no dynamics waits for that of another."""
+    programs = [_Program(file, workflow.drive.replicas, None), _Program(file, 1, SINGLE_MOLECULE_DTYPE)]
+    for _ in map_processes(_load, programs, workflow.workers):
+        pass
 
 
 def _tasks(
@@ -196,10 +220,10 @@ def _engines_against_each_other(file: Path, model: BoltzmannGenerator, held_out:
     """Largest difference of OpenMM and ASE forces over frames, relative to the largest force of the frame."""
     chosen = held_out[np.linspace(0, len(held_out) - 1, _COMPARED_FRAMES).astype(int)]
     system = particle_system(file)
-    add_potential(system, file)
+    add_potential(system, file, dtype=SINGLE_MOLECULE_DTYPE)
     _, openmm_forces = OpenMMEnergy(system, workers=1).energies_and_forces(chosen)
     through_ase = ase_forces(file, chosen)
-    direct = potential_forces(model, chosen)
+    direct = potential_forces(model, chosen)  # the networks in float32, as trained
     scale = np.abs(direct).max((1, 2))
     return {
         "ase_openmm_max_force_difference": float((np.abs(openmm_forces - through_ase).max((1, 2)) / scale).max()),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_LAYOUT = 1  # part of every digest: raise it when a stage writes something else for the same inputs
+_LAYOUT = 2  # part of every digest: raise it when a stage writes something else for the same inputs
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import torch
 from openmm import unit
 
 from ...core import model_files
-from ...core.compilation.compiled_potential import accelerated
+from ...core.compilation.loading import load_accelerated
 from ...core.errors import ConfigurationError, FlowbridgeError, ModelFileError, NonFiniteEnergyError
 from ...core.potential import Potential
 
@@ -280,9 +280,13 @@ def computation_from_file(
     with _loading:
         potential = _loaded.get(key)
         if potential is None:
-            placed = options.place(model_files.load(location, digest=found)).requires_grad_(False)
-            potential = accelerated(
-                placed, mode=options.compilation, digest=found, batch=options.replicas, dtype=options.positions_dtype
+            potential = load_accelerated(
+                location,
+                digest=found,
+                batch=options.replicas,
+                dtype=options.dtype,
+                device=options.device,
+                mode=options.compilation,
             )
             _loaded[key] = potential
     return PotentialComputation(potential, options, (location, found), fixed=True)

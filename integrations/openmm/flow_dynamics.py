@@ -15,6 +15,9 @@ from ...core.errors import NonFiniteEnergyError
 from .dynamics import copy_vectors, reference_context, save_arrays
 from .forces import add_potential, particle_system
 
+SINGLE_MOLECULE_DTYPE = "float64"
+"""Precision in which one molecule is driven: energy conservation is then that of the time step, and it costs little more."""
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -121,7 +124,7 @@ def run_constant_energy(run: ConstantEnergyRun) -> FloatArray:
     torch.set_num_threads(1)  # this function owns its worker process
     if isinstance(run.source, Path):
         system = particle_system(run.source)
-        add_potential(system, run.source, dtype=torch.float64)
+        add_potential(system, run.source, dtype=SINGLE_MOLECULE_DTYPE)
     else:
         system = openmm.XmlSerializer.deserialize(run.source)
         for index in reversed(range(system.getNumForces())):

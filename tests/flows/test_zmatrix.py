@@ -203,8 +203,8 @@ def test_torsions_have_the_iupac_sign_and_flip_in_the_mirror(molecule, name):
 
 def test_a_right_handed_screw_has_a_positive_torsion():
     """IUPAC: looking along the middle bond, the far bond clockwise from the near one is positive."""
-    x = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, -0.5, 1.0]]]).double()
-    clockwise_seen_along_z = torsion(x, torch.tensor([[0, 1, 2, 3]]))
+    i, j, k, m = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, -0.5, 1.0]])[:, None, None]
+    clockwise_seen_along_z = torsion(i - j, k - j, m - k)
     # Along +z with x to the right, y points down when the observer sits at negative z: -y is counter-clockwise.
     assert float(clockwise_seen_along_z) == pytest.approx(-np.pi / 4)
 
