@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from flowbridge.core.compilation.compiled_potential import CompiledPotential
+from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.core.errors import ModelFileError
 from flowbridge.core.model_files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
@@ -265,3 +268,28 @@ def test_what_is_tried_is_announced_before():
 
 def test_console_script_is_installed():
     assert Path(sys.executable).with_name("flowbridge").is_file()
+
+
+def test_compile_makes_what_adapters_look_for(shared_morse_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+    done = invoke("compile", shared_morse_file, "--batch", "1")
+    assert done.exit_code == 0, done.output
+    assert "compiling morse.flow (batch 1, float64 positions)" in done.stderr
+    assert re.search(r"1 +\d+ +\d+ +\d+\.\d", done.stdout)
+    assert str(tmp_path) in done.stdout
+    again = invoke("compile", shared_morse_file)
+    assert again.exit_code == 0
+    assert "compiling" not in again.stderr
+    found = load_accelerated(shared_morse_file, mode="cached")
+    assert isinstance(found, CompiledPotential)
+
+
+def test_compile_says_what_is_wrong(shared_morse_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+    done = invoke("compile", shared_morse_file, "--dtype", "float16")
+    assert done.exit_code == 1
+    assert "--dtype must be float32 or float64, got 'float16'" in done.stderr
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    done = invoke("compile", shared_morse_file)
+    assert done.exit_code == 1
+    assert "install g++" in done.stderr
