@@ -71,14 +71,13 @@ def main() -> None:
     program = compiled(flow)
     assert program is not None
     positions = torch.as_tensor(alanine_frames()[:1])
-    loader = program._loader
     foreign = foreign_flows(flow)
     import warnings
 
     warnings.simplefilter("ignore", UserWarning)  # the flows of other libraries are in no model file
     cases: dict[str, Callable[[], object]] = {
         "floor: multiply-adds in C": matrix_vector_chain(flow.flow),
-        "bare compiled call": lambda: loader.boxed_run([positions]),
+        "bare compiled call": lambda: program.run([positions]),
         "compiled, as a Potential": lambda: program.energy_and_forces(positions),
         "compiled, OpenMM step": openmm_steps(folder / "alanine.flow", 200, "always"),
         "compiled, ASE step": ase_steps(folder / "alanine.flow", 200, "always"),

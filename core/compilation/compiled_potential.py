@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,10 +62,7 @@ class CompiledPotential(Potential):
         self.folder = folder
         self._dtype = dtype
         self._names = tuple(potential.facts.global_parameters)
-        index = -1 if device.index is None else device.index
-        # What torch._inductor.aoti_load_package wraps, without importing the compiler (1.3 s) and without reading the call's
-        # description anew at every call. The program runs in several threads: not single-threaded, so that it locks.
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / _PACKAGE), "model", False, 1, index)
+        self._programs = _Programs(folder / _PACKAGE, -1 if device.index is None else device.index)
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` of the original, differentiable; see :meth:`Potential.forward`."""
@@ -75,7 +74,7 @@ class CompiledPotential(Potential):
     ) -> EnergyAndForces:
         """Return energies ``(B,)`` and forces ``(B, N, 3)``, float64; see :meth:`Potential.energy_and_forces`."""
         if positions.shape[1:] != (len(self.facts.particles), 3) or (cell is None) == self.facts.periodic:
-            # The program reads memory as it was told to: what does not fit is left to the original, and its errors.
+            # The program reads memory as it was told to: what does not fit is left to the original, and to its errors.
             return self.potential.energy_and_forces(positions, cell, **global_parameters)
         values = {**self.facts.global_parameters, **global_parameters}
         rest = [torch.tensor(values[name], dtype=torch.float64) for name in self._names]
@@ -92,11 +91,35 @@ class CompiledPotential(Potential):
             parts.append(EnergyAndForces(result.energy[:count], result.forces[:count]))
         return EnergyAndForces(torch.cat([part.energy for part in parts]), torch.cat([part.forces for part in parts]))
 
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Call the program itself: for adapters that count microseconds.
+
+        Args:
+            inputs: positions ``(batch, N, 3)``, contiguous and in the program's dtype, on its device; the cell
+                ``(batch, 3, 3)`` of a periodic potential, likewise; global parameters in the order of the facts, each a
+                0-dimensional float64 tensor. None of this is checked.
+
+        Returns:
+            Energies ``(batch,)`` and forces ``(batch, N, 3)``, float64, in memory that the next call in this thread may
+            write to.
+        """
+        results: list[Tensor] = self._programs.run(inputs)
+        return results
+
     def _run(self, positions: Tensor, cell: Tensor | None, rest: list[Tensor]) -> EnergyAndForces:
         box = [] if cell is None else [cell.contiguous()]
-        energy, forces = self._loader.boxed_run([positions, *box, *rest])
-        # Copies: the results may live in memory that the next call of the program writes to.
+        energy, forces = self.run([positions, *box, *rest])
         return EnergyAndForces(energy.clone(), forces.clone())
+
+
+class _Programs(threading.local):
+    """The loaded program, one for each thread: what it computes lies in memory of its own, and nothing has to be locked."""
+
+    def __init__(self, package: Path, index: int) -> None:
+        # What torch._inductor.aoti_load_package wraps, without importing the compiler, which takes a second, and without
+        # reading the description of inputs and outputs anew at every call.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
+        self.run: Callable[[list[Tensor]], list[Tensor]] = loader.boxed_run
 
 
 def _filled(part: Tensor, count: int) -> Tensor:

@@ -31,11 +31,14 @@ import torch
 from openmm import unit
 
 from ...core import model_files
+from ...core.compilation.compiled_potential import CompiledPotential
 from ...core.compilation.loading import load_accelerated
 from ...core.errors import ConfigurationError, FlowbridgeError, ModelFileError, NonFiniteEnergyError
 from ...core.potential import Potential
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+_POSITIONS = openmm.State.Positions
 
 LARGEST_FORCE = 2.0**31
 """kJ/mol/nm, where the 64-bit fixed-point numbers (units of 2**-32) of OpenMM's GPU platforms overflow."""
@@ -55,7 +58,7 @@ class EvaluationOptions:
     """
 
     replicas: int = 1
-    scale_parameter: str | None = "flowbridge_scale"
+    scale_parameter: str | None = None
     dtype: str | None = None
     device: str | None = None
     compilation: str = "auto"
@@ -77,6 +80,8 @@ class _Workspace(threading.local):
     def __init__(self, replicas: int, particles: int) -> None:
         self.positions = np.zeros((replicas * particles, 3))
         self.batch = torch.from_numpy(self.positions).view(replicas, particles, 3)
+        self.results = np.zeros((replicas, particles, 3))
+        self.result_rows = self.results.reshape(-1, 3)
         self.forces = np.zeros((replicas * particles, 3))
         self.last: tuple[tuple[object, ...], float, FloatArray] | None = None
 
@@ -111,6 +116,10 @@ class PotentialComputation:
         self._dtype = options.positions_dtype
         self._elsewhere = self._device.type != "cpu" or self._dtype != torch.float64
         self._periodic = potential.facts.periodic
+        fits = isinstance(potential, CompiledPotential) and potential.batch == options.replicas
+        self._program = potential.run if fits and self._device.type == "cpu" else None
+        inputs = self._elsewhere or self._periodic or self._defaults or options.scale_parameter is not None
+        self._direct = self._program if options.replicas == 1 and not inputs else None
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str, str]]:
         """Pickle as loader, path, digest and options: small, and the same bytes for the same model."""
@@ -136,6 +145,14 @@ class PotentialComputation:
     def _evaluate(self, state: openmm.State) -> tuple[float, FloatArray]:
         workspace = self._workspace
         _read_positions(state, workspace.positions)
+        if self._direct is not None:
+            # One molecule, compiled: the program takes as long as a few dozen lines of Python, so here are none to spare.
+            # OpenMM copies the forces before the next call overwrites them.
+            energies, rows = self._direct([workspace.batch])
+            energy, forces = energies.item(), rows.numpy()[0]
+            if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
+                self._check(energy, forces)
+            return energy, forces
         cell = self._cell(state) if self._periodic else None
         parameters: dict[str, float] = {}
         scale = 1.0
@@ -162,13 +179,41 @@ class PotentialComputation:
         box = None if cell is None else cell[0].numpy(force=True).tobytes()
         key = (workspace.positions.tobytes(), box, tuple(parameters.items()))
         if workspace.last is None or workspace.last[0] != key:
+            workspace.last = None  # its forces may lie where the next ones are written to
             workspace.last = (key, *self._computed(workspace, cell, parameters))
         return workspace.last[1:]
 
     def _computed(
         self, workspace: _Workspace, cell: torch.Tensor | None, parameters: dict[str, float]
     ) -> tuple[float, FloatArray]:
-        batch = workspace.batch
+        if self._program is not None:
+            energy, forces = self._by_program(self._program, workspace, cell, parameters)
+        else:
+            energy, forces = self._by_potential(workspace.batch, cell, parameters)
+        # A single dot product sees every NaN, infinity and overflow; which one it was is found out only then.
+        if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
+            self._check(energy, forces)
+        return energy, forces
+
+    def _by_program(
+        self,
+        program: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+        workspace: _Workspace,
+        cell: torch.Tensor | None,
+        parameters: dict[str, float],
+    ) -> tuple[float, FloatArray]:
+        """Call compiled code with the buffers of this thread: next to nothing besides the call."""
+        inputs = [workspace.batch if self._dtype == torch.float64 else workspace.batch.to(self._dtype)]
+        if cell is not None:
+            inputs.append(cell.contiguous())
+        inputs += [torch.tensor(value, dtype=torch.float64) for value in parameters.values()]
+        energies, forces = program(inputs)
+        np.copyto(workspace.results, forces.numpy())
+        return (energies if self.options.replicas == 1 else energies.sum()).item(), workspace.result_rows
+
+    def _by_potential(
+        self, batch: torch.Tensor, cell: torch.Tensor | None, parameters: dict[str, float]
+    ) -> tuple[float, FloatArray]:
         if self._elsewhere:
             batch = batch.to(device=self._device, dtype=self._dtype)
         result = self.potential.energy_and_forces(batch, cell, **parameters)
@@ -182,11 +227,7 @@ class PotentialComputation:
         output = result.forces.detach()
         if output.dtype != torch.float64 or self._elsewhere:
             output = output.to(device="cpu", dtype=torch.float64)
-        forces = output.numpy().reshape(-1, 3)
-        # A single dot product sees every NaN, infinity and overflow; which one it was is found out only then.
-        if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
-            self._check(energy, forces)
-        return energy, forces
+        return energy, output.numpy().reshape(-1, 3)
 
     def _cell(self, state: openmm.State) -> torch.Tensor:
         """Return the box vectors as rows, ``(replicas, 3, 3)`` in nm."""
@@ -319,19 +360,17 @@ def _read_positions(state: openmm.State, output: FloatArray) -> None:
     The method behind ``getPositions(asNumpy=True)`` costs a tenth of it but copies without looking at the
     size.
     """
-    raw = getattr(state, "_getVectorAsNumpy", None)
-    count = getattr(state, "_getNumParticles", None)
-    if raw is not None and count is not None:
-        if count() == len(output):
-            raw(openmm.State.Positions, output)
+    try:
+        given = state._getNumParticles()
+        if given == len(output):
+            state._getVectorAsNumpy(_POSITIONS, output)
             return
-        given = count()
-    else:
+    except AttributeError:
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        given = len(positions)
         if positions.shape == output.shape:
             output[:] = positions
             return
-        given = len(positions)
     raise ConfigurationError(
         f"the force was made for {len(output)} particles but the System now has {given}: add the potential "
         "after all particles, or name its particles with particles="

@@ -31,7 +31,7 @@ def add_potential(
     particles: Sequence[int] | None = None,
     replicas: int = 1,
     force_group: int = 0,
-    scale_parameter: str | None = "flowbridge_scale",
+    scale_parameter: str | None = None,
     backend: str = "auto",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
@@ -58,8 +58,9 @@ def add_potential(
             as one batch and their energies added: one Context then runs many replicas, at the speed of
             batches.
         force_group: OpenMM force group, 0 to 31.
-        scale_parameter: name of a global parameter, 1 by default, that multiplies energy and forces; None for
-            none. Forces of one System that share the name share the parameter.
+        scale_parameter: name of a global parameter, 1 by default, that multiplies energy and forces, say
+            ``"flow_scale"``; without it the force has none, which spares reading it at every step. Forces of one System
+            that share the name share the parameter.
         backend: ``"auto"`` or ``"python"`` (``openmm.PythonForce``).
         dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
             parameters and passes float64 positions.

@@ -34,10 +34,10 @@ def evaluate(system, positions, parameters=None):
 
 def test_openmm(file, morse, alanine):
     system = particle_system(file)
-    force = add_potential(system, file, topology=alanine.topology)
+    force = add_potential(system, file, topology=alanine.topology, scale_parameter="flow_scale")
     assert force is not None
     for positions in alanine.shaken(5, 0.01):
-        parameters = {"stiffness": 1.7, "flowbridge_scale": 0.5}
+        parameters = {"stiffness": 1.7, "flow_scale": 0.5}
         x = torch.as_tensor(positions[None])
         expected = morse.energy_and_forces(x, stiffness=1.7)
         for one in (

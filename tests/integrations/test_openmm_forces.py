@@ -132,7 +132,7 @@ def test_deepcopy_of_system_and_a_copy_of_the_copy(morse_file, alanine):
 
 def test_inside_custom_cv_force(morse, morse_file, alanine):
     inner = particle_system(morse_file)
-    add_potential(inner, morse_file)
+    add_potential(inner, morse_file, scale_parameter="flow_scale")
     system = particle_system(morse_file)
     collective = openmm.CustomCVForce("0.5*flow^2")
     collective.addCollectiveVariable("flow", copy.deepcopy(inner.getForce(0)))
@@ -143,7 +143,7 @@ def test_inside_custom_cv_force(morse, morse_file, alanine):
     energy, found = evaluate(context, positions)
     assert energy == pytest.approx(0.5 * reference**2, rel=1e-12)
     assert relative_error(found, reference * forces) < 1e-12
-    context.setParameter("flowbridge_scale", 0.5)
+    context.setParameter("flow_scale", 0.5)
     assert evaluate(context, positions)[0] == pytest.approx(0.125 * reference**2, rel=1e-12)
 
 
@@ -254,19 +254,19 @@ def test_particles_in_an_order_of_their_own(morse, morse_file, alanine):
 
 def test_scale_and_global_parameters(morse, morse_file, alanine):
     system = particle_system(morse_file)
-    force = add_potential(system, morse_file)
-    assert dict(force.getGlobalParameters()) == {"flowbridge_scale": 1.0, "stiffness": 1.0}
+    force = add_potential(system, morse_file, scale_parameter="flow_scale")
+    assert dict(force.getGlobalParameters()) == {"flow_scale": 1.0, "stiffness": 1.0}
     context = context_of(system)
     positions = alanine.shaken(1)[0]
     for scale, stiffness in [(1.0, 1.0), (0.3, 1.0), (0.3, 2.5), (-1.0, 1.0), (0.0, 1.0)]:
-        context.setParameter("flowbridge_scale", scale)
+        context.setParameter("flow_scale", scale)
         context.setParameter("stiffness", stiffness)
         reference, forces = expected(morse, positions, stiffness=stiffness)
         energy, found = evaluate(context, positions)
         assert energy == pytest.approx(scale * reference, rel=1e-12)
         np.testing.assert_allclose(found, scale * forces, rtol=1e-10, atol=1e-9)
     system = particle_system(morse_file)
-    assert "flowbridge_scale" not in add_potential(system, morse_file, scale_parameter=None).getGlobalParameters()
+    assert dict(add_potential(system, morse_file).getGlobalParameters()) == {"stiffness": 1.0}
     assert evaluate(context_of(system), positions)[0] == pytest.approx(expected(morse, positions)[0], rel=1e-12)
 
 
@@ -689,7 +689,7 @@ def test_what_a_reporter_asks_for_is_not_computed_again(morse, morse_file, alani
     def run(report):
         calls.clear()
         system = particle_system(morse_file)
-        add_potential(system, morse_file)
+        add_potential(system, morse_file, scale_parameter="flow_scale")
         context = context_of(system)
         context.setPositions(alanine.shaken(1)[0])
         for _ in range(20):
@@ -707,7 +707,7 @@ def test_what_a_reporter_asks_for_is_not_computed_again(morse, morse_file, alani
     )
     # Another value of a parameter is another point, at the same positions.
     energy = other.getState(getEnergy=True).getPotentialEnergy()._value
-    other.setParameter("flowbridge_scale", 0.5)
+    other.setParameter("flow_scale", 0.5)
     assert other.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(0.5 * energy)
     name = next(iter(morse.facts.global_parameters))
     other.setParameter(name, 1.1 * other.getParameter(name))
