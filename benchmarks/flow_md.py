@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase
 import openmm
@@ -14,14 +16,17 @@ from ase.md.verlet import VelocityVerlet
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.compiled_potential import compiled
 from flowbridge.core.potential import Potential
+from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 import flowbridge
 
 from .floor import matrix_vector_chain
 from .foreign_flows import foreign_flows, parameter_count
-from .harness import arguments, paired, ratio, report
-from .molecules import alanine_flow, alanine_frames, multiply_adds
+from .harness import Timing, arguments, paired, ratio, report
+from .molecules import FLOW, alanine_flow, alanine_frames, demo_flow, multiply_adds
+
+_STEPS = 1000
 
 
 def openmm_steps(potential: Potential | Path, steps: int, compilation: str = "never") -> Callable[[], object]:
@@ -61,59 +66,68 @@ def ase_steps(file: Path, steps: int, compilation: str) -> Callable[[], object]:
     return run
 
 
-def main() -> None:
-    """Measure, print, write."""
-    options = arguments(__doc__ or "").parse_args()
-    torch.set_num_threads(options.threads)
-    flow = alanine_flow()
+def measured(flow: BoltzmannGenerator, rounds: int, foreign: bool) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Return the timings of one flow and the ratios that matter."""
     folder = Path(tempfile.mkdtemp(prefix="flowbridge-benchmark-"))
-    flowbridge.save(flow, folder / "alanine.flow", created=None)
-    program = compiled(flow)
+    file = folder / "alanine.flow"
+    digest = flowbridge.save(flow, file)
+    program = compiled(flow, digest=digest)
     assert program is not None
     positions = torch.as_tensor(alanine_frames()[:1])
-    foreign = foreign_flows(flow)
-    import warnings
-
-    warnings.simplefilter("ignore", UserWarning)  # the flows of other libraries are in no model file
+    others = foreign_flows(flow) if foreign else {}
     cases: dict[str, Callable[[], object]] = {
         "floor: multiply-adds in C": matrix_vector_chain(flow.flow),
         "bare compiled call": lambda: program.run([positions]),
         "compiled, as a Potential": lambda: program.energy_and_forces(positions),
-        "compiled, OpenMM step": openmm_steps(folder / "alanine.flow", 200, "always"),
-        "compiled, ASE step": ase_steps(folder / "alanine.flow", 200, "always"),
-        "eager call": lambda: flow.energy_and_forces(positions),
-        "eager, OpenMM step": openmm_steps(flow, 10),
-        "eager, ASE step": ase_steps(folder / "alanine.flow", 10, "never"),
+        "compiled, OpenMM step": openmm_steps(file, _STEPS, "always"),
+        "compiled, ASE step": ase_steps(file, _STEPS, "always"),
+        "torch, call": lambda: flow.energy_and_forces(positions),
+        "torch, OpenMM step": openmm_steps(file, 10, "never"),
+        "torch, ASE step": ase_steps(file, 10, "never"),
     }
-    work = {name: 200.0 for name in cases if name.startswith("compiled,") and name.endswith("step")}
-    work |= {name: 10.0 for name in cases if name.startswith("eager,")}
-    for name, potential in foreign.items():
+    work = {name: float(_STEPS) for name in cases if name.startswith("compiled,") and name.endswith("step")}
+    work |= {name: 10.0 for name in cases if name.startswith("torch,") and name.endswith("step")}
+    for name, potential in others.items():
         cases[f"{name}, OpenMM step"] = openmm_steps(potential, 5)
         work[f"{name}, OpenMM step"] = 5.0
-    timings = paired(cases, work=work, rounds=options.rounds)
-    bare = timings["bare compiled call"]
-    results = {
+    timings = paired(cases, work=work, rounds=rounds)
+    bare, step = timings["bare compiled call"], timings["compiled, OpenMM step"]
+    results: dict[str, Any] = {
         "multiply_adds": multiply_adds(flow),
-        "parameters": {"flowbridge": parameter_count(flow.flow)}
-        | {n: parameter_count(p.flow) for n, p in foreign.items()},
-        "step_over_bare": ratio(timings["compiled, OpenMM step"], bare),
+        "parameters": {
+            "flowbridge": parameter_count(flow.flow),
+            **{n: parameter_count(p.flow) for n, p in others.items()},
+        },
+        "step_over_bare": ratio(step, bare),
         "ase_step_over_bare": ratio(timings["compiled, ASE step"], bare),
-        "eager_over_compiled": ratio(timings["eager call"], bare),
-        "eager_step_over_compiled_step": ratio(timings["eager, OpenMM step"], timings["compiled, OpenMM step"]),
+        "eager_over_compiled": ratio(timings["torch, call"], bare),
+        "eager_step_over_compiled_step": ratio(timings["torch, OpenMM step"], step),
         "bare_over_floor": ratio(bare, timings["floor: multiply-adds in C"]),
+        **{f"{name}_step_over_compiled_step": ratio(timings[f"{name}, OpenMM step"], step) for name in others},
         "microseconds": {name: timing.median for name, timing in timings.items()},
         "rounds": {name: timing.rounds for name, timing in timings.items()},
     }
-    for name in foreign:
-        results[f"{name}_over_compiled_step"] = ratio(timings[f"{name}, OpenMM step"], timings["compiled, OpenMM step"])
-    rows = [
-        (name, f"{timing.median:.1f}", f"{ratio(timing, bare):.2f}") for name, timing in timings.items()
-    ]  # fmt: skip
-    report(
-        "flow_md", "energy and forces of one alanine dipeptide, one MD step", ("case", "µs", "over bare"), rows, results
-    )
-    for key in ("step_over_bare", "ase_step_over_bare", "eager_over_compiled", "bare_over_floor"):
-        print(f"{key}: {results[key]:.2f}")
+    return timings, results
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments(__doc__ or "").parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", UserWarning)  # the flows of other libraries are in no model file
+    everything: dict[str, Any] = {}
+    rows: list[tuple[str, ...]] = []
+    flows = {"demo": demo_flow(), "small": FLOW}
+    for name, configuration in flows.items():
+        timings, results = measured(alanine_flow(configuration), options.rounds, foreign=name == "small")
+        everything[name] = results
+        rows.append((f"{name} flow, {results['multiply_adds']} multiply-adds", "", ""))
+        bare = timings["bare compiled call"]
+        rows += [(f"  {case}", f"{one.median:.1f}", f"{ratio(one, bare):.2f}") for case, one in timings.items()]
+    report("flow_md", "alanine dipeptide: energy and forces, MD steps", ("case", "µs", "over bare"), rows, everything)
+    for name, results in everything.items():
+        keys = ("step_over_bare", "ase_step_over_bare", "eager_over_compiled", "bare_over_floor")
+        print(f"{name}: " + ", ".join(f"{key} {results[key]:.2f}" for key in keys))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,12 @@ FLOW = FlowConfiguration.model_validate(
     }
 )
 """About 180 000 multiply-adds for alanine dipeptide, as the flows of reference timings."""
+
+
+def demo_flow() -> FlowConfiguration:
+    """Return the flow of ``examples/alanine_dipeptide.toml``."""
+    content = tomllib.loads((EXAMPLES / "alanine_dipeptide.toml").read_text())
+    return FlowConfiguration.model_validate(content["model"]["flow"])
 
 
 def alanine_topology() -> tuple[app.Topology, NDArray[np.float64]]:

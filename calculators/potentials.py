@@ -210,17 +210,19 @@ class PotentialCalculator(BaseCalculator):
             self._check_atoms(atoms)
         cell = self._tensor(atoms.cell.array / units.nm) if self._periodic else None
         if self._program is not None:
-            # Nothing besides the call: at a few atoms, compiled code takes as long as a handful of tensor operations.
-            np.divide(atoms.positions, units.nm, out=self._buffer)
+            # Nothing besides the call: for a few atoms, compiled code takes as long as a handful of tensor operations.
+            np.multiply(atoms.arrays["positions"], 1.0 / units.nm, out=self._buffer)
             rest = [torch.tensor(value, dtype=torch.float64) for value in self.parameters.values()]
-            energy, forces = self._program([self._batch, *([] if cell is None else [cell]), *rest])
+            energies, rows = self._program([self._batch, *([] if cell is None else [cell]), *rest])
+            energy, forces = energies.item(), rows.numpy()[0]
         else:
-            energy, forces = self._evaluated.energy_and_forces(
+            result = self._evaluated.energy_and_forces(
                 self._tensor(atoms.positions / units.nm), cell, **self.parameters
             )
-        results: dict[str, Any] = {"energy": energy.item() * KILOJOULE_PER_MOLE}
-        results["free_energy"] = results["energy"]
-        results["forces"] = forces[0].detach().cpu().double().numpy() * (KILOJOULE_PER_MOLE / units.nm)
+            energy, forces = result.energy.item(), result.forces[0].detach().cpu().double().numpy()
+        energy *= KILOJOULE_PER_MOLE
+        results: dict[str, Any] = {"energy": energy, "free_energy": energy}
+        results["forces"] = forces * (KILOJOULE_PER_MOLE / units.nm)
         # One dot product sees every NaN and infinity; which one it was is found out only then.
         if not math.isfinite(results["energy"] + np.vdot(results["forces"], results["forces"])):
             self._refuse(atoms.positions, results["energy"], results["forces"])
@@ -324,7 +326,8 @@ _COMPARED = ("positions", "numbers", "cell", "pbc")
 
 def _state(atoms: Atoms) -> tuple[bytes, ...]:
     """Return the bytes of what results depend on: a tenth of the cost of comparing arrays with numpy."""
-    return atoms.positions.tobytes(), atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+    arrays = atoms.arrays
+    return arrays["positions"].tobytes(), arrays["numbers"].tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
 
 
 def _converted(potential: Potential, dtype: str | None, device: str | None) -> Potential:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,7 +63,7 @@ class CompiledPotential(Potential):
         self.folder = folder
         self._dtype = dtype
         self._names = tuple(potential.facts.global_parameters)
-        self._programs = _Programs(folder / _PACKAGE, -1 if device.index is None else device.index)
+        self._programs = _loaded_once(folder / _PACKAGE, -1 if device.index is None else device.index)
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` of the original, differentiable; see :meth:`Potential.forward`."""
@@ -120,6 +121,19 @@ class _Programs(threading.local):
         # reading the description of inputs and outputs anew at every call.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
         self.run: Callable[[list[Tensor]], list[Tensor]] = loader.boxed_run
+
+
+_in_use: weakref.WeakValueDictionary[tuple[object, ...], _Programs] = weakref.WeakValueDictionary()
+
+
+def _loaded_once(package: Path, index: int) -> _Programs:
+    """Return the program of a package; all that use it in this process share its constants, and find them in the cache."""
+    status = package.stat()
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, index)
+    programs = _in_use.get(key)
+    if programs is None:
+        programs = _in_use[key] = _Programs(package, index)
+    return programs
 
 
 def _filled(part: Tensor, count: int) -> Tensor:
