@@ -129,7 +129,7 @@ _in_use: weakref.WeakValueDictionary[tuple[object, ...], _Programs] = weakref.We
 def _loaded_once(package: Path, index: int) -> _Programs:
     """Return the program of a package; all that use it in this process share its constants, and find them in the cache."""
     status = package.stat()
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns, index)
+    key = (str(package), status.st_ino, status.st_mtime_ns, index)
     programs = _in_use.get(key)
     if programs is None:
         programs = _in_use[key] = _Programs(package, index)
@@ -247,7 +247,8 @@ def compiled(
         try:
             with _told(potential, batch, dtype), cache.making(description) as folder:
                 _compile(program, folder / _PACKAGE, batch, device)
-                return _checked(potential, folder, batch, dtype, device, cache.folder / key_of(description))
+                _check(potential, folder, batch, dtype, device)
+            return CompiledPotential(potential, cache.folder / key_of(description), batch, dtype, device)
         except CompilationError as error:
             with cache.making(attempt) as folder:
                 (folder / _FAILURE).write_text(json.dumps({"reason": str(error)}))
@@ -326,9 +327,7 @@ def _compile(program: torch.export.ExportedProgram, package: Path, batch: int, d
         raise CompilationError(f"the compiler {how}: {cause[:500]}")
 
 
-def _checked(
-    potential: Potential, folder: Path, batch: int, dtype: torch.dtype, device: torch.device, final: Path
-) -> CompiledPotential:
+def _check(potential: Potential, folder: Path, batch: int, dtype: torch.dtype, device: torch.device) -> None:
     """Compare fresh code with torch, at configurations other than the traced one too, and keep them for later loads."""
     count = max(batch, 1) + _CHECKED
     positions, cell = _example(potential, count, dtype, device)
@@ -347,8 +346,6 @@ def _checked(
         kept["cell"] = cell
     tensors = {name: tensor[:batch].detach().cpu().contiguous() for name, tensor in kept.items()}
     safetensors.torch.save_file(tensors, folder / _CHECK)
-    made.folder = final
-    return made
 
 
 def _loaded(

@@ -135,24 +135,28 @@ class PotentialComputation:
                 (NonFiniteEnergyError for NaN and infinities).
         """
         try:
-            return self._evaluate(state)
+            return self._evaluate(state) if self._direct is None else self._evaluate_directly(state, self._direct)
         except Exception as error:
             kind = NonFiniteEnergyError if isinstance(error, NonFiniteEnergyError) else FlowbridgeError
             cause = str(error) if isinstance(error, FlowbridgeError) else f"{type(error).__name__}: {error}"
             report = f"flowbridge stopped the run {_moment(state)}: {cause}\n\n{traceback.format_exc()}"
             raise kind(report) from error
 
+    def _evaluate_directly(
+        self, state: openmm.State, program: Callable[[list[torch.Tensor]], list[torch.Tensor]]
+    ) -> tuple[float, FloatArray]:
+        """One molecule, compiled: the program takes as long as a few dozen lines of Python, so none are wasted."""
+        workspace = self._workspace
+        _read_positions(state, workspace.positions)
+        energies, rows = program([workspace.batch])
+        energy, forces = energies.item(), rows.numpy()[0]  # copied by OpenMM before the next call overwrites them
+        if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
+            self._check(energy, forces)
+        return energy, forces
+
     def _evaluate(self, state: openmm.State) -> tuple[float, FloatArray]:
         workspace = self._workspace
         _read_positions(state, workspace.positions)
-        if self._direct is not None:
-            # One molecule, compiled: the program takes as long as a few dozen lines of Python, so here are none to spare.
-            # OpenMM copies the forces before the next call overwrites them.
-            energies, rows = self._direct([workspace.batch])
-            energy, forces = energies.item(), rows.numpy()[0]
-            if not (math.isfinite(energy) and np.vdot(forces, forces) < LARGEST_FORCE**2):
-                self._check(energy, forces)
-            return energy, forces
         cell = self._cell(state) if self._periodic else None
         parameters: dict[str, float] = {}
         scale = 1.0
