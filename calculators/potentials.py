@@ -22,7 +22,7 @@ from ase.calculators.calculator import (
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ..core.compilation.compiled_potential import CompiledPotential, accelerated
+from ..core.compilation.compiled_potential import accelerated, direct_program
 from ..core.errors import MoleculeMismatchError, NonFiniteEnergyError
 from ..core.model_files import load, matches_its_file
 from ..core.potential import Potential
@@ -103,8 +103,7 @@ class PotentialCalculator(BaseCalculator):
         self._periodic = facts.periodic
         self._buffer = np.zeros((len(facts.particles), 3))
         self._batch = torch.from_numpy(self._buffer)[None]
-        direct = isinstance(self._evaluated, CompiledPotential) and self._device.type == "cpu"
-        self._program = self._evaluated.run if direct and self._dtype == torch.float64 else None
+        self._program = direct_program(self._evaluated, 1, torch.float64) if self._dtype == torch.float64 else None
         self.set_global_parameters(**facts.global_parameters)
         self.set_global_parameters(**(global_parameters or {}))
 

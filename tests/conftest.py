@@ -1,6 +1,7 @@
 """Potentials in closed form that stand in for learned ones: exact, fast, storable."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from openmm import app, unit
 
 # Compiling each of the many small potentials here would take hours; the tests of compiled code ask for it by name.
 os.environ["FLOWBRIDGE_COMPILE"] = "never"
+# What tests keep there is not the user's.
+os.environ["FLOWBRIDGE_CACHE"] = tempfile.mkdtemp(prefix="flowbridge-tests-")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

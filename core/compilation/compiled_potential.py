@@ -49,6 +49,8 @@ class CompiledPotential(Potential):
     Attributes:
         potential: the original.
         batch: configurations of one call of the program.
+        dtype: of the positions that it takes.
+        device: on which it runs.
         folder: where the program is.
     """
 
@@ -61,7 +63,8 @@ class CompiledPotential(Potential):
         self.model_file = potential.model_file
         self.batch = batch
         self.folder = folder
-        self._dtype = dtype
+        self.dtype = dtype
+        self.device = device
         self._names = tuple(potential.facts.global_parameters)
         self._programs = _loaded_once(folder / _PACKAGE, -1 if device.index is None else device.index)
 
@@ -79,8 +82,8 @@ class CompiledPotential(Potential):
             return self.potential.energy_and_forces(positions, cell, **global_parameters)
         values = {**self.facts.global_parameters, **global_parameters}
         rest = [torch.tensor(values[name], dtype=torch.float64) for name in self._names]
-        positions = positions.detach().to(self._dtype).contiguous()
-        cell = None if cell is None else cell.detach().to(self._dtype)
+        positions = positions.detach().to(self.dtype).contiguous()
+        cell = None if cell is None else cell.detach().to(self.dtype)
         if len(positions) == self.batch:
             return self._run(positions, cell, rest)
         parts = []
@@ -113,6 +116,17 @@ class CompiledPotential(Potential):
         return EnergyAndForces(energy.clone(), forces.clone())
 
 
+Program = Callable[[list[Tensor]], list[Tensor]]
+
+
+def direct_program(potential: Potential, batch: int, dtype: torch.dtype) -> Program | None:
+    """Return :meth:`CompiledPotential.run` for an adapter that will give it exactly this, on the CPU; else None."""
+    if not isinstance(potential, CompiledPotential):
+        return None
+    same = potential.batch == batch and potential.dtype == dtype and potential.device.type == "cpu"
+    return potential.run if same else None
+
+
 class _Programs(threading.local):
     """The loaded program, one for each thread: what it computes lies in memory of its own, and nothing has to be locked."""
 
@@ -120,7 +134,7 @@ class _Programs(threading.local):
         # What torch._inductor.aoti_load_package wraps, without importing the compiler, which takes a second, and without
         # reading the description of inputs and outputs anew at every call.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
-        self.run: Callable[[list[Tensor]], list[Tensor]] = loader.boxed_run
+        self.run: Program = loader.boxed_run
 
 
 _in_use: weakref.WeakValueDictionary[tuple[object, ...], _Programs] = weakref.WeakValueDictionary()

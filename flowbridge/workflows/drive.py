@@ -221,7 +221,7 @@ def _engines_against_each_other(file: Path, model: BoltzmannGenerator, held_out:
     chosen = held_out[np.linspace(0, len(held_out) - 1, _COMPARED_FRAMES).astype(int)]
     system = particle_system(file)
     add_potential(system, file, dtype=SINGLE_MOLECULE_DTYPE)
-    _, openmm_forces = OpenMMEnergy(system, workers=1).energies_and_forces(chosen)
+    _, openmm_forces = OpenMMEnergy(system, "Reference", workers=1).energies_and_forces(chosen)
     through_ase = ase_forces(file, chosen)
     direct = potential_forces(model, chosen)  # the networks in float32, as trained
     scale = np.abs(direct).max((1, 2))

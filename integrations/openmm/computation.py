@@ -31,7 +31,7 @@ import torch
 from openmm import unit
 
 from ...core import model_files
-from ...core.compilation.compiled_potential import CompiledPotential
+from ...core.compilation.compiled_potential import Program, direct_program
 from ...core.compilation.loading import load_accelerated
 from ...core.errors import ConfigurationError, FlowbridgeError, ModelFileError, NonFiniteEnergyError
 from ...core.potential import Potential
@@ -116,8 +116,7 @@ class PotentialComputation:
         self._dtype = options.positions_dtype
         self._elsewhere = self._device.type != "cpu" or self._dtype != torch.float64
         self._periodic = potential.facts.periodic
-        fits = isinstance(potential, CompiledPotential) and potential.batch == options.replicas
-        self._program = potential.run if fits and self._device.type == "cpu" else None
+        self._program = direct_program(potential, options.replicas, self._dtype)
         inputs = self._elsewhere or self._periodic or self._defaults or options.scale_parameter is not None
         self._direct = self._program if options.replicas == 1 and not inputs else None
 
@@ -142,9 +141,7 @@ class PotentialComputation:
             report = f"flowbridge stopped the run {_moment(state)}: {cause}\n\n{traceback.format_exc()}"
             raise kind(report) from error
 
-    def _evaluate_directly(
-        self, state: openmm.State, program: Callable[[list[torch.Tensor]], list[torch.Tensor]]
-    ) -> tuple[float, FloatArray]:
+    def _evaluate_directly(self, state: openmm.State, program: Program) -> tuple[float, FloatArray]:
         """One molecule, compiled: the program takes as long as a few dozen lines of Python, so none are wasted."""
         workspace = self._workspace
         _read_positions(state, workspace.positions)
@@ -201,7 +198,7 @@ class PotentialComputation:
 
     def _by_program(
         self,
-        program: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+        program: Program,
         workspace: _Workspace,
         cell: torch.Tensor | None,
         parameters: dict[str, float],

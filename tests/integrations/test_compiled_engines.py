@@ -10,6 +10,7 @@ import torch
 from ase import units
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
+from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import unit
 
@@ -88,3 +89,17 @@ def test_an_object_is_frozen_only_when_asked_for(file, morse, alanine):
         morse.spring_constants.mul_(2.0)
     assert evaluate(frozen, positions)[0] == pytest.approx(before, rel=1e-10)
     assert evaluate(followed, positions)[0] != pytest.approx(before)
+
+
+def test_a_program_for_many_is_not_given_one(file, morse, alanine):
+    """A compiled potential of another batch size, handed over as an object, still gives the right numbers."""
+    several = load_accelerated(file, batch=3)
+    assert isinstance(several, CompiledPotential)
+    positions = alanine.shaken(1, 0.01)[0]
+    expected = morse.energy_and_forces(torch.as_tensor(positions[None])).energy.item()
+    atoms = ase.Atoms(alanine.particles.atomic_numbers, positions * units.nm, calculator=PotentialCalculator(several))
+    assert atoms.get_potential_energy() == pytest.approx(expected * (units.kJ / units.mol), rel=1e-10)
+    system = particle_system(several)
+    with pytest.warns(UserWarning, match="no model file"):
+        add_potential(system, several)
+    assert evaluate(system, positions)[0] == pytest.approx(expected, rel=1e-10)
