@@ -139,7 +139,9 @@ def test_workers_must_be_positive(tmp_path):
 def test_interruption_says_how_to_continue(tmp_path):
     pipe = tmp_path / "workflow.toml"
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # A shell starts background jobs with Ctrl-C ignored, and their children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from flowbridge import command_line\n"
         "from flowbridge.workflows import reference\n"
         "def endless(config, workers):\n"
