@@ -14,7 +14,7 @@ import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
 from flowbridge.calculators import PotentialCalculator
-from flowbridge.core.compilation.compiled_potential import compiled
+from flowbridge.core.compilation.building import compiled
 from flowbridge.core.potential import Potential
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system

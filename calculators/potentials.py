@@ -22,7 +22,8 @@ from ase.calculators.calculator import (
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ..core.compilation.compiled_potential import accelerated, direct_program
+from ..core.compilation.building import accelerated
+from ..core.compilation.compiled_potential import direct_program
 from ..core.errors import MoleculeMismatchError, NonFiniteEnergyError
 from ..core.model_files import load, matches_its_file
 from ..core.potential import Potential

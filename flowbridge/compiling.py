@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .core.compilation.cache import Cache
-from .core.compilation.compiled_potential import CompiledPotential, compiled
+from .core.cache import Cache, cache_folder
+from .core.compilation.building import PROGRAMS, compiled
+from .core.compilation.compiled_potential import CompiledPotential
 from .core.errors import CompilationError, ConfigurationError
 from .core.model_files import load
 from .core.potential import Potential
@@ -76,7 +77,7 @@ def print_programs(programs: Sequence[CompiledProgram], console: Console) -> Non
         )
     console.print("energy and forces, one call, this machine, one thread")
     console.print(table)
-    cache = Cache()
+    cache = Cache(cache_folder(PROGRAMS))
     size = sum(entry.bytes for entry in cache.entries())
     console.print(f"kept in {cache.folder} ({size / 1024**2:.0f} of {cache.limit / 1024**2:.0f} MiB)", soft_wrap=True)
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import platform
-import subprocess
 import sys
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from ..machine import machine
 from ..potential import Potential
 
 _LAYOUT = 1  # raise it when programs are made in another way from the same inputs
@@ -80,29 +77,3 @@ def program_digest(program: ExportedProgram) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@cache
-def machine() -> dict[str, str]:
-    """Return what machine code depends on: system, processor family and its instruction sets."""
-    flags = platform.processor()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text().splitlines()
-        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), flags)
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "vector": torch.backends.cpu.get_cpu_capability(),
-        "instructions": hashlib.sha256(flags.encode()).hexdigest()[:16],
-    }
-
-
-def compiler() -> str | None:
-    """Return the first line in which the C++ compiler names itself, None where there is none."""
-    command = os.environ.get("CXX", "g++" if platform.system() != "Darwin" else "clang++").split()
-    try:
-        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.partition("\n")[0] if answer.returncode == 0 else None

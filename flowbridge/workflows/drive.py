@@ -63,12 +63,9 @@ def run(workflow: Workflow, molecule: MolecularSystem, simulated: Stage, trained
         "drive": json.loads(workflow.drive.model_dump_json()),
         "seed": workflow.seed,
     }
-    stage = Stage.open(output, "drive", inputs)
-    if stage.results is None:
-        with stage.timed():
-            results = _drive(workflow, molecule, simulated, trained, stage.folder)
-        stage.finish(results)
-    return stage
+    return Stage.completed(
+        output, "drive", inputs, lambda folder: _drive(workflow, molecule, simulated, trained, folder)
+    )
 
 
 def load_generator(trained: Stage) -> BoltzmannGenerator:

@@ -30,13 +30,11 @@ def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: P
         "reweight": json.loads(workflow.reweight.model_dump_json()),
         "seed": workflow.seed,
     }
-    stage = Stage.open(output, "reweight", inputs)
-    if stage.results is None:
-        with stage.timed():
-            sets = _draw(workflow, molecule, load_generator(trained), stage.folder)
-            results = _analyse(workflow, molecule, sets)
-        stage.finish(results)
-    return stage
+
+    def work(folder: Path) -> dict[str, Any]:
+        return _analyse(workflow, molecule, _draw(workflow, molecule, load_generator(trained), folder))
+
+    return Stage.completed(output, "reweight", inputs, work)
 
 
 def sample_file(stage: Stage, number: int = 0) -> Path:

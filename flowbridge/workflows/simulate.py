@@ -43,12 +43,7 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path) -> Stage:
         "simulate": json.loads(workflow.simulate.model_dump_json()),
         "seed": workflow.seed,
     }
-    stage = Stage.open(output, "simulate", inputs)
-    if stage.results is None:
-        with stage.timed():
-            results = _simulate(workflow, molecule, stage.folder)
-        stage.finish(results)
-    return stage
+    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder))
 
 
 def load_frames(stage: Stage) -> Frames:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,25 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "inputs.json", json.loads(text))
         return cls(name, digest, folder)
+
+    @classmethod
+    def completed(
+        cls, output: Path, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]
+    ) -> Stage:
+        """Return the stage for ``inputs`` with its work done: now, or when it was first asked for.
+
+        Args:
+            output: folder of the workflow.
+            name: of the stage.
+            inputs: plain data that the results depend on.
+            work: does the work in the stage's folder, where it finds what an interrupted try left, and returns results.
+        """
+        stage = cls.open(output, name, inputs)
+        if stage.results is None:
+            with stage.timed():
+                results = work(stage.folder)
+            stage.finish(results)
+        return stage
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -29,12 +29,7 @@ def run(
         "model": json.loads(model.model_dump_json()),
         "seed": workflow.seed,
     }
-    stage = Stage.open(output, name, inputs)
-    if stage.results is not None:
-        return stage
-    with stage.timed():
-        results = _train(workflow, model, molecule, simulated, stage.folder)
-    stage.finish(results)
+    stage = Stage.completed(output, name, inputs, lambda folder: _train(workflow, model, molecule, simulated, folder))
     shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model file has taken over
     return stage
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openmm
 from openmm import unit
 
-from ...core.compilation.cache import Cache, cache_folder
-from ...core.compilation.identity import machine
+from ...core.cache import Cache, cache_folder
 from ...core.errors import ConfigurationError
+from ...core.machine import machine
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 _WORTH_A_THREAD = 16  # fewer configurations than this are done before a second thread is awake
 _TRIED = 96  # configurations that each plan is timed with
+_KIND, _FILE = "plans", "plan.json"  # in the cache
 _PLATFORMS = ("Reference", "CPU", "CUDA", "HIP", "OpenCL")
 
 
@@ -92,10 +93,10 @@ class OpenMMEnergy:
         return self._team.evaluate(frames)
 
     def _chosen_team(self, frames: FloatArray) -> _Team:
-        cache, description = Cache(cache_folder().parent / "plans"), _describe(self._system, self._plans)
+        cache, description = Cache(cache_folder(_KIND)), _describe(self._system, self._plans)
         folder = None if description is None else cache.find(description)
         if folder is not None:
-            return _Team(self._system, Plan(**json.loads((folder / "plan.json").read_text())))
+            return _Team(self._system, Plan(**json.loads((folder / _FILE).read_text())))
         usable = frames[np.isfinite(frames).all((1, 2))]
         if not len(usable):
             return _Team(self._system, self._plans[0])
@@ -103,8 +104,9 @@ class OpenMMEnergy:
         times = {plan: _seconds(_Team(self._system, plan), sample) for plan in self._plans}
         best = min(times, key=lambda plan: times[plan])
         if description is not None:
-            with cache.making(description) as folder:
-                _write_plan(folder, best)
+            # Where nothing can be kept, plans are timed once a process.
+            with contextlib.suppress(OSError), cache.making(description) as folder:
+                (folder / _FILE).write_text(json.dumps(asdict(best)))
         return _Team(self._system, best)
 
 
@@ -120,6 +122,10 @@ class _Team:
         self._pool = ThreadPoolExecutor(plan.workers) if plan.workers > 1 else None
 
     def evaluate(self, frames: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm of frames ``(B, N, 3)`` nm.
+
+        NaN where a position is not finite or OpenMM fails.
+        """
         energies, forces = np.full(len(frames), np.nan), np.full(frames.shape, np.nan)
         if self._pool is None or len(frames) < _WORTH_A_THREAD:
             _evaluate(self._contexts[0], frames, energies, forces)
@@ -182,10 +188,6 @@ def _describe(system: openmm.System, plans: list[Plan]) -> dict[str, Any] | None
         "cores": os.cpu_count(),
         "openmm": openmm.version.version,
     }
-
-
-def _write_plan(folder: Path, plan: Plan) -> None:
-    (folder / "plan.json").write_text(json.dumps(asdict(plan)))
 
 
 def energy_from_openmm(target: object) -> OpenMMEnergy:

@@ -12,7 +12,7 @@ import openmm
 import torch
 from openmm import app, unit
 
-from ...core.compilation.compiled_potential import accelerated
+from ...core.compilation.building import accelerated
 from ...core.errors import ConfigurationError
 from ...core.model_files import load, matches_its_file
 from ...core.potential import Potential, PotentialFacts

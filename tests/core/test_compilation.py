@@ -1,7 +1,9 @@
 """Compiled potentials: the same numbers as torch, made once, and never trusted blindly."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -9,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from flowbridge.core.compilation.cache import Cache, key_of, size_limit
-from flowbridge.core.compilation.compiled_potential import accelerated, compiled
+from flowbridge.core.cache import Cache, key_of, size_limit
+from flowbridge.core.compilation.building import accelerated, compiled
 from flowbridge.core.compilation.identity import source_digest
 from flowbridge.core.errors import CompilationError, ConfigurationError
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
@@ -104,10 +106,25 @@ class TestAgreement:
             single = compiled_potential.energy_and_forces(positions.float(), cell.float())
             assert relative(single.forces, expected.forces) < 1e-5
 
-    def test_wrong_shapes_get_the_errors_of_the_original(self, crystals):
+    def test_what_does_not_fit_is_left_to_the_original(self, crystals):
+        """The program would read past the end of a smaller array, or leave out what it was not made for."""
         positions, cell = configurations(6, torch.Generator().manual_seed(5))
         with pytest.raises(RuntimeError):
             crystals[2].energy_and_forces(positions[:, :4], cell)
+        with pytest.raises(TypeError):
+            crystals[2].energy_and_forces(positions)
+        with pytest.raises(TypeError, match="push"):
+            crystals[2].energy_and_forces(positions, cell, push=1.0)
+        shared = crystals[2].energy_and_forces(positions, cell[:1])  # one cell for all, as torch broadcasts it
+        expected = crystals[0].energy_and_forces(positions, cell[:1])
+        assert torch.equal(shared.forces, expected.forces)
+        assert crystals[2].energy_and_forces(positions[:0], cell[:0]).forces.shape == (0, 5, 3)
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+    def test_copies_work(self, crystals, again):
+        positions, cell = configurations(6, torch.Generator().manual_seed(11))
+        expected = crystals[0].energy_and_forces(positions, cell)
+        assert relative(again(crystals[2]).energy_and_forces(positions, cell).forces, expected.forces) < 1e-10
 
     def test_not_a_number_stays_one(self, crystals):
         positions, cell = configurations(6, torch.Generator().manual_seed(6))
@@ -168,11 +185,12 @@ class TestTrust:
         other = Crystal().requires_grad_(False)
         with torch.no_grad():
             other.weights.mul_(1.01)
-        from flowbridge.core.compilation.compiled_potential import _device, _traced
+        from flowbridge.core.compilation.building import _Wanted
         from flowbridge.core.compilation.identity import describe, program_digest
 
-        digest = program_digest(_traced(other, 1, torch.float64, _device(other)))
-        description = describe(other, digest, 1, torch.float64, torch.device("cpu"))
+        cpu = torch.device("cpu")
+        digest = program_digest(_Wanted(other, 1, torch.float64, cpu).traced())
+        description = describe(other, digest, 1, torch.float64, cpu)
         import safetensors.torch
 
         with cache.making(description) as folder:
@@ -224,6 +242,21 @@ class TestWithout:
         with pytest.raises(CompilationError, match="as when it was tried before"):
             compiled(crystal, cache=cache)
         assert len(count.read_text()) <= tried + 2  # its version only
+
+    def test_always_means_always_also_in_the_environment(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("CXX", "/nowhere/g++")
+        monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+        monkeypatch.setenv("FLOWBRIDGE_COMPILE", "always")
+        with pytest.raises(CompilationError, match="install"):
+            accelerated(Crystal().requires_grad_(False))
+
+    def test_a_cache_that_cannot_be_written_to(self, monkeypatch, tmp_path):
+        (tmp_path / "file").write_text("where a folder should be")
+        monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path / "file"))
+        monkeypatch.delenv("FLOWBRIDGE_COMPILE", raising=False)
+        crystal = Crystal().requires_grad_(False)
+        with pytest.warns(UserWarning, match="nothing can be kept in .*FLOWBRIDGE_CACHE"):
+            assert accelerated(crystal) is crystal
 
     def test_what_cannot_be_recorded(self):
         with pytest.raises(CompilationError, match="Undecided cannot be recorded as a fixed graph"):
@@ -284,14 +317,29 @@ class TestCache:
             (folder / "x").write_bytes(bytes(600))
         assert [cache.find({"n": n}) is not None for n in range(4)] == [True, False, True, True]
         assert sum(entry.bytes for entry in cache.entries()) <= 2500
-        assert cache.clear() > 0
-        assert cache.entries() == []
+
+    def test_two_that_make_the_same_at_the_same_time(self, tmp_path):
+        cache = Cache(tmp_path, limit=2**20)
+        with cache.making({"a": 1}) as folder:
+            (folder / "x").write_text("slow")
+            done = subprocess.run([sys.executable, "-c", MAKER.format(str(tmp_path))], check=False)
+            assert done.returncode == 0
+            assert (cache.find({"a": 1}) / "x").read_text() == "fast"
+        assert (cache.find({"a": 1}) / "x").read_text() in ("slow", "fast")
+        assert [path.name for path in tmp_path.iterdir()] == [key_of({"a": 1})]
 
     def test_a_bad_limit_is_refused(self, monkeypatch):
         monkeypatch.setenv("FLOWBRIDGE_CACHE_BYTES", "2 GB")
         with pytest.raises(ConfigurationError, match="whole number of bytes, got '2 GB'"):
             size_limit()
 
+
+MAKER = """
+from pathlib import Path
+from flowbridge.core.cache import Cache
+with Cache(Path({!r})).making({{"a": 1}}) as folder:
+    (folder / "x").write_text("fast")
+"""
 
 PROCESS = """
 import sys, torch

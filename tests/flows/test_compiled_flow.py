@@ -1,8 +1,9 @@
 """A compiled flow gives the numbers of the flow."""
 
 import torch
-from flowbridge.core.compilation.cache import Cache
-from flowbridge.core.compilation.compiled_potential import CompiledPotential, compiled
+from flowbridge.core.cache import Cache
+from flowbridge.core.compilation.building import compiled
+from flowbridge.core.compilation.compiled_potential import CompiledPotential
 from flowbridge.flows.configuration import FlowConfiguration
 
 SMALL = FlowConfiguration.model_validate(

@@ -12,7 +12,7 @@ from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
 from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm import unit
+from openmm_contexts import context_of, evaluate
 
 
 @pytest.fixture
@@ -23,22 +23,11 @@ def file(shared_morse_file, monkeypatch):
     return shared_morse_file
 
 
-def evaluate(system, positions, parameters=None):
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    context.setPositions(positions)
-    for name, value in (parameters or {}).items():
-        context.setParameter(name, value)
-    state = context.getState(getEnergy=True, getForces=True)
-    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-    return state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole), np.array(forces)
-
-
 def test_openmm(file, morse, alanine):
     system = particle_system(file)
     force = add_potential(system, file, topology=alanine.topology, scale_parameter="flow_scale")
     assert force is not None
     for positions in alanine.shaken(5, 0.01):
-        parameters = {"stiffness": 1.7, "flow_scale": 0.5}
         x = torch.as_tensor(positions[None])
         expected = morse.energy_and_forces(x, stiffness=1.7)
         for one in (
@@ -46,7 +35,10 @@ def test_openmm(file, morse, alanine):
             copy.deepcopy(system),
             openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system)),
         ):
-            energy, forces = evaluate(one, positions, parameters)
+            context = context_of(one)
+            for name, value in {"stiffness": 1.7, "flow_scale": 0.5}.items():
+                context.setParameter(name, value)
+            energy, forces = evaluate(context, positions)
             assert energy == pytest.approx(0.5 * expected.energy.item(), rel=1e-10)
             np.testing.assert_allclose(forces, 0.5 * expected.forces[0].numpy(), rtol=1e-9, atol=1e-7)
 
@@ -55,7 +47,7 @@ def test_openmm_replicas(file, morse, alanine):
     system = particle_system(file, replicas=3)
     add_potential(system, file, replicas=3)
     positions = alanine.shaken(3, 0.01)
-    energy, forces = evaluate(system, positions.reshape(-1, 3))
+    energy, forces = evaluate(context_of(system), positions.reshape(-1, 3))
     expected = morse.energy_and_forces(torch.as_tensor(positions))
     assert energy == pytest.approx(expected.energy.sum().item(), rel=1e-10)
     np.testing.assert_allclose(forces, expected.forces.reshape(-1, 3).numpy(), rtol=1e-9, atol=1e-7)
@@ -83,12 +75,12 @@ def test_an_object_is_frozen_only_when_asked_for(file, morse, alanine):
         add_potential(followed, morse)
     with pytest.warns(UserWarning, match="no model file"):
         add_potential(frozen, morse, compilation="always")
-    before, _ = evaluate(followed, positions)
-    assert evaluate(frozen, positions)[0] == pytest.approx(before, rel=1e-10)
+    before, _ = evaluate(context_of(followed), positions)
+    assert evaluate(context_of(frozen), positions)[0] == pytest.approx(before, rel=1e-10)
     with torch.no_grad():
         morse.spring_constants.mul_(2.0)
-    assert evaluate(frozen, positions)[0] == pytest.approx(before, rel=1e-10)
-    assert evaluate(followed, positions)[0] != pytest.approx(before)
+    assert evaluate(context_of(frozen), positions)[0] == pytest.approx(before, rel=1e-10)
+    assert evaluate(context_of(followed), positions)[0] != pytest.approx(before)
 
 
 def test_a_program_for_many_is_not_given_one(file, morse, alanine):
@@ -102,4 +94,4 @@ def test_a_program_for_many_is_not_given_one(file, morse, alanine):
     system = particle_system(several)
     with pytest.warns(UserWarning, match="no model file"):
         add_potential(system, several)
-    assert evaluate(system, positions)[0] == pytest.approx(expected, rel=1e-10)
+    assert evaluate(context_of(system), positions)[0] == pytest.approx(expected, rel=1e-10)

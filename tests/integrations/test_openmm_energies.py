@@ -1,11 +1,11 @@
 """Batched energies of a System."""
 
 import numpy as np
-import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.integrations.openmm.energies import OpenMMEnergy, Plan
-from openmm import app, unit
+from openmm import app
+from openmm_contexts import context_of, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -18,23 +18,13 @@ def system(alanine, request):
     return app.ForceField(*request.param).createSystem(alanine.topology)
 
 
-def one_by_one(system, positions):
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    energies, forces = [], []
-    for frame in positions:
-        context.setPositions(frame * unit.nanometer)
-        state = context.getState(getEnergy=True, getForces=True)
-        energies.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
-        forces.append(state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer))
-    return np.array(energies), np.array(forces)
-
-
 @pytest.mark.parametrize(("platform", "tolerance"), [("Reference", 1e-12), ("CPU", 1e-5), (None, 1e-5)])
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_same_as_one_by_one(system, alanine, platform, tolerance, workers):
     positions = alanine.shaken(50, 0.01)
     energies, forces = OpenMMEnergy(system, platform, workers).energies_and_forces(positions)
-    expected, expected_forces = one_by_one(system, positions)
+    context = context_of(system)
+    expected, expected_forces = map(np.array, zip(*(evaluate(context, frame) for frame in positions), strict=True))
     np.testing.assert_allclose(energies, expected, rtol=tolerance)
     np.testing.assert_allclose(forces, expected_forces, rtol=0, atol=tolerance * np.abs(expected_forces).max())
 
@@ -73,6 +63,12 @@ def test_the_plan_is_remembered(system, alanine, monkeypatch):
     other = app.ForceField("amber96.xml").createSystem(alanine.topology)
     with pytest.raises(AssertionError, match="tried again"):
         OpenMMEnergy(other).energies_and_forces(alanine.shaken(20))
+
+
+def test_a_cache_that_cannot_be_written_to(system, alanine, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("where a folder should be")
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path / "file"))
+    assert np.isfinite(OpenMMEnergy(system).energies_and_forces(alanine.shaken(20))[0]).all()
 
 
 def test_bad_arguments(system, alanine):

@@ -25,20 +25,10 @@ from flowbridge.core.potential import EnergyAndForces, Particles, Potential, Pot
 from flowbridge.integrations.openmm import add_potential, particle_system
 from flowbridge.integrations.openmm.computation import EvaluationOptions, PotentialComputation
 from openmm import app, unit
+from openmm_contexts import context_of, evaluate
 
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
 unsaved = pytest.mark.filterwarnings("ignore:this potential is in no model file")
-
-
-def context_of(system, platform="Reference", step=0.0005):
-    return openmm.Context(system, openmm.VerletIntegrator(step), openmm.Platform.getPlatformByName(platform))
-
-
-def evaluate(context, positions, groups=-1):
-    context.setPositions(positions)
-    state = context.getState(getEnergy=True, getForces=True, groups=groups)
-    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    return energy, np.array(state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer))
 
 
 def expected(potential, positions, **parameters):

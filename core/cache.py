@@ -1,7 +1,8 @@
-"""The folder of compiled programs: found by a key, complete or absent, bounded in size."""
+"""Results that are worth keeping between runs (compiled programs, timed plans): complete or absent, bounded in size."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,16 +17,17 @@ from typing import Any
 import filelock
 import platformdirs
 
-from ..errors import ConfigurationError
+from .errors import ConfigurationError
 
 _DEFAULT_LIMIT = 2 * 1024**3
 _RECORD = "record.json"
+_STALE_SECONDS = 86400  # what is left of a process that was killed
 
 
-def cache_folder() -> Path:
-    """Return the folder for compiled programs: ``$FLOWBRIDGE_CACHE``, or the user's cache folder of the system."""
+def cache_folder(kind: str) -> Path:
+    """Return the folder for results of one kind, in ``$FLOWBRIDGE_CACHE`` or the user's cache folder of the system."""
     chosen = os.environ.get("FLOWBRIDGE_CACHE")
-    return Path(chosen or platformdirs.user_cache_dir("flowbridge", appauthor=False)) / "compiled"
+    return Path(chosen or platformdirs.user_cache_dir("flowbridge", appauthor=False)) / kind
 
 
 def size_limit() -> int:
@@ -63,14 +65,18 @@ class CacheEntry:
 
 
 class Cache:
-    """Results under keys, shared by all processes of the user.
+    """Results of one kind under keys, shared by all processes of the user.
 
     A result appears whole or not at all (a folder renamed into place). Whatever is wrong with a stored result (files that
     are missing, cut off or altered, a description that is not the one asked for) makes it absent.
+
+    Args:
+        folder: where results are; see :func:`cache_folder`.
+        limit: bytes that they may take; :func:`size_limit` where None.
     """
 
-    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
-        self.folder = cache_folder() if folder is None else folder
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self.folder = folder
         self.limit = size_limit() if limit is None else limit
 
     @contextmanager
@@ -92,14 +98,18 @@ class Cache:
             return None
         if not whole:
             return None
-        os.utime(folder / _RECORD)  # last use, for eviction
+        with contextlib.suppress(OSError):  # a cache that others filled may be read-only
+            os.utime(folder / _RECORD)  # last use, for eviction
         return folder
 
     @contextmanager
     def making(self, description: Mapping[str, Any]) -> Iterator[Path]:
         """Give an empty folder to put files into; when the block ends without an error they become the result.
 
-        Afterwards the results that have not been used for longest go, until the cache keeps to its limit.
+        Afterwards the results that have not been used for longest go, until the cache keeps to its limit. Where two
+        processes make the same result at the same time, one of them stays.
+
+        Raises OSError where the folder cannot be written to.
         """
         key = key_of(description)
         part, target = self.folder / f"{key}.{os.getpid()}.part", self.folder / key
@@ -110,7 +120,11 @@ class Cache:
             files = {path.name: _digest(path) for path in part.iterdir()}
             (part / _RECORD).write_text(json.dumps({"description": description, "files": files}, indent=1))
             shutil.rmtree(target, ignore_errors=True)
-            os.replace(part, target)
+            try:
+                os.replace(part, target)
+            except OSError:
+                if self.find(description) is None:  # else another process was faster by a moment
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._evict(keep=target)
@@ -127,12 +141,6 @@ class Cache:
                 continue  # being removed by another process, or broken: find() treats it as absent
         return sorted(found, key=lambda entry: -entry.used)
 
-    def clear(self) -> int:
-        """Remove everything and return the number of bytes that were freed."""
-        freed = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return freed
-
     def _evict(self, keep: Path) -> None:
         total = 0
         for entry in self.entries():
@@ -140,8 +148,9 @@ class Cache:
             if total > self.limit and entry.folder != keep:
                 shutil.rmtree(entry.folder, ignore_errors=True)
         for stale in [*self.folder.glob("*.part"), *self.folder.glob("*.lock")]:
-            if time.time() - stale.stat().st_mtime > 86400:  # of a process that was killed
-                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up too
+                if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
 
 
 def _digest(path: Path) -> str:
