@@ -104,8 +104,9 @@ def report(
     """Print a table and write ``results`` with the machine to ``benchmarks/results/NAME.json``."""
     console = Console()
     table = Table(*columns, title=title, title_justify="left", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for number, column in enumerate(table.columns):
+        column.no_wrap = True
+        column.justify = "right" if number else "left"
     for row in rows:
         table.add_row(*row)
     console.print(table)

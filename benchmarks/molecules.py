@@ -40,12 +40,12 @@ def alanine_topology() -> tuple[app.Topology, NDArray[np.float64]]:
 
 
 def simulated(
-    system: openmm.System, positions: NDArray[np.float64], frames: int, interval: int = 20
+    system: openmm.System, positions: NDArray[np.float64], frames: int, interval: int = 20, platform: str = "Reference"
 ) -> NDArray[np.float64]:
     """Return frames ``(F, N, 3)`` nm of Langevin dynamics at 300 K and 1 fs, after minimisation."""
     integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
     integrator.setRandomNumberSeed(1)
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context)
     context.setVelocitiesToTemperature(300.0, 1)

@@ -39,3 +39,7 @@ class MissingDependencyError(FlowbridgeError, ImportError):
 
 class CompilationError(FlowbridgeError, RuntimeError):
     """A potential cannot be compiled on this machine; it still runs without."""
+
+
+class WorkerError(FlowbridgeError, RuntimeError):
+    """A worker process cannot do what it was started for."""

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..core.samples import WeightedSamples
-from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.systems import MolecularSystem
 from . import drive, report, reweight, simulate, train
 from .configuration import Workflow, read_workflow
 from .evaluation import force_errors, inside, named_torsions
 from .progress import console
-from .setup import molecular_system
+from .setup import batched_energy, molecular_system
 from .stages import Stage, write_json
 from .summary import print_summary
 from .targets import checks
@@ -111,7 +110,7 @@ def _comparison(workflow: Workflow, molecule: MolecularSystem, stages: dict[str,
     """The second model by the same yardsticks, on fewer samples."""
     stage = stages["comparison"]
     model = drive.load_generator(stage)
-    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
+    energy = batched_energy(workflow, molecule)
     samples = model.sample(_COMPARISON_SAMPLES, energy, seed=workflow.seed)
     frames = simulate.load_frames(stages["simulate"]).held_out
     done = stage.results or {}

@@ -11,12 +11,12 @@ import numpy as np
 from ..core.samples import WeightedSamples
 from ..core.statistics import free_energy_difference, free_energy_profile, largest_weight_ratio
 from ..flows.boltzmann_generator import BoltzmannGenerator
-from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.systems import MolecularSystem
 from .configuration import Workflow
 from .drive import load_generator
 from .evaluation import inside, named_torsions
 from .progress import track
+from .setup import batched_energy
 from .stages import Stage
 
 _PROFILE_BINS = 72
@@ -45,7 +45,7 @@ def sample_file(stage: Stage, number: int = 0) -> Path:
 def _draw(
     workflow: Workflow, molecule: MolecularSystem, model: BoltzmannGenerator, folder: Path
 ) -> list[WeightedSamples]:
-    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
+    energy = batched_energy(workflow, molecule)
     sets = []
     for number in track(
         range(workflow.reweight.independent_sets), "weighted samples", workflow.reweight.independent_sets

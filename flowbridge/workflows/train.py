@@ -11,11 +11,11 @@ import torch
 from ..core import model_files
 from ..flows.boltzmann_generator import BoltzmannGenerator
 from ..flows.training.fitting import TrainingData, train
-from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.particles import particles_from_topology
 from ..integrations.openmm.systems import MolecularSystem
 from .configuration import Model, Workflow
 from .progress import console
+from .setup import batched_energy
 from .simulate import load_frames
 from .stages import Stage
 
@@ -41,7 +41,7 @@ def _train(
     particles = particles_from_topology(molecule.topology, molecule.system)
     generator = BoltzmannGenerator.untrained(particles, workflow.molecule.temperature, frames.positions, model.flow)
     data = TrainingData(*(torch.as_tensor(part) for part in (frames.positions, frames.energies, frames.forces)))
-    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
+    energy = batched_energy(workflow, molecule)
     result = train(
         generator, data, energy, model.training, folder / "checkpoints", workflow.seed,
         show_progress=console.is_terminal,

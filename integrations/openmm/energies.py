@@ -2,192 +2,205 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import openmm
-from openmm import unit
 
-from ...core.cache import Cache, cache_folder
 from ...core.errors import ConfigurationError
-from ...core.machine import machine
+from .energy_frames import FloatArray, Frames
+from .energy_plans import Choices, Plan, WorkerKind, choose, remembered
+from .energy_teams import SingleTeam, Team
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-
-_WORTH_A_THREAD = 16  # fewer configurations than this are done before a second thread is awake
-_TRIED = 96  # configurations that each plan is timed with
-_KIND, _FILE = "plans", "plan.json"  # in the cache
-_PLATFORMS = ("Reference", "CPU", "CUDA", "HIP", "OpenCL")
+_FEW = 16  # configurations that are done before a second worker is awake
+_PATIENCE = 1.0  # seconds of work with a single Context before plans are tried out
+_SAMPLE = 200  # configurations that plans are tried with
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How configurations are evaluated.
+class EnergyEvaluation(NamedTuple):
+    """What a batch gave.
 
     Attributes:
-        platform: name of the OpenMM platform.
-        workers: number of Contexts, each in a thread of its own.
+        energies: ``(B,)`` kJ/mol, NaN where there is none.
+        forces: ``(B, N, 3)`` kJ/mol/nm, NaN where the energy is.
+        failures: for every configuration without an energy, by its index, the reason.
     """
 
-    platform: str
-    workers: int
+    energies: FloatArray
+    forces: FloatArray
+    failures: dict[int, str]
 
 
 class OpenMMEnergy:
-    """Batched energies of an OpenMM System: one Context a thread, raw buffers, no unit objects.
+    """Batched energies of an OpenMM System: several Contexts at once, raw buffers, no unit objects.
 
-    OpenMM releases the interpreter lock while it computes, so Python threads scale where a configuration takes long enough.
     Two implicit-solvent models of one molecule can want opposite platforms (an OBC model that OpenMM has as a force of its
-    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), so by default the first call with
-    enough configurations tries the possible plans, for a fraction of a second, and keeps the fastest; it is remembered for
-    this System and machine in the user's cache folder. Reference works in double precision, the CPU platform in single (about
-    1e-4 kJ/mol).
+    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), and threads scale only where a
+    configuration takes long enough, so by default the possible plans are tried out after the first second of work; the
+    fastest is remembered for this System and machine in the user's cache folder. Reference works in double precision, the
+    CPU platform in single (about 1e-4 kJ/mol).
+
+    An evaluator may be used from several threads, which take turns.
 
     Args:
         system: the System; not changed, and not kept in sync with later changes.
         platform: name of the OpenMM platform; tried out where None.
-        workers: number of Contexts and threads; where None, as many as there are cores, or fewer where that is faster.
+        workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
+        kind: whether several Contexts are in ``"threads"`` of this process or in ``"processes"`` of their own; tried out
+            where None. Processes need no ``if __name__ == "__main__"`` in scripts.
     """
 
-    def __init__(self, system: openmm.System, platform: str | None = None, workers: int | None = None) -> None:
-        if system.usesPeriodicBoundaryConditions():
-            raise ConfigurationError(
-                "the System is periodic; this evaluator is for isolated molecules: create it with NoCutoff"
-            )
-        if workers is not None and workers < 1:
-            raise ConfigurationError(f"workers must be at least 1, got {workers}")
-        self.particles = system.getNumParticles()
+    def __init__(
+        self,
+        system: openmm.System,
+        platform: str | None = None,
+        workers: int | None = None,
+        kind: WorkerKind | None = None,
+    ) -> None:
+        self._choices = Choices(platform, workers, kind)
+        self.particles: int = system.getNumParticles()
+        self.periodic: bool = system.usesPeriodicBoundaryConditions()
         self._system = system
-        self._plans = _possible_plans(platform, workers)
-        self._team: _Team | None = None
-        if len(self._plans) == 1:
-            self._team = _Team(system, self._plans[0])
+        self._plan = self._choices.only()
+        self._asked = self._plan is not None
+        self._single: SingleTeam | None = None
+        self._team: Team | None = None
+        self._spent = 0.0
+        self._lock = threading.Lock()
 
     @property
     def plan(self) -> Plan | None:
-        """What was chosen; None before anything was tried."""
-        return None if self._team is None else self._team.plan
+        """What was chosen; None before plans were tried out."""
+        return self._plan
 
-    def energies_and_forces(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm of positions ``(B, N, 3)`` nm.
-
-        A configuration with a position that is not finite, or for which OpenMM fails, gives NaN in energy and forces.
-
-        Raises:
-            ConfigurationError: for positions of another shape.
-        """
-        frames = np.ascontiguousarray(positions, dtype=np.float64)
-        if frames.ndim != 3 or frames.shape[1:] != (self.particles, 3):
-            raise ConfigurationError(
-                f"positions have shape {frames.shape}, expected (configurations, {self.particles}, 3)"
-            )
-        if self._team is None:
-            self._team = self._chosen_team(frames)
-        return self._team.evaluate(frames)
-
-    def _chosen_team(self, frames: FloatArray) -> _Team:
-        cache, description = Cache(cache_folder(_KIND)), _describe(self._system, self._plans)
-        folder = None if description is None else cache.find(description)
-        if folder is not None:
-            return _Team(self._system, Plan(**json.loads((folder / _FILE).read_text())))
-        usable = frames[np.isfinite(frames).all((1, 2))]
-        if not len(usable):
-            return _Team(self._system, self._plans[0])
-        sample = usable[np.arange(_TRIED) % len(usable)]
-        times = {plan: _seconds(_Team(self._system, plan), sample) for plan in self._plans}
-        best = min(times, key=lambda plan: times[plan])
-        if description is not None:
-            # Where nothing can be kept, plans are timed once a process.
-            with contextlib.suppress(OSError), cache.making(description) as folder:
-                (folder / _FILE).write_text(json.dumps(asdict(best)))
-        return _Team(self._system, best)
-
-
-class _Team:
-    """Contexts that share the work of a call."""
-
-    def __init__(self, system: openmm.System, plan: Plan) -> None:
-        platform = openmm.Platform.getPlatformByName(plan.platform)
-        properties = {"Threads": "1"} if plan.platform == "CPU" else {}
-        self.plan = plan
-        self._integrators = [openmm.VerletIntegrator(0.001) for _ in range(plan.workers)]
-        self._contexts = [openmm.Context(system, integrator, platform, properties) for integrator in self._integrators]
-        self._pool = ThreadPoolExecutor(plan.workers) if plan.workers > 1 else None
-
-    def evaluate(self, frames: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm of frames ``(B, N, 3)`` nm.
-
-        NaN where a position is not finite or OpenMM fails.
-        """
-        energies, forces = np.full(len(frames), np.nan), np.full(frames.shape, np.nan)
-        if self._pool is None or len(frames) < _WORTH_A_THREAD:
-            _evaluate(self._contexts[0], frames, energies, forces)
-            return energies, forces
-        edges = np.linspace(0, len(frames), len(self._contexts) + 1).astype(int)
-        tasks = [
-            self._pool.submit(_evaluate, context, frames[a:b], energies[a:b], forces[a:b])
-            for context, a, b in zip(self._contexts, edges[:-1], edges[1:], strict=True)
-        ]
-        for task in tasks:
-            task.result()
+    def energies_and_forces(
+        self, positions: FloatArray, cell: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm; arguments and NaN as for :meth:`evaluate`."""
+        energies, forces, _ = self.evaluate(positions, cell)
         return energies, forces
 
+    def evaluate(
+        self,
+        positions: FloatArray,
+        cell: FloatArray | None = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> EnergyEvaluation:
+        """Evaluate configurations.
 
-def _evaluate(context: openmm.Context, positions: FloatArray, energies: FloatArray, forces: FloatArray) -> None:
-    kind = openmm.State.Forces
-    for index in np.flatnonzero(np.isfinite(positions).all((1, 2))):
-        try:
-            context.setPositions(positions[index])
-            state = context.getState(getForces=True, getEnergy=True)
-        except openmm.OpenMMException:
-            continue  # stays NaN, as promised
-        try:
-            # The route of OpenMM's Python layer that makes neither unit objects nor lists of Vec3.
-            state._getVectorAsNumpy(kind, forces[index])
-        except AttributeError:
-            forces[index] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-        energies[index] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        A configuration with a position or an energy that is not finite, or for which OpenMM fails or crashes, has NaN in
+        energy and forces and its reason in ``failures``; it never disturbs the others.
 
+        Args:
+            positions: ``(B, N, 3)`` nm.
+            cell: for a periodic System, box vectors ``(B, 3, 3)`` or ``(3, 3)`` nm, row vectors in OpenMM's reduced form;
+                the System's default where None.
+            progress: called with the number of configurations done and their total as they get done. What it raises ends
+                the evaluation; so does Ctrl-C.
+            stop: set it, from another thread, a signal handler or ``progress``, and what is done is returned at once, the
+                rest as failures.
 
-def _possible_plans(platform: str | None, workers: int | None) -> list[Plan]:
-    registered = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
-    platforms = [name for name in _PLATFORMS if name in registered] if platform is None else [platform]
-    cores = os.cpu_count() or 1
-    counts = [workers] if workers is not None else sorted({1, cores})
-    # A GPU is shared by its Contexts: more of them would only wait for each other.
-    return [Plan(name, count) for name in platforms for count in (counts if name in ("Reference", "CPU") else [1])]
+        Raises:
+            ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
+            WorkerError: when worker processes were asked for and cannot work.
+        """
+        frames = self._frames(positions, cell)
+        done = np.zeros(len(frames), dtype=bool)
+        with self._lock, closing(self._work(frames)) as work:
+            for first, last in work:
+                done[first:last] = True
+                if progress is not None:
+                    progress(int(done.sum()), len(frames))
+                if stop is not None and stop.is_set():
+                    break
+        for index in np.flatnonzero(~done):
+            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
+        return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
 
+    def settle(self, positions: FloatArray, cell: FloatArray | None = None) -> None:
+        """Look for a plan now, with these configurations, so that all that follows is computed in the same way.
 
-def _seconds(team: _Team, sample: FloatArray) -> float:
-    team.evaluate(sample[: 2 * _WORTH_A_THREAD])  # the first calls set things up
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        team.evaluate(sample)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        Arguments and errors as for :meth:`evaluate`.
+        """
+        frames = self._frames(positions, cell)
+        with self._lock:
+            self._remember()
+            if self._plan is None:
+                self._look_for_a_plan(frames)
 
+    def close(self) -> None:
+        """End worker processes; they also end with this object, and are started again when they are needed."""
+        if self._team is not None:
+            self._team.close()
 
-def _describe(system: openmm.System, plans: list[Plan]) -> dict[str, Any] | None:
-    """Return what the best plan depends on; None for a System that cannot be serialised, whose plan is not kept."""
-    try:
-        xml = openmm.XmlSerializer.serialize(system)
-    except Exception:
-        return None
-    return {
-        "system": hashlib.sha256(xml.encode()).hexdigest(),
-        "plans": [asdict(plan) for plan in plans],
-        "machine": machine(),
-        "cores": os.cpu_count(),
-        "openmm": openmm.version.version,
-    }
+    def __reduce__(self) -> tuple[type[OpenMMEnergy], tuple[object, ...]]:
+        """Copy and pickle as the System and the choices: Contexts belong to their process."""
+        choices = self._choices
+        return type(self), (self._system, choices.platform, choices.workers, choices.kind)
+
+    def _frames(self, positions: FloatArray, cell: FloatArray | None) -> Frames:
+        given = np.ascontiguousarray(positions, dtype=np.float64)
+        if given.ndim != 3 or given.shape[1:] != (self.particles, 3):
+            raise ConfigurationError(
+                f"positions have shape {given.shape}, expected (configurations, {self.particles}, 3)"
+            )
+        if cell is None:
+            return Frames.waiting(given, None)
+        if not self.periodic:
+            raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
+        vectors = np.asarray(cell, dtype=np.float64)
+        if vectors.shape not in ((3, 3), (len(given), 3, 3)):
+            raise ConfigurationError(
+                f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
+            )
+        return Frames.waiting(given, np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3))))
+
+    def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
+        """Evaluate frames by the plan, or in this thread until there has been work enough to look for one."""
+        self._remember()
+        done = 0
+        if self._plan is None or len(frames) < _FEW:
+            begin = time.perf_counter()
+            for first, last in self._alone().run(frames):
+                done = last
+                yield first, last
+                self._spent += time.perf_counter() - begin
+                begin = time.perf_counter()
+                if self._plan is None and self._spent > _PATIENCE:
+                    self._look_for_a_plan(frames)
+                    break
+        if done < len(frames):
+            yield from self._all().run(frames, done)
+
+    def _remember(self) -> None:
+        if not self._asked:
+            self._asked, self._plan = True, remembered(self._system, self._choices)
+
+    def _look_for_a_plan(self, frames: Frames) -> None:
+        usable = np.flatnonzero(np.isfinite(frames.positions).all((1, 2)))[:_SAMPLE]
+        if len(usable):
+            cells = None if frames.cells is None else frames.cells[usable]
+            self._plan = choose(self._system, self._choices, Frames.waiting(frames.positions[usable], cells))
+            self._single = None  # perhaps on another platform
+
+    def _alone(self) -> SingleTeam:
+        if self._single is None:
+            plan = self._plan or self._choices.first()
+            self._single = SingleTeam(self._system, plan.platform)
+        return self._single
+
+    def _all(self) -> Team:
+        if self._plan is None or self._plan.workers == 1:
+            return self._alone()
+        if self._team is None:
+            self._team = self._plan.team(self._system)
+        return self._team
 
 
 def energy_from_openmm(target: object) -> OpenMMEnergy:
