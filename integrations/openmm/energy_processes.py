@@ -39,6 +39,7 @@ class ProcessTeam:
         self._particles, self._workers = system.getNumParticles(), workers
         self._processes: list[_Process] = []
         self._cost: float | None = None
+        self._stillborn = 0
 
     @staticmethod
     def possible() -> bool:
@@ -56,7 +57,7 @@ class ProcessTeam:
         if not self._processes:
             self._processes = [_Process(self._job, self._particles) for _ in range(self._workers)]
         suspects: set[int] = set()
-        deaths = 0
+        deaths = self._stillborn = 0
         complete = False
         try:
             with selectors.DefaultSelector() as selector:
@@ -71,7 +72,7 @@ class ProcessTeam:
                         else:
                             selector.unregister(process.answers)
                             deaths += 1
-                            self._bury(process, frames, ranges, suspects, deaths)
+                            self._bury(process, frames, ranges, suspects)
                             if deaths < _MOST_DEATHS:
                                 new = self._replace()
                                 selector.register(new.answers, selectors.EVENT_READ, new)
@@ -89,11 +90,12 @@ class ProcessTeam:
             if not complete:
                 self.close()
 
-    def _bury(self, process: _Process, frames: Frames, ranges: Ranges, suspects: set[int], deaths: int) -> None:
+    def _bury(self, process: _Process, frames: Frames, ranges: Ranges, suspects: set[int]) -> None:
         """Give back what a dead process was to do; blame the configuration that a process has died at before."""
         self._processes.remove(process)
         cause = process.cause_of_death()
-        if not process.ready and deaths > 1:  # a single one may have been ended by somebody else
+        self._stillborn += not process.ready
+        if self._stillborn > 1:  # a single one may have been ended by somebody else
             raise WorkerError(
                 f"a worker process {cause} before it could start (its last words are on standard error); use "
                 "kind='threads', which needs no other processes"
