@@ -14,23 +14,27 @@ import torch
 from flowbridge.core.potential import Potential, PotentialFacts
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
+from flowbridge.flows.molecule_coordinates import Coordinates
 from torch import Tensor, nn
 
 _BINS = 8
 _BOUND = 5.0  # splines act inside, and are the identity outside
 
 LogDensity = Callable[[Tensor], Tensor]
+Draw = Callable[[int], Tensor]
+Made = tuple[nn.Module, LogDensity, Draw]
 
 
 class ForeignFlow(Potential):
     """``-kT log p`` of a flow of another library on the coordinates of one of ours."""
 
-    def __init__(self, ours: BoltzmannGenerator, flow: nn.Module, log_density: LogDensity) -> None:
+    def __init__(self, ours: BoltzmannGenerator, flow: nn.Module, log_density: LogDensity, draw: Draw) -> None:
         super().__init__()
         self.facts = PotentialFacts(ours.facts.particles, temperature=ours.facts.temperature)
         self.coordinates = ours.coordinates
         self.flow = flow
         self.log_density = log_density
+        self.draw = draw
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Return log-densities ``(B,)`` of positions ``(B, N, 3)`` nm."""
@@ -43,11 +47,13 @@ class ForeignFlow(Potential):
         assert self.facts.temperature is not None
         return -thermal_energy(self.facts.temperature) * self.log_prob(positions)
 
-    def draw(self, count: int) -> object:
-        """Draw ``count`` samples of the foreign flow, coordinates only."""
-        if hasattr(self.flow, "sample") and not hasattr(self.flow, "transform"):
-            return self.flow.sample(count)
-        return self.flow().sample((count,)) if callable(getattr(self.flow, "forward", None)) else None
+    def sample_positions(self, count: int) -> Tensor:
+        """Draw positions ``(count, N, 3)`` nm."""
+        with torch.no_grad():
+            drawn = self.draw(count)
+            circular = self.coordinates.layout.circular
+            turns = (drawn[:, : len(circular)] / (2.0 * math.pi) + 0.5) % 1.0
+            return self.coordinates(Coordinates(turns, drawn[:, len(circular) :])).value
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -67,14 +73,14 @@ def foreign_flows(ours: BoltzmannGenerator) -> dict[str, ForeignFlow]:
             with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
                 torch.manual_seed(0)
-                flow, log_density = _matched(lambda width, make=make: make(dimension, circular, width), target)
+                parts = _matched(lambda width, make=make: make(dimension, circular, width), target)
         except ImportError:
             continue
-        made[name] = ForeignFlow(ours, flow, log_density).requires_grad_(False).eval()
+        made[name] = ForeignFlow(ours, *parts).requires_grad_(False).eval()
     return made
 
 
-def _matched(make: Callable[[int], tuple[nn.Module, LogDensity]], target: int) -> tuple[nn.Module, LogDensity]:
+def _matched(make: Callable[[int], Made], target: int) -> Made:
     """Return the flow whose number of parameters is nearest to ``target``, by bisection of its width."""
     low, high = 4, 512
     while high - low > 1:
@@ -83,7 +89,7 @@ def _matched(make: Callable[[int], tuple[nn.Module, LogDensity]], target: int) -
     return min((make(width) for width in (low, high)), key=lambda made: abs(parameter_count(made[0]) - target))
 
 
-def _zuko(dimension: int, circular: int, width: int) -> tuple[nn.Module, LogDensity]:
+def _zuko(dimension: int, circular: int, width: int) -> Made:
     """Neural circular spline flow with coupling transforms (two passes)."""
     import zuko
 
@@ -91,10 +97,10 @@ def _zuko(dimension: int, circular: int, width: int) -> tuple[nn.Module, LogDens
     # All its coordinates are circular: stiff ones, of unit spread, are squeezed onto the circle.
     scale = torch.ones(dimension)
     scale[circular:] = math.pi / 8.0
-    return flow, lambda x: flow().log_prob(x * scale) + scale.log().sum()
+    return flow, lambda x: flow().log_prob(x * scale) + scale.log().sum(), lambda n: flow().sample((n,)) / scale
 
 
-def _nflows(dimension: int, circular: int, width: int) -> tuple[nn.Module, LogDensity]:
+def _nflows(dimension: int, circular: int, width: int) -> Made:
     """Rational-quadratic coupling transforms with linear tails: nflows has no circular ones."""
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
@@ -112,10 +118,10 @@ def _nflows(dimension: int, circular: int, width: int) -> tuple[nn.Module, LogDe
         )
 
     flow = Flow(CompositeTransform([layer(number) for number in range(8)]), StandardNormal([dimension]))
-    return flow, flow.log_prob
+    return flow, flow.log_prob, flow.sample
 
 
-def _normflows(dimension: int, circular: int, width: int) -> tuple[nn.Module, LogDensity]:
+def _normflows(dimension: int, circular: int, width: int) -> Made:
     """Circular coupled rational-quadratic splines."""
     import normflows
 
@@ -130,4 +136,4 @@ def _normflows(dimension: int, circular: int, width: int) -> tuple[nn.Module, Lo
     ]
     base = normflows.distributions.UniformGaussian(dimension, indices, scale=torch.ones(dimension))
     flow = normflows.NormalizingFlow(base, layers)
-    return flow, flow.log_prob
+    return flow, flow.log_prob, lambda n: flow.sample(n)[0]

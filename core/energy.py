@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from .compilation.loading import load_accelerated
 from .errors import ConfigurationError
 from .potential import Potential
 
@@ -47,12 +49,20 @@ class PotentialEnergy:
         return energies.double().cpu().numpy(), forces.double().cpu().numpy()
 
 
+_PIECE = (
+    64  # configurations of one call of a compiled program: enough to fill vectors, few enough to share between cores
+)
+
+
 def as_batched_energy(target: Any) -> BatchedEnergy:
     """Return ``target`` as a :class:`BatchedEnergy`.
 
-    Accepts a BatchedEnergy, a Potential, or an object of an engine for which an adapter is registered in the entry
+    Accepts a BatchedEnergy, a Potential, the path of a model file (compiled once for this machine, as for an engine: see
+    :mod:`flowbridge.core.compilation.building`), or an object of an engine for which an adapter is registered in the entry
     point group ``flowbridge.energy_sources`` under the engine's top-level module name (``openmm``: a ``System``).
     """
+    if isinstance(target, (str, Path)):
+        return PotentialEnergy(load_accelerated(target, batch=_PIECE))
     if isinstance(target, Potential):
         return PotentialEnergy(target)
     if isinstance(target, BatchedEnergy):
@@ -63,5 +73,5 @@ def as_batched_energy(target: Any) -> BatchedEnergy:
         return source
     raise ConfigurationError(
         f"cannot evaluate energies of a {type(target).__module__}.{type(target).__qualname__}: give an openmm.System, "
-        "a flowbridge Potential, or an object with energies_and_forces(positions)"
+        "a flowbridge Potential, the path of a model file, or an object with energies_and_forces(positions)"
     )

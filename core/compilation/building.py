@@ -26,6 +26,8 @@ from ..machine import compiler
 from ..potential import EnergyAndForces, Potential
 from .compiled_potential import PACKAGE, CompiledPotential
 from .identity import describe, program_digest
+from .layout import SMALLEST_BATCH
+from .parallel_program import extract_library
 from .tracing import trace
 
 CompilationMode = Literal["auto", "always", "cached", "never"]
@@ -201,6 +203,8 @@ def _built(
     try:
         with _told(wanted), cache.making(description) as folder:
             _compile(program, folder / PACKAGE, wanted.batch, wanted.device)
+            if wanted.batch >= SMALLEST_BATCH and wanted.device.type == "cpu":
+                extract_library(folder / PACKAGE)
             _check(wanted, folder)
     except CompilationError as error:
         with cache.making(attempt) as folder:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..potential import EnergyAndForces, Potential
+from .layout import SMALLEST_BATCH
+from .parallel_program import LIBRARY, ParallelProgram
 
 PACKAGE = "program.pt2"
 """Name of the program's file in its folder."""
@@ -21,7 +25,8 @@ class CompiledPotential(Potential):
 
     ``forward`` stays that of the original, for whoever differentiates. Values belong to the parameters at the time of
     compilation. A call with another number of configurations than the program's ``batch`` is cut into pieces, the last one
-    filled up with copies of its last configuration, whose results are dropped.
+    filled up with copies of its last configuration, whose results are dropped. The pieces of a program for many
+    configurations are computed on as many cores as torch uses threads.
 
     Attributes:
         potential: the original.
@@ -43,7 +48,8 @@ class CompiledPotential(Potential):
         self.dtype = dtype
         self.device = device
         self._names = tuple(potential.facts.global_parameters)
-        self._programs = _loaded_once(folder / PACKAGE, -1 if device.index is None else device.index)
+        self._on_cores = device.type == "cpu" and batch >= SMALLEST_BATCH and ParallelProgram.possible(folder)
+        self._cores: ParallelProgram | None = None
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` of the original, differentiable; see :meth:`Potential.forward`."""
@@ -61,6 +67,8 @@ class CompiledPotential(Potential):
         rest = [torch.tensor(values[name], dtype=torch.float64) for name in self._names]
         positions = positions.detach().to(self.dtype).contiguous()
         cell = None if cell is None else cell.detach().to(self.dtype)
+        if self._on_cores:
+            return self._parallel.evaluate(positions, rest if cell is None else [cell, *rest])
         if len(positions) == self.batch:
             return self._run(positions, cell, rest)
         parts = []
@@ -86,6 +94,24 @@ class CompiledPotential(Potential):
             and positions.device.type == self.device.type
             and parameters.keys() <= self.facts.global_parameters.keys()
         )
+
+    @functools.cached_property
+    def _programs(self) -> _Programs:
+        index = -1 if self.device.index is None else self.device.index
+        return _once((PACKAGE, index), self.folder / PACKAGE, lambda package: _Programs(package, index))
+
+    @property
+    def _parallel(self) -> ParallelProgram:
+        """The program for as many cores as torch uses in this thread."""
+        workers = torch.get_num_threads()
+        if self._cores is None or self._cores.workers != workers:
+            particles, dtype = len(self.facts.particles), self.dtype
+            self._cores = _once(
+                (LIBRARY, workers),
+                self.folder / LIBRARY,
+                lambda library: ParallelProgram(library.parent, self.batch, particles, dtype, workers),
+            )
+        return self._cores
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """Call the program itself: for adapters that count microseconds.
@@ -129,17 +155,19 @@ class _Programs(threading.local):
         self.run: Program = loader.boxed_run
 
 
-_in_use: weakref.WeakValueDictionary[tuple[object, ...], _Programs] = weakref.WeakValueDictionary()
+_in_use: weakref.WeakValueDictionary[tuple[object, ...], Any] = weakref.WeakValueDictionary()
+
+Loaded = TypeVar("Loaded", bound=object)
 
 
-def _loaded_once(package: Path, index: int) -> _Programs:
-    """Return the program of a package; all that use it in this process share its constants, and find them in the cache."""
-    status = package.stat()
-    key = (str(package), status.st_ino, status.st_mtime_ns, index)
-    programs = _in_use.get(key)
-    if programs is None:
-        programs = _in_use[key] = _Programs(package, index)
-    return programs
+def _once(kind: tuple[object, ...], file: Path, load: Callable[[Path], Loaded]) -> Loaded:
+    """Return what is loaded from a file; all that use it in this process share its constants, and find them in the cache."""
+    status = file.stat()
+    key = (str(file), status.st_ino, status.st_mtime_ns, *kind)
+    loaded: Loaded | None = _in_use.get(key)
+    if loaded is None:
+        loaded = _in_use[key] = load(file)
+    return loaded
 
 
 def _filled(part: Tensor, count: int) -> Tensor:

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import CompilationError
 from ..potential import Potential
-
-_aten = torch.ops.aten
+from .layout import SMALLEST_BATCH, put_the_batch_last, spell_out_matrix_vector_products
 
 
 def trace(potential: Potential, positions: Tensor, cell: Tensor | None, parameters: Sequence[str]) -> ExportedProgram:
@@ -35,19 +33,24 @@ def trace(potential: Potential, positions: Tensor, cell: Tensor | None, paramete
     inputs = [positions, *(() if cell is None else (cell,))]
     inputs += [torch.tensor(potential.facts.global_parameters[name], dtype=torch.float64) for name in parameters]
 
+    batch_last = len(positions) >= SMALLEST_BATCH and positions.device.type == "cpu"
+
     def evaluate(*values: Tensor) -> tuple[Tensor, Tensor]:
         box, rest = (None, values[1:]) if cell is None else (values[1], values[2:])
         # A global parameter is a number to a potential; while it is recorded it is a tensor that behaves like one.
         named: dict[str, float] = dict(zip(parameters, rest, strict=True))  # type: ignore[arg-type]
-        energy, forces = potential.energy_and_forces(values[0], box, **named)
-        return energy.double(), forces.double()
+        turned = values[0].permute(1, 2, 0).contiguous().permute(2, 0, 1) if batch_last else values[0]
+        energy, forces = potential.energy_and_forces(turned, box, **named)
+        return energy.double(), forces.double().contiguous()
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own internals
             graph = make_fx(evaluate, tracing_mode="real")(*inputs)
-            if len(positions) == 1:
-                _spell_out_matrix_vector_products(graph)
+            if batch_last:
+                put_the_batch_last(graph, len(positions))
+            elif len(positions) == 1:
+                spell_out_matrix_vector_products(graph)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             return torch.export.export(graph, tuple(inputs))
@@ -55,25 +58,3 @@ def trace(potential: Potential, positions: Tensor, cell: Tensor | None, paramete
         raise CompilationError(
             f"a {type(potential).__name__} cannot be recorded as a fixed graph: {type(error).__name__}: {error}"
         ) from error
-
-
-def _spell_out_matrix_vector_products(graph: GraphModule) -> None:
-    """Write products of a single row with a matrix as multiplication and sum.
-
-    A call of a matrix library costs microseconds for a row, ten times its arithmetic; spelled out, the product is fused
-    with what surrounds it.
-    """
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in (_aten.mm.default, _aten.addmm.default):
-            continue
-        if node.kwargs or node.meta["tensor_meta"].shape[0] != 1:
-            continue
-        bias, row, matrix = (None, *node.args) if node.target is _aten.mm.default else node.args
-        with graph.graph.inserting_before(node):
-            column = graph.graph.call_function(_aten.permute.default, (row, [1, 0]))
-            product = graph.graph.call_function(_aten.mul.Tensor, (column, matrix))
-            result = graph.graph.call_function(_aten.sum.dim_IntList, (product, [0], True))
-            if bias is not None:
-                result = graph.graph.call_function(_aten.add.Tensor, (result, bias))
-        node.replace_all_uses_with(result)
-        graph.graph.erase_node(node)

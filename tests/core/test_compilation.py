@@ -56,9 +56,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def crystals(cache):
-    """The same potential, interpreted and compiled for 1 and for 6 configurations."""
+    """The same potential, interpreted and compiled for 1, for 6 and for 24 configurations (these with the batch last)."""
     crystal = Crystal().requires_grad_(False)
-    return crystal, compiled(crystal, batch=1, cache=cache), compiled(crystal, batch=6, cache=cache)
+    return crystal, *(compiled(crystal, batch=batch, cache=cache) for batch in (1, 6, 24))
 
 
 def relative(found, expected):
@@ -74,8 +74,8 @@ def configurations(count, generator, spread=0.3):
 
 
 class TestAgreement:
-    @pytest.mark.parametrize("which", [1, 2])
-    @pytest.mark.parametrize("count", [1, 2, 6, 17])
+    @pytest.mark.parametrize("which", [1, 2, 3])
+    @pytest.mark.parametrize("count", [1, 2, 6, 17, 100])
     def test_same_numbers_as_torch(self, crystals, which, count):
         generator = torch.Generator().manual_seed(count)
         for spread in (0.01, 0.3, 50.0):  # near its minimum, as usual, and far outside
@@ -94,6 +94,37 @@ class TestAgreement:
             expected = crystals[0].energy_and_forces(*one)
             assert relative(energy, expected.energy) < 1e-10
             assert relative(forces, expected.forces) < 1e-10
+
+    def test_cores_share_a_batch(self, crystals):
+        """The pieces of a batch are computed by several threads at once, in any order; the numbers are the same."""
+        many = crystals[3]
+        assert many._on_cores, "this platform cannot call programs without the interpreter's lock"
+        positions, cell = configurations(1000, torch.Generator().manual_seed(5))
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            alone = many.energy_and_forces(positions, cell)
+            torch.set_num_threads(3)
+            for _ in range(20):
+                together = many.energy_and_forces(positions, cell)
+                assert torch.equal(together.energy, alone.energy)
+                assert torch.equal(together.forces, alone.forces)
+            with ThreadPoolExecutor(4) as pool:
+                for found in pool.map(lambda _: many.energy_and_forces(positions, cell), range(12)):
+                    assert torch.equal(found.forces, alone.forces)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_after_a_fork(self, crystals):
+        """Threads do not survive a fork, and nobody waits for those of the parent."""
+        positions, cell = configurations(100, torch.Generator().manual_seed(6))
+        expected = crystals[3].energy_and_forces(positions, cell)
+        child = os.fork()
+        if child == 0:
+            found = crystals[3].energy_and_forces(positions, cell)
+            os._exit(0 if torch.equal(found.energy, expected.energy) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def test_layout_and_type_of_what_is_given_do_not_matter(self, crystals):
         positions, cell = configurations(6, torch.Generator().manual_seed(4))

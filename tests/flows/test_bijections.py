@@ -17,7 +17,7 @@ from flowbridge.flows.coordinate_flow import CircleShift, CoordinateFlow, Interv
 from flowbridge.flows.couplings import Coupling
 from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
 from flowbridge.flows.molecule_coordinates import Coordinates, MoleculeCoordinates
-from flowbridge.flows.sinh_arcsinh import Affine, SinhArcsinh
+from flowbridge.flows.sinh_arcsinh import Affine, SinhArcsinh, _arcsinh
 from flowbridge.flows.stiff_maps import IntervalMap, WhitenedMap
 from flowbridge.flows.zmatrix import build_zmatrix
 from torch import Tensor
@@ -635,3 +635,17 @@ def test_fits_that_cannot_work_say_why():
         WhitenedMap(4, 2).fit(correlated(10, 4), uniform(10, 2).numpy())
     with pytest.raises(ConfigurationError, match=r"stiff coordinate 0 ranges over .* outside its domain"):
         IntervalMap(torch.zeros(1), torch.ones(1)).fit(np.array([[0.5], [1.2]]), np.zeros((2, 0)))
+
+
+def test_inverse_hyperbolic_sine():
+    """One logarithm instead of two, and its own derivative: the values and derivatives of torch.asinh, both signs, zero too."""
+    values = torch.tensor([-1e6, -30.0, -1.0, -1e-3, 0.0, 1e-9, 0.5, 4.0, 1e8], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(_arcsinh(values), torch.asinh(values), rtol=1e-14, atol=1e-16)
+    for order in (1, 2):
+        ours, usual = _arcsinh(values), torch.asinh(values)
+        for _ in range(order):
+            (ours,) = torch.autograd.grad(ours.sum(), values, create_graph=True)
+            (usual,) = torch.autograd.grad(usual.sum(), values, create_graph=True)
+        torch.testing.assert_close(ours, usual, rtol=1e-12, atol=1e-18)
+    moderate = torch.linspace(-3.0, 3.0, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(_arcsinh, (moderate,))

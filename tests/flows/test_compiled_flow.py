@@ -32,6 +32,10 @@ def test_single_precision_flow(generator_of, tmp_path):
         assert relative(found.energy, expected.energy) < 1e-5
         largest = expected.forces.abs().amax((1, 2))
         assert float(((found.forces - expected.forces).abs().amax((1, 2)) / largest).max()) < 1e-5
+    many = compiled(flow, batch=16, cache=cache)
+    expected, found = flow.energy_and_forces(usual), many.energy_and_forces(usual)
+    assert relative(found.energy, expected.energy) < 1e-5
+    assert relative(found.forces, expected.forces) < 1e-5
     double = flow
     double.flow.double()
     fast = compiled(double, batch=1, cache=cache)
