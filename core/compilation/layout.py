@@ -56,7 +56,6 @@ def put_the_batch_last(graph: GraphModule, batch: int) -> None:
         order.insert(dimension - 1, 0)
         _replace(graph.graph, node, make(_aten.permute.default, stacked, [len(_shape(node)) - 1, *order]))
 
-
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not _aten.clone.default or _shape(node)[:1] != (batch,):
             continue

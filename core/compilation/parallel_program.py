@@ -34,17 +34,23 @@ _FUNCTIONS = (
     "aoti_torch_device_type_cpu",
 )
 
+_THROUGH_THE_LOADER = b"aoti_torch_proxy_executor_call_function"
+
 _Handle = ctypes.c_void_p
 
 
 def extract_library(package: Path) -> Path | None:
-    """Put the library of a package next to it; return None where the package holds none, or several."""
+    """Put the library of a package next to it; return None where it cannot be called without torch's loader.
+
+    That is so where it calls operations through the loader (those that have no C function, such as ``linalg.inv``).
+    """
     with zipfile.ZipFile(package) as archive:
         names = [name for name in archive.namelist() if name.endswith(".so")]
-        if len(names) != 1:
-            return None
-        target = package.with_name(LIBRARY)
-        target.write_bytes(archive.read(names[0]))
+        content = archive.read(names[0]) if len(names) == 1 else _THROUGH_THE_LOADER
+    if _THROUGH_THE_LOADER in content:
+        return None
+    target = package.with_name(LIBRARY)
+    target.write_bytes(content)
     return target
 
 

@@ -1,17 +1,25 @@
-"""OpenMM: potentials as forces, batched energies, trajectories."""
+"""OpenMM: potentials as forces, Systems as potentials, batched energies, trajectories."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .energies import OpenMMEnergy
     from .forces import add_potential, particle_system
+    from .system_potential import SystemPotential
 
-__all__ = ["add_potential", "particle_system"]
+__all__ = ["OpenMMEnergy", "SystemPotential", "add_potential", "particle_system"]
+
+_PLACES = {
+    "OpenMMEnergy": ".energies",
+    "SystemPotential": ".system_potential",
+    "add_potential": ".forces",
+    "particle_system": ".forces",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: processes that only simulate import this package too, and need no torch.
-    if name in __all__:
-        from . import forces
-
-        return getattr(forces, name)
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
