@@ -66,6 +66,16 @@ def _torch_library() -> ctypes.CDLL | None:
 _torch = _torch_library()
 
 
+def _functions() -> ctypes.CDLL:
+    """Return torch's library, or raise the CompilationError that says how to do without."""
+    if _torch is None:
+        raise CompilationError(
+            "torch's C functions cannot be called on this platform, so programs cannot share its cores: compile for a batch "
+            "below 16, or evaluate with compilation='never'"
+        )
+    return _torch
+
+
 class ParallelProgram:
     """The program of a folder, for batches of any length on the CPU.
 
@@ -77,10 +87,11 @@ class ParallelProgram:
         workers: how many calls run at once.
 
     Raises:
-        CompilationError: when the library cannot be loaded.
+        CompilationError: when the library cannot be loaded, or cannot be called on this platform.
     """
 
     def __init__(self, folder: Path, batch: int, particles: int, dtype: torch.dtype, workers: int) -> None:
+        _functions()
         self.batch, self.workers = batch, workers
         self._shape = (batch, particles, 3)
         self._dtype = dtype
@@ -145,15 +156,15 @@ class ParallelProgram:
                 self._container, handles, ctypes.c_size_t(len(inputs)), results, ctypes.c_size_t(2), None, None
             )
         )
-        assert _torch is not None
+        functions = _functions()
         numbers = (self.batch, self.batch * self._shape[1] * 3)
         for result, target, expected in zip(results, (energies, forces), numbers, strict=True):
             address, number = ctypes.c_void_p(), ctypes.c_int64()
-            _torch.aoti_torch_get_data_ptr(_Handle(result), ctypes.byref(address))
-            _torch.aoti_torch_get_numel(_Handle(result), ctypes.byref(number))
+            functions.aoti_torch_get_data_ptr(_Handle(result), ctypes.byref(address))
+            functions.aoti_torch_get_numel(_Handle(result), ctypes.byref(number))
             if number.value == expected:
                 ctypes.memmove(target.data_ptr(), address, 8 * target.numel())
-            _torch.aoti_torch_delete_tensor_object(_Handle(result))
+            functions.aoti_torch_delete_tensor_object(_Handle(result))
             if number.value != expected:
                 raise CompilationError(f"the compiled program gave {number.value} numbers instead of {expected}")
 
@@ -180,18 +191,20 @@ def _alone() -> None:
 
 def _borrowed(tensor: Tensor) -> int | None:
     """Return a handle to a view of a CPU tensor's memory; the tensor has to outlive it."""
-    assert _torch is not None
-    kind = _torch.aoti_torch_dtype_float64() if tensor.dtype == torch.float64 else _torch.aoti_torch_dtype_float32()
+    functions = _functions()
+    kind = (
+        functions.aoti_torch_dtype_float64() if tensor.dtype == torch.float64 else functions.aoti_torch_dtype_float32()
+    )
     rank = tensor.dim()
     handle = _Handle()
-    status = _torch.aoti_torch_create_tensor_from_blob(
+    status = functions.aoti_torch_create_tensor_from_blob(
         ctypes.c_void_p(tensor.data_ptr()),
         ctypes.c_int64(rank),
         (ctypes.c_int64 * rank)(*tensor.shape),
         (ctypes.c_int64 * rank)(*tensor.stride()),
         ctypes.c_int64(0),
         ctypes.c_int32(kind),
-        ctypes.c_int32(_torch.aoti_torch_device_type_cpu()),
+        ctypes.c_int32(functions.aoti_torch_device_type_cpu()),
         ctypes.c_int32(0),
         ctypes.byref(handle),
     )

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import openmm
@@ -162,14 +162,13 @@ class _Process:
     @property
     def answers(self) -> int:
         """Descriptor of the pipe that answers come through."""
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
+        return cast(IO[bytes], self.process.stdout).fileno()  # a pipe, as asked for
 
     def _order(self, line: str) -> None:
-        assert self.process.stdin is not None
+        orders = cast(IO[bytes], self.process.stdin)
         with contextlib.suppress(BrokenPipeError):  # its end is noticed where its answers are read
-            self.process.stdin.write(f"{line}\n".encode())
-            self.process.stdin.flush()
+            orders.write(f"{line}\n".encode())
+            orders.flush()
 
     def occupy(self, frames: Frames, ranges: Ranges) -> None:
         """Fill the free slots with work."""
