@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from flowbridge.core.compilation.building import accelerated
+from flowbridge.core.energy import COMPILED_BATCH
 from flowbridge.core.potential import Potential
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
@@ -24,7 +25,6 @@ from .harness import Timing, arguments, paired, ratio, report
 from .molecules import FLOW, alanine_flow, alanine_frames, multiply_adds
 
 _BATCHES = (1, 100, 1000, 10_000)
-_PIECE = 64  # configurations of one call of the program for many
 Cases = dict[str, Callable[[], object]]
 Programs = dict[int, Potential]
 
@@ -33,7 +33,7 @@ def energy_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batch
     """Return what computes energies and forces of a batch."""
     frames = alanine_frames()
     positions = torch.as_tensor(frames[torch.arange(batch).numpy() % len(frames)])
-    program = programs[min(batch, _PIECE)]
+    program = programs[min(batch, COMPILED_BATCH)]
     cases: Cases = {"compiled": lambda: program.energy_and_forces(positions)}
     for name, potential in {"torch": flow, **others}.items():
         cases[name] = lambda potential=potential: potential.energy_and_forces(positions)
@@ -44,7 +44,7 @@ def density_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batc
     """Return what computes log-probabilities of a batch; the compiled program has forces too."""
     frames = alanine_frames()
     positions = torch.as_tensor(frames[torch.arange(batch).numpy() % len(frames)])
-    program = programs[min(batch, _PIECE)]
+    program = programs[min(batch, COMPILED_BATCH)]
     assert flow.facts.temperature is not None
     scale = -1.0 / thermal_energy(flow.facts.temperature)
     cases: Cases = {"compiled": lambda: scale * program.energy_and_forces(positions).energy}
@@ -78,7 +78,9 @@ def main() -> None:
     others = foreign_flows(flow)
     file = Path(tempfile.mkdtemp(prefix="flowbridge-benchmark-")) / "alanine.flow"
     digest = flowbridge.save(flow, file)
-    programs: Programs = {batch: accelerated(flow, mode="always", digest=digest, batch=batch) for batch in (1, _PIECE)}
+    programs: Programs = {
+        batch: accelerated(flow, mode="always", digest=digest, batch=batch) for batch in (1, COMPILED_BATCH)
+    }
     results: dict[str, Any] = {
         "multiply_adds": multiply_adds(flow),
         "parameters": {"flowbridge": parameter_count(flow.flow)}

@@ -15,6 +15,9 @@ from .potential import Potential
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
+COMPILED_BATCH = 64
+"""Configurations of one call of a compiled program in a batch: enough to fill vectors, few enough to share between cores."""
+
 
 @runtime_checkable
 class BatchedEnergy(Protocol):
@@ -49,11 +52,6 @@ class PotentialEnergy:
         return energies.double().cpu().numpy(), forces.double().cpu().numpy()
 
 
-_PIECE = (
-    64  # configurations of one call of a compiled program: enough to fill vectors, few enough to share between cores
-)
-
-
 def as_batched_energy(target: Any) -> BatchedEnergy:
     """Return ``target`` as a :class:`BatchedEnergy`.
 
@@ -62,7 +60,7 @@ def as_batched_energy(target: Any) -> BatchedEnergy:
     point group ``flowbridge.energy_sources`` under the engine's top-level module name (``openmm``: a ``System``).
     """
     if isinstance(target, (str, Path)):
-        return PotentialEnergy(load_accelerated(target, batch=_PIECE))
+        return PotentialEnergy(load_accelerated(target, batch=COMPILED_BATCH))
     if isinstance(target, Potential):
         return PotentialEnergy(target)
     if isinstance(target, BatchedEnergy):

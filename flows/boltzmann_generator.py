@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -112,7 +113,8 @@ class BoltzmannGenerator(Potential):
 
         Args:
             count: number of samples.
-            target: an ``openmm.System``, a Potential, or any BatchedEnergy, of the same particles.
+            target: an ``openmm.System``, a Potential, the path of its model file (then compiled for this machine), or any
+                BatchedEnergy, of the same particles.
             seed: of the latent variables.
 
         Returns:
@@ -141,7 +143,7 @@ class BoltzmannGenerator(Potential):
                 "count": count,
                 "without_finite_energy": int((~usable).sum()),
                 "model_digest": self.model_file.digest if self.model_file else None,
-                "target": f"{type(target).__module__}.{type(target).__qualname__}",
+                "target": str(target) if isinstance(target, (str, Path)) else _type_name(target),
                 "versions": {name: version(name) for name in ("flowbridge", "torch", "numpy")},
             },
         )
@@ -169,3 +171,7 @@ class BoltzmannGenerator(Potential):
         layout = MoleculeCoordinates.layout_from(configuration["layout"])
         coordinates = MoleculeCoordinates(build_zmatrix(particles), layout, flow)
         return cls(particles, float(configuration["temperature"]), coordinates, flow)
+
+
+def _type_name(target: object) -> str:
+    return f"{type(target).__module__}.{type(target).__qualname__}"

@@ -224,6 +224,21 @@ def test_samples_without_an_energy_get_no_weight_and_are_counted(model_of):
     assert samples.effective_sample_size() == pytest.approx(48, rel=1e-6)
 
 
+def test_the_target_may_be_a_model_file(model_of, tmp_path, monkeypatch):
+    """A generator reweighted to itself has equal weights; the file is compiled for batches where a compiler is asked for."""
+    model = model_of("OO", "fast")
+    file = tmp_path / "itself.flow"
+    save(model, file)
+    samples = model.sample(100, target=file)
+    assert samples.effective_sample_size() == pytest.approx(100, rel=1e-9)
+    assert samples.provenance["target"] == str(file)
+    monkeypatch.setenv("FLOWBRIDGE_COMPILE", "auto")
+    monkeypatch.setattr("flowbridge.core.compilation.building.compiler", lambda: None)
+    with pytest.warns(UserWarning, match="at a fraction of the speed"):
+        again = model.sample(100, target=file)
+    assert again.log_weights == pytest.approx(samples.log_weights)
+
+
 @pytest.mark.parametrize("smiles", ["O", "OO"])
 @every_design
 def test_the_density_of_positions_integrates_to_one(model_of, smiles, design):
