@@ -59,7 +59,8 @@ def put_the_batch_last(graph: GraphModule, batch: int) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not _aten.clone.default or _shape(node)[:1] != (batch,):
             continue
-        if node.kwargs.get("memory_format") is torch.contiguous_format:
+        is_result = any(user.op == "output" for user in node.users)  # whoever reads it relies on its order
+        if node.kwargs.get("memory_format") is torch.contiguous_format and not is_result:
             # A copy that makes a view possible, recorded where the batch came first.
             make = _Maker(graph.graph, node)
             copied = make(_aten.clone.default, _last(make, node.args[0]), memory_format=torch.contiguous_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -32,29 +33,37 @@ def trace(potential: Potential, positions: Tensor, cell: Tensor | None, paramete
     """
     inputs = [positions, *(() if cell is None else (cell,))]
     inputs += [torch.tensor(potential.facts.global_parameters[name], dtype=torch.float64) for name in parameters]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own internals
+            if len(positions) >= SMALLEST_BATCH and positions.device.type == "cpu":
+                # A potential may ask for views that need the batch first (``positions.view(...)``).
+                with contextlib.suppress(Exception):
+                    return _recorded(potential, inputs, cell is not None, parameters, batch_last=True)
+            return _recorded(potential, inputs, cell is not None, parameters)
+    except Exception as error:
+        raise CompilationError(
+            f"a {type(potential).__name__} cannot be recorded as a fixed graph: {type(error).__name__}: {error}"
+        ) from error
 
-    batch_last = len(positions) >= SMALLEST_BATCH and positions.device.type == "cpu"
 
+def _recorded(
+    potential: Potential, inputs: list[Tensor], has_cell: bool, parameters: Sequence[str], *, batch_last: bool = False
+) -> ExportedProgram:
     def evaluate(*values: Tensor) -> tuple[Tensor, Tensor]:
-        box, rest = (None, values[1:]) if cell is None else (values[1], values[2:])
+        box, rest = (values[1], values[2:]) if has_cell else (None, values[1:])
         # A global parameter is a number to a potential; while it is recorded it is a tensor that behaves like one.
         named: dict[str, float] = dict(zip(parameters, rest, strict=True))  # type: ignore[arg-type]
         turned = values[0].permute(1, 2, 0).contiguous().permute(2, 0, 1) if batch_last else values[0]
         energy, forces = potential.energy_and_forces(turned, box, **named)
         return energy.double(), forces.double().contiguous()
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own internals
-            graph = make_fx(evaluate, tracing_mode="real")(*inputs)
-            if batch_last:
-                put_the_batch_last(graph, len(positions))
-            elif len(positions) == 1:
-                spell_out_matrix_vector_products(graph)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            return torch.export.export(graph, tuple(inputs))
-    except Exception as error:
-        raise CompilationError(
-            f"a {type(potential).__name__} cannot be recorded as a fixed graph: {type(error).__name__}: {error}"
-        ) from error
+    graph = make_fx(evaluate, tracing_mode="real")(*inputs)
+    count = len(inputs[0])
+    if batch_last:
+        put_the_batch_last(graph, count)
+    elif count == 1:
+        spell_out_matrix_vector_products(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return torch.export.export(graph, tuple(inputs))

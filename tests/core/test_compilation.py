@@ -60,6 +60,20 @@ class Undecided(Potential):
         return self.weight * positions.abs().sum((1, 2))
 
 
+class Flat(Potential):
+    """Asks for views of its positions, as one may of what is laid out in the usual way."""
+
+    def __init__(self, dimension):
+        super().__init__()
+        self.facts = PotentialFacts(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
+        self.shape = (-1, 3 * dimension)  # of a configuration, or of all particles of all configurations
+        weights = torch.linspace(0.5, 2.0, 9 * dimension, dtype=torch.float64).reshape(3 * dimension, 3)
+        self.weights = torch.nn.Parameter(weights)
+
+    def forward(self, positions, cell=None):
+        return torch.tanh(positions.view(self.shape) @ self.weights).square().sum(-1).view(len(positions), -1).sum(-1)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return Cache(tmp_path_factory.mktemp("compiled"), limit=2**30)
@@ -172,6 +186,16 @@ class TestCores:
         positions, cell = configurations(count, torch.Generator().manual_seed(count))
         expected = boxes[0].energy_and_forces(positions, cell, pull=0.7)
         found = boxes[1].energy_and_forces(positions, cell, pull=0.7)
+        assert relative(found.energy, expected.energy) < 1e-10
+        assert relative(found.forces, expected.forces) < 1e-10
+
+    @pytest.mark.parametrize("dimension", [1, 2])
+    def test_views(self, cache, dimension):
+        """Of each configuration: the results still lie in memory as they are read. Of all: compiled as they are."""
+        flat = Flat(dimension).requires_grad_(False)
+        many = compiled(flat, batch=24, cache=cache)
+        positions = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        expected, found = flat.energy_and_forces(positions), many.energy_and_forces(positions)
         assert relative(found.energy, expected.energy) < 1e-10
         assert relative(found.forces, expected.forces) < 1e-10
 
