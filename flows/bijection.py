@@ -16,6 +16,22 @@ class Transformed(NamedTuple):
     log_det: Tensor
 
 
+class Triangular(NamedTuple):
+    """Result of a layer that changes some coordinates one by one and only looks at the others.
+
+    Attributes:
+        value: mapped coordinates ``(B, D)``.
+        log_det: ``(B,)``.
+        slopes: derivatives of the changed coordinates by themselves ``(B, D)``; 1 for the others.
+        changed: 1 for changed coordinates, 0 for the others, ``(D,)``.
+    """
+
+    value: Tensor
+    log_det: Tensor
+    slopes: Tensor
+    changed: Tensor
+
+
 class Bijection(nn.Module):
     """An invertible map between latent and data coordinates, optionally conditioned on a context.
 
@@ -30,6 +46,10 @@ class Bijection(nn.Module):
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
         """Map data to latent: ``(B, D)`` and context ``(B, C)`` -> value ``(B, D)``, log_det ``(B,)``."""
         raise TypeError(f"{type(self).__name__} defines no inverse (data to latent) map")
+
+    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
+        """Map data to latent as :meth:`inverse` does, and tell the diagonal of the derivative; of single layers only."""
+        raise TypeError(f"{type(self).__name__} is not a layer with a triangular derivative")
 
 
 class Chain(Bijection):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bijection import Bijection, Chain, ElementwiseTransform, Transformed
+from .bijection import Bijection, Chain, ElementwiseTransform, Transformed, Triangular
 from .bumps import CircularBumps, IntervalBumps
 from .conditioners import FourierFeatures
 from .configuration import FlowConfiguration
@@ -46,6 +46,10 @@ class CircleShift(Bijection):
         """See :meth:`Bijection.inverse`."""
         moved = value - self.shift.to(value.dtype)
         return Transformed(moved - moved.detach().floor(), value.new_zeros(len(value)))
+
+    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
+        """See :meth:`Bijection.triangular_inverse`."""
+        return Triangular(*self.inverse(value), torch.ones_like(value), value.new_ones(value.shape[1]))
 
 
 class IntervalFeatures(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .bijection import Bijection, ElementwiseTransform, Transformed
+from .bijection import Bijection, ElementwiseTransform, Transformed, Triangular
 from .conditioners import Conditioner
 from .permutations import Permutation
 
@@ -61,7 +61,8 @@ class Coupling(Bijection):
         parameters: Tensor = self.conditioner(features)
         return parameters
 
-    def _couple(self, value: Tensor, context: Tensor | None, latent_to_data: bool) -> Transformed:
+    def _couple(self, value: Tensor, context: Tensor | None, latent_to_data: bool) -> tuple[Tensor, Tensor]:
+        """Return all coordinates, and the logarithms of the derivatives of the transformed ones."""
         ordered = self.order(value)
         count, seen = self.sizes
         parameters = self._conditioned(ordered[:, count : count + seen], context)
@@ -69,13 +70,24 @@ class Coupling(Bijection):
         new, log_slope = direction(ordered[:, :count], parameters)
         if self.wrap:
             new = new - new.detach().floor()
-        merged = self.order.inverse(torch.cat([new, ordered[:, count:]], dim=-1))
-        return Transformed(merged, log_slope.sum(-1))
+        return self.order.inverse(torch.cat([new, ordered[:, count:]], dim=-1)), log_slope
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
         """See :meth:`Bijection.forward`."""
-        return self._couple(value, context, latent_to_data=True)
+        mapped, log_slope = self._couple(value, context, latent_to_data=True)
+        return Transformed(mapped, log_slope.sum(-1))
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
         """See :meth:`Bijection.inverse`."""
-        return self._couple(value, context, latent_to_data=False)
+        mapped, log_slope = self._couple(value, context, latent_to_data=False)
+        return Transformed(mapped, log_slope.sum(-1))
+
+    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
+        """See :meth:`Bijection.triangular_inverse`."""
+        mapped, log_slope = self._couple(value, context, latent_to_data=False)
+        count = self.sizes[0]
+        unchanged = value.shape[1] - count
+        ones = value.new_ones(len(value), unchanged)
+        slopes = self.order.inverse(torch.cat([log_slope.detach().exp(), ones], dim=-1))
+        changed = self.order.inverse(torch.cat([value.new_ones(count), value.new_zeros(unchanged)]))
+        return Triangular(mapped, log_slope.sum(-1), slopes, changed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.errors import NonFiniteEnergyError
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
+from .layerwise import LayerwiseFlow
 from .target import TargetDensity
 
 _FORCE_OUTLIER = 10.0  # times the median: larger force errors count as this
@@ -83,11 +84,11 @@ def path_gradient(
         log_normaliser: running estimate of log Z that makes the mean weight one; the batch's own where None.
         powers: shares of 1, w and w^2 in c(w).
     """
-    coordinates, _ = flow(latent)
+    with torch.no_grad():
+        coordinates, _ = flow(latent)
     value = target(coordinates)
-    leaves = Coordinates(*(part.detach().requires_grad_(True) for part in coordinates))
-    log_prob = flow.log_prob(leaves)
-    score = torch.autograd.grad(log_prob.sum(), leaves)
+    layers = LayerwiseFlow(flow, coordinates)
+    log_prob, score = layers.log_prob, layers.score()
     with torch.no_grad():
         log_weights = value.log_density - log_prob.double()
         delta = Coordinates(*(a - b.to(a.dtype) for a, b in zip(score, value.gradient, strict=True)))
@@ -102,9 +103,15 @@ def path_gradient(
         limit = _PATH_OUTLIER * size[finite].median()
         limited = factor * (limit / size.clamp_min(_SMALLEST_SIZE)).clamp(max=1.0)
         # zero, not NaN, where there is no energy: backpropagation multiplies even rows that the loss leaves out
-        factor = torch.where(finite, limited, torch.zeros_like(limited)).to(size.dtype)
+        share_of_loss = (limited / len(log_weights)).unsqueeze(1)
+        pull = Coordinates(
+            *(torch.where(finite.unsqueeze(1), share_of_loss.to(d.dtype) * d, torch.zeros_like(d)) for d in delta)
+        )
         share = torch.exp(2 * torch.logsumexp(usable, 0) - torch.logsumexp(2 * usable, 0)) / len(log_weights)
-    loss = (factor * _inner(coordinates, delta, finite))[finite].sum() / len(log_weights)
+    # A scalar that has these gradients, for an optimiser that wants to differentiate something.
+    loss = log_prob.new_zeros(())
+    for parameter, gradient in layers.path_gradient(pull):
+        loss = loss + (parameter * gradient).sum()
     return PathGradient(loss, log_weights, float(share))
 
 
