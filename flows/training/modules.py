@@ -30,12 +30,15 @@ def cosine(start: float, end: float, step: int, steps: int) -> float:
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
 
 
-def averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return an exponential moving average that starts fast: the first steps are forgotten early."""
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+
+def averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return an exponential moving average of all parameters that starts fast: the first steps are forgotten early."""
+
+    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
         weight = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
-        return torch.lerp(current, average, weight)
+        torch._foreach_lerp_(averages, current, 1.0 - weight)
 
     return update
 
@@ -48,7 +51,7 @@ class FlowTraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.flow = flow
-        self.averaged = AveragedModel(flow, avg_fn=averaging(stage.average))
+        self.averaged = AveragedModel(flow, multi_avg_fn=averaging(stage.average))
         self.stage = stage
         self.seed = seed
         self.log_interval = log_interval
@@ -61,7 +64,7 @@ class FlowTraining(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine schedule, one scheduler tick a step."""
         stage = self.stage
-        optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99))
+        optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser,
             lambda step: (
