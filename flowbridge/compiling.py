@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .core.cache import Cache, cache_folder
-from .core.compilation.building import PROGRAMS, compiled
+from .core.compilation.building import compiled
 from .core.compilation.compiled_potential import CompiledPotential
+from .core.compilation.programs import PROGRAMS
 from .core.errors import CompilationError, ConfigurationError
 from .core.model_files import load
 from .core.potential import Potential

@@ -15,9 +15,7 @@ from torch import Tensor
 from ..potential import EnergyAndForces, Potential
 from .layout import SMALLEST_BATCH
 from .parallel_program import LIBRARY, ParallelProgram
-
-PACKAGE = "program.pt2"
-"""Name of the program's file in its folder."""
+from .programs import PACKAGE
 
 
 class CompiledPotential(Potential):

@@ -29,7 +29,7 @@ def load_accelerated(
         dtype: floating type (``"float32"``, ``"float64"``) to convert the parameters to; positions are to be given in it.
             None keeps the parameters, for positions in float64.
         device: torch device; None for the CPU.
-        mode: a :data:`~flowbridge.core.compilation.building.CompilationMode`.
+        mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
 
     Raises:
         ModelFileError: when the file cannot be read or has another digest.

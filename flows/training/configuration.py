@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ...core.compilation.programs import CompilationMode
 from ..configuration import Section
 
 
@@ -66,3 +67,6 @@ class TrainingConfiguration(Section):
     refinement: RefinementStage = Field(default_factory=RefinementStage)
     checkpoint_interval: PositiveInt = Field(default=200, description="steps between checkpoints")
     log_interval: PositiveInt = Field(default=50, description="steps between entries of the training curve")
+    compilation: CompilationMode = Field(
+        default="auto", description="whether steps are compiled; auto: where a stage has 3000 of them or more"
+    )

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from ..compiled_functions import CompiledSampling
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
+from .compiled_gradients import GradientEvaluator, with_gradients
 from .configuration import LikelihoodStage, RefinementStage
-from .objectives import force_matching, negative_log_likelihood, path_gradient, reverse_kl
+from .objectives import (
+    effective_share,
+    force_matching_gradients,
+    likelihood_gradients,
+    path_gradients,
+    reverse_kl,
+)
 from .target import TargetDensity
 
 _NORMALISER_MEMORY = 0.95
@@ -47,7 +55,12 @@ class FlowTraining(lightning.LightningModule):
     """What the stages share: optimiser, schedule, averaged parameters, training curve."""
 
     def __init__(
-        self, flow: CoordinateFlow, stage: LikelihoodStage | RefinementStage, seed: int, log_interval: int
+        self,
+        flow: CoordinateFlow,
+        stage: LikelihoodStage | RefinementStage,
+        seed: int,
+        log_interval: int,
+        compilation: str,
     ) -> None:
         super().__init__()
         self.flow = flow
@@ -55,6 +68,7 @@ class FlowTraining(lightning.LightningModule):
         self.stage = stage
         self.seed = seed
         self.log_interval = log_interval
+        self.likelihood = GradientEvaluator(flow, likelihood_gradients, compilation)
         self.curve: list[dict[str, float]] = []
 
     def generator(self, offset: int = 0) -> torch.Generator:
@@ -103,6 +117,7 @@ class LikelihoodTraining(FlowTraining):
         gradient: gradients of the target's log-density there; needed for force matching only.
         seed: of the batches.
         log_interval: steps between points of the training curve.
+        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
     stage: LikelihoodStage
@@ -115,8 +130,10 @@ class LikelihoodTraining(FlowTraining):
         gradient: Coordinates,
         seed: int,
         log_interval: int,
+        compilation: str = "never",
     ) -> None:
-        super().__init__(flow, stage, seed, log_interval)
+        super().__init__(flow, stage, seed, log_interval, compilation)
+        self.matching = GradientEvaluator(flow, force_matching_gradients, compilation)
         self.data, self.gradient = data, gradient
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -124,13 +141,14 @@ class LikelihoodTraining(FlowTraining):
         chosen = torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator())
         data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
         if self.stage.force_weight == 0.0:
-            loss = negative_log_likelihood(self.flow, data)
-            self.record(nll=float(loss.detach()))
-            return loss
-        gradient = Coordinates(self.gradient.circular[chosen], self.gradient.stiff[chosen])
-        likelihood, force = force_matching(self.flow, data, gradient)
-        self.record(nll=float(likelihood.detach()), force=float(force.detach()))
-        return likelihood + self.stage.force_weight * force
+            (loss,), slopes = self.likelihood(*data)
+            self.record(nll=float(loss))
+            return with_gradients(loss, self.flow, slopes)
+        gradient = (self.gradient.circular[chosen], self.gradient.stiff[chosen])
+        weight = data.stiff.new_tensor(self.stage.force_weight)
+        (likelihood, force), slopes = self.matching(*data, *gradient, weight)
+        self.record(nll=float(likelihood), force=float(force))
+        return with_gradients(likelihood + weight * force, self.flow, slopes)
 
 
 class RefinementTraining(FlowTraining):
@@ -143,6 +161,7 @@ class RefinementTraining(FlowTraining):
         data: frames for the likelihood term.
         seed: of the batches.
         log_interval: steps between points of the training curve.
+        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
     stage: RefinementStage
@@ -155,8 +174,11 @@ class RefinementTraining(FlowTraining):
         data: Coordinates,
         seed: int,
         log_interval: int,
+        compilation: str = "never",
     ) -> None:
-        super().__init__(flow, stage, seed, log_interval)
+        super().__init__(flow, stage, seed, log_interval, compilation)
+        self.sampling = CompiledSampling(flow, compilation)
+        self.path = GradientEvaluator(flow, path_gradients, compilation)
         self.target, self.data = target, data
         self.log_normaliser: float | None = None
 
@@ -171,17 +193,23 @@ class RefinementTraining(FlowTraining):
             # Reverse and forward Kullback-Leibler first; the chi-squared term, which is what the effective sample size
             # measures, once the weights are tame enough for it.
             powers = (0.5, 0.5, 0.0) if progress < 0.5 else (1 / 3, 1 / 3, 1 / 3)
-            path = path_gradient(self.flow, latent, self.target, self.log_normaliser, powers)
-            self._follow(path.log_weights)
-            self.record(effective_share=path.effective_share)
-            total = total + stage.path_weight * path.loss
+            samples = self.sampling(latent).coordinates
+            log_density, gradient = self.target(samples)
+            normaliser = math.nan if self.log_normaliser is None else self.log_normaliser
+            (log_weights,), slopes = self.path(
+                *samples, log_density, *gradient, log_density.new_tensor(normaliser), log_density.new_tensor(powers)
+            )
+            self.record(effective_share=float(effective_share(log_weights)))
+            self._follow(log_weights)
+            total = total + stage.path_weight * with_gradients(total.detach(), self.flow, slopes)
         if stage.reverse_kl_weight > 0.0:
             total = total + stage.reverse_kl_weight * reverse_kl(self.flow, latent, self.target)
         if stage.likelihood_weight > 0.0:
             generator = self.generator(_LIKELIHOOD_OFFSET)
             chosen = torch.randint(len(self.data.stiff), (count,), generator=generator)
             data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
-            total = total + stage.likelihood_weight * negative_log_likelihood(self.flow, data)
+            (loss,), slopes = self.likelihood(*data)
+            total = total + stage.likelihood_weight * with_gradients(loss, self.flow, slopes)
         return total
 
     def _follow(self, log_weights: Tensor) -> None:

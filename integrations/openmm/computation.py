@@ -54,7 +54,7 @@ class EvaluationOptions:
         dtype: name of the floating type of parameters and positions (``"float32"``, ``"float64"``); None
             keeps the parameters as they are and gives float64 positions.
         device: torch device on which the potential runs; None keeps it where it is.
-        compilation: a :data:`~flowbridge.core.compilation.building.CompilationMode`.
+        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
     replicas: int = 1

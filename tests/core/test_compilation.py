@@ -10,9 +10,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import safetensors.torch
 import torch
 from flowbridge.core.cache import Cache, key_of, size_limit
-from flowbridge.core.compilation.building import accelerated, compiled
+from flowbridge.core.compilation.building import PotentialRecipe, accelerated, compiled
 from flowbridge.core.compilation.identity import source_digest
 from flowbridge.core.errors import CompilationError, ConfigurationError
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
@@ -267,14 +268,7 @@ class TestTrust:
         other = Crystal().requires_grad_(False)
         with torch.no_grad():
             other.weights.mul_(1.01)
-        from flowbridge.core.compilation.building import _Wanted
-        from flowbridge.core.compilation.identity import describe, program_digest
-
-        cpu = torch.device("cpu")
-        digest = program_digest(_Wanted(other, 1, torch.float64, cpu).traced())
-        description = describe(other, digest, 1, torch.float64, cpu)
-        import safetensors.torch
-
+        description = PotentialRecipe(other, 1, torch.float64).description()
         with cache.making(description) as folder:
             (folder / "program.pt2").write_bytes((crystals[1].folder / "program.pt2").read_bytes())
             check = safetensors.torch.load_file(crystals[1].folder / "check.safetensors")

@@ -233,7 +233,7 @@ def test_the_target_may_be_a_model_file(model_of, tmp_path, monkeypatch):
     assert samples.effective_sample_size() == pytest.approx(100, rel=1e-9)
     assert samples.provenance["target"] == str(file)
     monkeypatch.setenv("FLOWBRIDGE_COMPILE", "auto")
-    monkeypatch.setattr("flowbridge.core.compilation.building.compiler", lambda: None)
+    monkeypatch.setattr("flowbridge.core.compilation.programs.compiler", lambda: None)
     with pytest.warns(UserWarning, match="at a fraction of the speed"):
         again = model.sample(100, target=file)
     assert again.log_weights == pytest.approx(samples.log_weights)

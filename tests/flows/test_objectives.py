@@ -8,9 +8,10 @@ from flowbridge.flows.coordinate_flow import CoordinateFlow
 from flowbridge.flows.molecule_coordinates import Coordinates
 from flowbridge.flows.training import objectives
 from flowbridge.flows.training.objectives import (
-    force_matching,
-    negative_log_likelihood,
-    path_gradient,
+    effective_share,
+    force_matching_gradients,
+    likelihood_gradients,
+    path_gradients,
     reverse_kl,
 )
 from flowbridge.flows.training.target import TargetDensity, TargetValue
@@ -72,6 +73,31 @@ def gradients(loss: torch.Tensor, flow: CoordinateFlow) -> torch.Tensor:
     return torch.cat([(p * 0 if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]).detach()
 
 
+def flat(slopes: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.cat([slope.flatten() for slope in slopes])
+
+
+def along_paths(
+    flow: CoordinateFlow, latent: Coordinates, target, log_normaliser: float | None, powers: tuple[float, float, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the path gradient, flat, and log-weights."""
+    with torch.no_grad():
+        samples, _ = flow(latent)
+    log_density, gradient = target(samples)
+    normaliser = torch.tensor(torch.nan if log_normaliser is None else log_normaliser, dtype=torch.float64)
+    shares = torch.tensor(powers, dtype=torch.float64)
+    (log_weights,), slopes = path_gradients(flow, *samples, log_density, *gradient, normaliser, shares)
+    return flat(slopes), log_weights
+
+
+def matched(
+    flow: CoordinateFlow, data: Coordinates, gradient: Coordinates, weight: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return likelihood and force losses, and the flat gradient of the weighted sum."""
+    (likelihood, force), slopes = force_matching_gradients(flow, *data, *gradient, torch.tensor(weight))
+    return likelihood, force, flat(slopes)
+
+
 def differences(function, flow: CoordinateFlow, every: int, h: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions in the flat parameters, and central differences of a scalar there."""
     positions, slopes, offset = [], [], 0
@@ -106,7 +132,7 @@ def test_path_gradient_is_that_of_reverse_kl_along_the_path(model, other, unlimi
         x, _ = flow(latent)
         return (frozen.log_prob(x) - other.log_prob(x)).mean()
 
-    found = gradients(path_gradient(flow, latent, target, None, (1.0, 0.0, 0.0)).loss, flow)
+    found, _ = along_paths(flow, latent, target, None, (1.0, 0.0, 0.0))
     positions, slopes = differences(estimate, flow, 13)
     assert len(positions) > 60
     assert torch.count_nonzero(slopes.abs() > 1e-6) > 30
@@ -131,9 +157,8 @@ def test_weighted_path_gradients_are_those_of_the_other_divergences(model, other
     """Each sample's path gradient counts with c(w); the weights themselves are held."""
     flow, target = model.flow, FlowTarget(other)
     latent = latent_of(flow, 6)
-    result = path_gradient(flow, latent, target, 0.3, powers)
-    found = gradients(result.loss, flow)
-    weights = torch.exp(result.log_weights - 0.3)
+    found, log_weights = along_paths(flow, latent, target, 0.3, powers)
+    weights = torch.exp(log_weights - 0.3)
     factor = powers[0] + powers[1] * weights + powers[2] * weights.square()
     frozen = CoordinateFlow(model.coordinates, model.flow_configuration).double()
     frozen.load_state_dict(flow.state_dict())
@@ -152,7 +177,7 @@ def test_path_gradient_agrees_with_reverse_kl_on_average_but_is_quieter(model, o
     path, plain = [], []
     for seed in range(40):
         latent = latent_of(flow, 32, seed)
-        path.append(gradients(path_gradient(flow, latent, target, None, (1.0, 0.0, 0.0)).loss, flow))
+        path.append(along_paths(flow, latent, target, None, (1.0, 0.0, 0.0))[0])
         plain.append(gradients(reverse_kl(flow, latent, target), flow))
     path, plain = torch.stack(path), torch.stack(plain)
     used = plain.abs().amax(0) > 0
@@ -167,28 +192,29 @@ def test_nothing_is_left_to_learn_at_the_optimum_sample_by_sample(model, powers)
     flow, target = model.flow, FlowTarget(model.flow)
     for seed in range(4):
         latent = latent_of(flow, 3, seed)
-        result = path_gradient(flow, latent, target, None, powers)
-        assert float(gradients(result.loss, flow).abs().max()) < 1e-10
-        assert result.effective_share == pytest.approx(1.0)
+        found, log_weights = along_paths(flow, latent, target, None, powers)
+        assert float(found.abs().max()) < 1e-10
+        assert float(effective_share(log_weights)) == pytest.approx(1.0)
     assert float(gradients(reverse_kl(flow, latent_of(flow, 3), target), flow).abs().max()) > 1e-3
 
 
 def test_nothing_is_left_to_learn_through_positions_and_forces(model):
     """The same with the whole path through Cartesian coordinates: the generator's energy as the target's."""
     target = TargetDensity(model.coordinates, PotentialEnergy(model), 300.0)
-    result = path_gradient(model.flow, latent_of(model.flow, 8), target, None, (1.0, 0.0, 0.0))
-    assert float(gradients(result.loss, model.flow).abs().max()) < 1e-8
-    assert float(result.log_weights.std()) < 1e-8
+    found, log_weights = along_paths(model.flow, latent_of(model.flow, 8), target, None, (1.0, 0.0, 0.0))
+    assert float(found.abs().max()) < 1e-8
+    assert float(log_weights.std()) < 1e-8
 
 
 def test_force_matching_vanishes_for_the_flow_itself(model):
     with torch.no_grad():
         data, _ = model.flow(latent_of(model.flow, 12))
     target = FlowTarget(model.flow)(data)
-    likelihood, force = force_matching(model.flow, data, target.gradient)
-    assert torch.allclose(likelihood, negative_log_likelihood(model.flow, data))
-    assert float(force.detach()) < 1e-16
-    assert float(gradients(force, model.flow).abs().max()) < 1e-8
+    likelihood, force, both = matched(model.flow, data, target.gradient, 1.0)
+    (alone,), slopes = likelihood_gradients(model.flow, *data)
+    assert torch.allclose(likelihood, alone)
+    assert float(force) < 1e-16
+    assert torch.allclose(both, flat(slopes), atol=1e-8)
 
 
 def test_force_matching_gradient_is_that_of_its_value(model, other, unlimited):
@@ -198,12 +224,12 @@ def test_force_matching_gradient_is_that_of_its_value(model, other, unlimited):
     flow = model.flow
 
     def value() -> torch.Tensor:
-        with torch.enable_grad():
-            return force_matching(flow, data, wanted)[1].detach()
+        likelihood, force, _ = matched(flow, data, wanted, 3.0)
+        return likelihood + 3.0 * force
 
-    found = gradients(force_matching(flow, data, wanted)[1], flow)
+    _, force, found = matched(flow, data, wanted, 3.0)
     positions, slopes = differences(value, flow, 29)
-    assert float(value()) > 1e-4
+    assert float(force) > 1e-4
     assert torch.allclose(found[positions], slopes, atol=1e-7, rtol=1e-4)
 
 
@@ -213,13 +239,13 @@ def test_a_sample_without_energy_counts_for_nothing(model, other, objective):
     latent = latent_of(flow, 8)
     rest = Coordinates(*(part[[0, 1, 3, 4, 6, 7]] for part in latent))
 
-    def loss(latent: Coordinates, target: FlowTarget) -> torch.Tensor:
+    def slopes(latent: Coordinates, target: FlowTarget) -> torch.Tensor:
         if objective == "reverse_kl":
-            return reverse_kl(flow, latent, target)
-        return path_gradient(flow, latent, target, 0.0, (0.5, 0.5, 0.0)).loss
+            return gradients(reverse_kl(flow, latent, target), flow)
+        return along_paths(flow, latent, target, 0.0, (0.5, 0.5, 0.0))[0]
 
-    found = gradients(loss(latent, FlowTarget(other, broken=(2, 5))), flow)
-    expected = gradients(loss(rest, FlowTarget(other)), flow) * (6 / 8 if objective == "path" else 1.0)
+    found = slopes(latent, FlowTarget(other, broken=(2, 5)))
+    expected = slopes(rest, FlowTarget(other)) * (6 / 8 if objective == "path" else 1.0)
     assert torch.isfinite(found).all()
     assert torch.allclose(found, expected, atol=1e-12)
 
@@ -234,6 +260,6 @@ def test_outliers_are_limited_to_five_medians(model, other):
             return value
 
     flow, latent = model.flow, latent_of(model.flow, 9)
-    plain = gradients(path_gradient(flow, latent, FlowTarget(other), None, (1.0, 0.0, 0.0)).loss, flow)
-    pushed = gradients(path_gradient(flow, latent, Pushed(other), None, (1.0, 0.0, 0.0)).loss, flow)
+    plain, _ = along_paths(flow, latent, FlowTarget(other), None, (1.0, 0.0, 0.0))
+    pushed, _ = along_paths(flow, latent, Pushed(other), None, (1.0, 0.0, 0.0))
     assert float(pushed.norm()) < 10 * float(plain.norm())
