@@ -64,15 +64,62 @@ def alanine_frames(frames: int = 1000) -> NDArray[np.float64]:
     return simulated(system, positions, frames)
 
 
-def alanine_flow(configuration: FlowConfiguration = FLOW) -> BoltzmannGenerator:
-    """Return a flow of alanine dipeptide whose networks are no longer near the identity."""
-    topology, _ = alanine_topology()
-    flow = BoltzmannGenerator.untrained(particles_from_topology(topology), 300.0, alanine_frames(), configuration)
+def alanine_flow(configuration: FlowConfiguration = FLOW, residues: int = 1) -> BoltzmannGenerator:
+    """Return a flow of an alanine chain whose networks are no longer near the identity."""
+    topology, _ = chain_topology(residues)
+    frames = alanine_frames() if residues == 1 else alanine_chain(residues)[1]
+    flow = BoltzmannGenerator.untrained(particles_from_topology(topology), 300.0, frames, configuration)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in flow.flow.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
     return flow.requires_grad_(False)
+
+
+def chain_topology(residues: int) -> tuple[app.Topology, NDArray[np.float64]]:
+    """Return topology and positions of ACE-(ALA)n-NME: the residue of the example's dipeptide repeated.
+
+    The motion that takes the peptide plane before the residue to the one behind it is applied again and again, which makes a
+    chain with the same torsions everywhere.
+    """
+    source, positions = alanine_topology()
+    atoms = list(source.atoms())
+    place = {(atom.residue.name, atom.name): atom.index for atom in atoms}
+    before = _frame(positions[[place["ACE", "C"], place["ALA", "N"], place["ALA", "CA"]]])
+    behind = _frame(positions[[place["ALA", "C"], place["NME", "N"], place["NME", "C"]]])
+    motion = behind @ np.linalg.inv(before)
+    topology, chain_positions = app.Topology(), []
+    chain = topology.addChain()
+    copies = [("ACE", 0), *(("ALA", number) for number in range(residues)), ("NME", residues - 1)]
+    for name, number in copies:
+        residue = topology.addResidue(name, chain)
+        step = np.linalg.matrix_power(motion, number)
+        for atom in atoms:
+            if atom.residue.name == name:
+                topology.addAtom(atom.name, atom.element, residue)
+                chain_positions.append(step[:3, :3] @ positions[atom.index] + step[:3, 3])
+    topology.createStandardBonds()
+    return topology, np.array(chain_positions)
+
+
+def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rigid motion ``(4, 4)`` that takes the origin to the second of three points and the axes along them."""
+    first = points[0] - points[1]
+    first /= np.linalg.norm(first)
+    third = np.cross(first, points[2] - points[1])
+    third /= np.linalg.norm(third)
+    motion = np.eye(4)
+    motion[:3, :3] = np.stack([first, np.cross(third, first), third], axis=1)
+    motion[:3, 3] = points[1]
+    return motion
+
+
+@cache
+def alanine_chain(residues: int, frames: int = 1500) -> tuple[openmm.System, NDArray[np.float64]]:
+    """Return the system of ACE-(ALA)n-NME in Amber ff96 with OBC implicit solvent, and frames ``(F, N, 3)`` nm."""
+    topology, positions = chain_topology(residues)
+    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
+    return system, simulated(system, positions, frames, interval=10)
 
 
 def multiply_adds(flow: BoltzmannGenerator) -> int:

@@ -18,7 +18,7 @@ from ..core.samples import WeightedSamples
 from ..core.units import thermal_energy
 from .configuration import FlowConfiguration
 from .coordinate_flow import CoordinateFlow
-from .molecule_coordinates import MoleculeCoordinates
+from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from .zmatrix import build_zmatrix
 
 _REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
@@ -91,18 +91,22 @@ class BoltzmannGenerator(Potential):
         """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation."""
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
-        positions, log_probs = [], []
+        parts = []
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
-                latent = self.flow.sample_latent(min(_CHUNK, count - start), generator)
-                coordinates, _ = self.flow(latent)
-                x, _ = self.coordinates(coordinates)
-                # The density is evaluated at the positions as they are handed out, so rounding in the root finding
-                # or in float32 cannot separate a sample from its weight.
-                x = x - x.mean(1, keepdim=True)
-                positions.append(x)
-                log_probs.append(self.log_prob(x))
-        return FlowSamples(torch.cat(positions), torch.cat(log_probs))
+                parts.append(self.positions_of(self.flow.sample_latent(min(_CHUNK, count - start), generator)))
+        return FlowSamples(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
+
+    def positions_of(self, latent: Coordinates) -> FlowSamples:
+        """Return the configurations of latent variables, and their log-densities; differentiable.
+
+        The density is evaluated at the positions as they are handed out, so that rounding in the root finding or in float32
+        cannot separate a sample from its weight.
+        """
+        coordinates, _ = self.flow(latent)
+        positions, _ = self.coordinates(coordinates)
+        positions = positions - positions.mean(1, keepdim=True)
+        return FlowSamples(positions, self.log_prob(positions))
 
     def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Potential.example_positions`: samples of the flow."""

@@ -21,7 +21,7 @@ from .molecule_coordinates import Coordinates
 from .root_finding import bounded_iterations
 
 FlowFunction = Callable[..., tuple[Tensor, ...]]
-"""A flow and tensors in, fresh tensors out; decides nothing by the values of tensors. Its name is what users are told."""
+"""A flow (or another module) and tensors in, fresh tensors out; decides nothing by values. Its name is what users are told."""
 
 
 class CompiledFlowFunction:
@@ -35,11 +35,16 @@ class CompiledFlowFunction:
     """
 
     def __init__(
-        self, flow: CoordinateFlow, function: FlowFunction, mode: str, comparable: Comparable | None = None
+        self, flow: nn.Module, function: FlowFunction, mode: str, comparable: Comparable | None = None
     ) -> None:
         self._flow, self._function, self._mode = flow, function, resolved(mode)
         self._comparable = comparable
         self._programs: dict[tuple[torch.Size, ...], CompiledFunction | None] = {}
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a program is used where there is one."""
+        return self._mode != "never"
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the function's results; a program is made, or found, at the first call with new shapes.
@@ -50,7 +55,7 @@ class CompiledFlowFunction:
         Warns:
             UserWarning: with the reason where ``auto`` has to do without.
         """
-        if self._mode == "never":
+        if not self.compiles:
             return self._function(self._flow, *tensors)
         parameters = [parameter.detach().contiguous() for parameter in self._flow.parameters()]
         arguments = [tensor.detach().contiguous() for tensor in tensors]
@@ -93,7 +98,7 @@ class CompiledFlowFunction:
 class _Applied(nn.Module):
     """A flow with a function, as a module whose parameters can be exchanged."""
 
-    def __init__(self, flow: CoordinateFlow, function: FlowFunction) -> None:
+    def __init__(self, flow: nn.Module, function: FlowFunction) -> None:
         super().__init__()
         self.flow, self.function = flow, function
 
@@ -101,7 +106,7 @@ class _Applied(nn.Module):
         return self.function(self.flow, *tensors)
 
 
-_ITERATIONS = {torch.float32: 10, torch.float64: 12}
+ITERATIONS = {torch.float32: 10, torch.float64: 12}
 """Of root finding in compiled sampling: more than 99 of 100 configurations of trained flows need no more."""
 
 
@@ -111,7 +116,7 @@ def sampling(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> tuple[Ten
     Returns:
         Circular and stiff coordinates, log-determinants ``(B,)``, and for which configurations all roots were found.
     """
-    with torch.no_grad(), bounded_iterations(_ITERATIONS[circular.dtype]) as bounded:
+    with torch.no_grad(), bounded_iterations(ITERATIONS[circular.dtype]) as bounded:
         coordinates, log_det = flow(Coordinates(circular, stiff))
         return (*coordinates, log_det, bounded.converged(len(stiff)))
 
@@ -134,7 +139,6 @@ class CompiledSampling:
 
     def __init__(self, flow: CoordinateFlow, mode: str) -> None:
         self._flow = flow
-        self._compiled = resolved(mode) != "never"
         self._sampling = CompiledFlowFunction(flow, sampling, mode, _comparable)
 
     def __call__(self, latent: Coordinates) -> FlowResult:
@@ -144,7 +148,7 @@ class CompiledSampling:
             ConvergenceError: where a root cannot be found.
         """
         with torch.no_grad():
-            if not self._compiled:
+            if not self._sampling.compiles:
                 result: FlowResult = self._flow(latent)
                 return result
             circular, stiff, log_det, converged = self._sampling(*latent)

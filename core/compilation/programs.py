@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -121,7 +122,7 @@ def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], anew
             "there is no C++ compiler here: install g++ (or set CXX to one), or compile the model with "
             "'flowbridge compile' on a machine like this one and share the cache folder (FLOWBRIDGE_CACHE)"
         )
-    attempt = {**description, "failed with": present}
+    attempt = {**description, "failed with": present, "flowbridge": version("flowbridge")}
     _raise_known_failure(cache, attempt, anew)
     program = recipe.exported()
     try:
