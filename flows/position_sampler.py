@@ -15,7 +15,7 @@ from .root_finding import bounded_iterations
 class PositionSampler:
     """Draws configurations of a Boltzmann generator with their log-densities, ``batch`` at a time.
 
-    Compiled code draws single configurations some fifty times as fast as torch does, which is what moves within a simulation
+    Compiled code draws single configurations some twenty times as fast as torch does, which is what moves within a simulation
     need, and thousands at a time about twice as fast.
 
     Args:
