@@ -4,13 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .boltzmann_moves import BoltzmannMove, BoltzmannMover
     from .energies import OpenMMEnergy
     from .forces import add_potential, particle_system
     from .system_potential import SystemPotential
 
-__all__ = ["OpenMMEnergy", "SystemPotential", "add_potential", "particle_system"]
+__all__ = [
+    "BoltzmannMove",
+    "BoltzmannMover",
+    "OpenMMEnergy",
+    "SystemPotential",
+    "add_potential",
+    "particle_system",
+]
 
 _PLACES = {
+    "BoltzmannMove": ".boltzmann_moves",
+    "BoltzmannMover": ".boltzmann_moves",
     "OpenMMEnergy": ".energies",
     "SystemPotential": ".system_potential",
     "add_potential": ".forces",

@@ -1,0 +1,96 @@
+"""openmmtools: moves of a Boltzmann generator in Markov chains, and in its samplers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import openmm
+from openmm import unit
+
+from ..core.errors import MissingDependencyError
+from ..core.model_files import load
+from ..flows.boltzmann_generator import BoltzmannGenerator
+from .openmm.boltzmann_moves import BoltzmannMove, MoveStatistics
+
+try:
+    from openmmtools import cache, mcmc
+except ImportError as error:
+    raise MissingDependencyError("moves within openmmtools need it: pip install openmmtools") from error
+
+
+class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
+    """Proposals of a Boltzmann generator as an ``openmmtools.mcmc.MCMCMove``: alone, or in a ``SequenceMove`` with dynamics.
+
+    The rule of acceptance, and what the arguments mean, is that of
+    :class:`~flowbridge.integrations.openmm.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves are for symmetric
+    proposals; these are not.
+
+    Args:
+        model: path of the model file; it is loaded where the move is used, and the move is stored with the path.
+        particles: indices of the molecule, in the model's order; all particles where None.
+        proposals: proposals of one application.
+        scale: 1 for independent proposals, less for steps in latent space.
+        anchors: indices within the molecule of the atoms to superpose, all where None.
+        seed: of all random numbers of this move.
+        context_cache: where Contexts come from; openmmtools' global one where None.
+
+    Attributes:
+        statistics: what became of the proposals so far.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        particles: Sequence[int] | None = None,
+        proposals: int = 1,
+        scale: float = 1.0,
+        anchors: Sequence[int] | None = None,
+        seed: int = 0,
+        context_cache: Any = None,
+    ) -> None:
+        self.model = os.fspath(model)
+        self.particles = None if particles is None else [int(index) for index in particles]
+        self.anchors = None if anchors is None else [int(index) for index in anchors]
+        self.proposals, self.scale, self.seed = proposals, scale, seed
+        self.context_cache = context_cache
+        self.statistics = MoveStatistics()
+        self._generator: BoltzmannGenerator | None = None
+        self._state: dict[str, Any] | None = None
+
+    def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
+        """Make the proposals in a thermodynamic state, and leave the outcome in ``sampler_state``.
+
+        Raises as :class:`~flowbridge.integrations.openmm.boltzmann_moves.BoltzmannMove` does.
+        """
+        contexts = context_cache or self.context_cache or cache.global_context_cache
+        integrator = openmm.VerletIntegrator(1.0 * unit.femtosecond)
+        context, _ = contexts.get_context(thermodynamic_state, integrator)
+        sampler_state.apply_to_context(context)
+        if self._generator is None:
+            found = load(self.model)
+            self._generator = found if isinstance(found, BoltzmannGenerator) else None
+        move = BoltzmannMove(
+            context,
+            self._generator or self.model,
+            particles=self.particles,
+            temperature=thermodynamic_state.temperature.value_in_unit(unit.kelvin),
+            scale=self.scale,
+            anchors=self.anchors,
+            seed=self.seed,
+        )
+        if self._state is not None:
+            move.load_state_dict(self._state)
+        move.attempt(self.proposals)
+        self._state, self.statistics = move.state_dict(), move.statistics
+        sampler_state.update_from_context(context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what openmmtools stores: arguments and counts, no networks; the chain of random numbers with them."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_generator", "context_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`__getstate__` returned; the model is loaded at the next application."""
+        self.__dict__.update(state, _generator=None, context_cache=None)
