@@ -15,7 +15,7 @@ from ..flows.boltzmann_generator import BoltzmannGenerator
 from .openmm.boltzmann_moves import BoltzmannMove, MoveStatistics
 
 try:
-    from openmmtools import cache, mcmc
+    from openmmtools import mcmc
 except ImportError as error:
     raise MissingDependencyError("moves within openmmtools need it: pip install openmmtools") from error
 
@@ -34,7 +34,6 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
         scale: 1 for independent proposals, less for steps in latent space.
         anchors: indices within the molecule of the atoms to superpose, all where None.
         seed: of all random numbers of this move.
-        context_cache: where Contexts come from; openmmtools' global one where None.
 
     Attributes:
         statistics: what became of the proposals so far.
@@ -49,13 +48,12 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
         scale: float = 1.0,
         anchors: Sequence[int] | None = None,
         seed: int = 0,
-        context_cache: Any = None,
     ) -> None:
+        super().__init__()
         self.model = os.fspath(model)
         self.particles = None if particles is None else [int(index) for index in particles]
         self.anchors = None if anchors is None else [int(index) for index in anchors]
         self.proposals, self.scale, self.seed = proposals, scale, seed
-        self.context_cache = context_cache
         self.statistics = MoveStatistics()
         self._generator: BoltzmannGenerator | None = None
         self._state: dict[str, Any] | None = None
@@ -65,7 +63,7 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
 
         Raises as :class:`~flowbridge.integrations.openmm.boltzmann_moves.BoltzmannMove` does.
         """
-        contexts = context_cache or self.context_cache or cache.global_context_cache
+        contexts = self._get_context_cache(context_cache)
         integrator = openmm.VerletIntegrator(1.0 * unit.femtosecond)
         context, _ = contexts.get_context(thermodynamic_state, integrator)
         sampler_state.apply_to_context(context)
@@ -89,8 +87,8 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what openmmtools stores: arguments and counts, no networks; the chain of random numbers with them."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_generator", "context_cache")}
+        return {name: value for name, value in self.__dict__.items() if name != "_generator"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`__getstate__` returned; the model is loaded at the next application."""
-        self.__dict__.update(state, _generator=None, context_cache=None)
+        self.__dict__.update(state, _generator=None)
