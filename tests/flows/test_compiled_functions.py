@@ -50,6 +50,18 @@ def batch_of(flow: CoordinateFlow, seed: int) -> tuple[Tensor, ...]:
     return (*samples, log_density, *slopes, *(number.double() for number in numbers))
 
 
+class Interpreted:
+    """In the place of the program: the function that is compiled, evaluated by torch."""
+
+    compiles = True
+
+    def __init__(self, flow: CoordinateFlow) -> None:
+        self.flow = flow
+
+    def __call__(self, *latent: Tensor) -> tuple[Tensor, ...]:
+        return compiled_functions.sampling(self.flow, *latent)
+
+
 @pytest.fixture(scope="module")
 def trained(generator_of):
     """A flow with the compiled path gradient and its compiled sampling."""
@@ -101,7 +113,7 @@ def test_roots_that_need_more_iterations_are_found_by_torch(generator_of, monkey
     *_, converged = compiled_functions.sampling(flow, *latent)
     assert 0 < int(converged.sum()) < BATCH
     sampling = CompiledSampling(flow, "always")
-    sampling._sampling = lambda *latent: compiled_functions.sampling(flow, *latent)
+    sampling._sampling = Interpreted(flow)
     found = sampling(latent)
     assert torch.equal(found.coordinates.circular, expected.coordinates.circular)
     assert torch.allclose(found.log_det, expected.log_det, atol=1e-12)
@@ -110,7 +122,7 @@ def test_roots_that_need_more_iterations_are_found_by_torch(generator_of, monkey
 def test_nothing_unfinished_comes_back(generator_of):
     flow = fresh(generator_of)
     sampling = CompiledSampling(flow, "always")
-    sampling._sampling = lambda *latent: compiled_functions.sampling(flow, *latent)
+    sampling._sampling = Interpreted(flow)
     latent = flow.sample_latent(BATCH, torch.Generator().manual_seed(5))
     latent.circular[3, 0] = torch.nan
     with pytest.raises(ConvergenceError, match="NaN"):
