@@ -58,3 +58,13 @@ def test_mixed_system(model_file, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("10,")
     assert np.isfinite([float(value) for value in lines[-1].split(",")]).all()
+
+
+@pytest.mark.filterwarnings("ignore:this potential is in no model file")
+def test_zuko_in_openmm(capsys):
+    """Trained for a second, and still not far off."""
+    pytest.importorskip("zuko", reason="zuko is not installed: pip install zuko")
+    data, driven = example("zuko_in_openmm").main(steps=150, frames=3000, check=100)
+    assert "mean distance" in capsys.readouterr().out
+    assert 0.3 < data < 0.7
+    assert abs(driven - data) < 0.15
