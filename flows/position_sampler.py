@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.compilation.functions import Results
 from ..core.errors import ConfigurationError
 from .boltzmann_generator import BoltzmannGenerator, FlowSamples
-from .compiled_functions import ITERATIONS, CompiledFlowFunction, Results
+from .compiled_functions import ITERATIONS, CompiledFlowFunction
 from .molecule_coordinates import Coordinates
 from .root_finding import bounded_iterations
 

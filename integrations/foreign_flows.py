@@ -59,6 +59,8 @@ def as_potential(
 class DensityPotential(Potential):
     """``-kT log p``; see :func:`as_potential`."""
 
+    context: Tensor | None
+
     def __init__(
         self,
         density: Any,

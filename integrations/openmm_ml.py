@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OPTIONS = ("dtype", "device", "compilation")
 
 
-class FlowbridgePotentialImplFactory(MLPotentialImplFactory):  # type: ignore[misc]
+class FlowbridgePotentialImplFactory(MLPotentialImplFactory):
     """What OpenMM-ML asks for potentials by the name ``flowbridge``."""
 
     def createImpl(self, name: str, modelPath: str | os.PathLike[str] | None = None, **args: Any) -> MLPotentialImpl:
@@ -41,7 +41,7 @@ class FlowbridgePotentialImplFactory(MLPotentialImplFactory):  # type: ignore[mi
         return FlowbridgePotentialImpl(os.fspath(modelPath), args)
 
 
-class FlowbridgePotentialImpl(MLPotentialImpl):  # type: ignore[misc]
+class FlowbridgePotentialImpl(MLPotentialImpl):
     """A model file as an OpenMM-ML potential, for a whole System or for a molecule within one.
 
     Args:

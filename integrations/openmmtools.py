@@ -20,7 +20,7 @@ except ImportError as error:
     raise MissingDependencyError("moves within openmmtools need it: pip install openmmtools") from error
 
 
-class BoltzmannMCMCMove(mcmc.MCMCMove):  # type: ignore[misc]
+class BoltzmannMCMCMove(mcmc.MCMCMove):
     """Proposals of a Boltzmann generator as an ``openmmtools.mcmc.MCMCMove``: alone, or in a ``SequenceMove`` with dynamics.
 
     The rule of acceptance, and what the arguments mean, is that of
