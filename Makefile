@@ -1,5 +1,6 @@
 # make demo     sets everything up in .venv and runs the example workflow
 # make test     sets everything up in .venv and runs every check
+# make test-torchforce   runs OpenMM's tests with the real openmmtorch.TorchForce, in .venv-torchforce (8 GB)
 # Needs Python 3.11, make and a network (or local packages) only.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,13 +9,15 @@ PIP = -m pip --disable-pip-version-check
 # pip would take a newer torch together with several gigabytes of them.
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
 STAMP = .venv/installed.stamp
+TORCHFORCE = .venv-torchforce
+TORCHFORCE_STAMP = $(TORCHFORCE)/installed.stamp
 WHEELS = build/wheels
 UNPACKED = build/unpacked
 CLEAN = build/clean-environment
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test lint types demo wheel test-wheel clean
+.PHONY: install test lint types demo wheel test-wheel test-torchforce clean
 
 install: $(STAMP)
 
@@ -29,6 +32,22 @@ demo: install
 
 test: install lint types
 	.venv/bin/pytest -n 2
+
+# The newest published openmmtorch works with one torch only, and with OpenMM 8.6 except for reading XML: a copy of OpenMM
+# 8.5 beside is for that. Everything else has the versions of the other environment.
+$(TORCHFORCE_STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(TORCHFORCE)/bin/python || $(PYTHON) -m venv $(TORCHFORCE)
+	mkdir -p build
+	sed '/^torch==/d' constraints.txt > build/constraints-torchforce.txt
+	$(TORCHFORCE)/bin/python $(PIP) install torch==2.9.1 openmmtorch==1.5
+	$(TORCHFORCE)/bin/python $(PIP) install -c build/constraints-torchforce.txt torch==2.9.1 \
+		-e '.[molecules]' pytest pytest-xdist hypothesis
+	rm -rf $(TORCHFORCE)/openmm-8.5
+	$(TORCHFORCE)/bin/python $(PIP) install --no-deps --target $(TORCHFORCE)/openmm-8.5 openmm==8.5.2 openmmtorch==1.5
+	touch $(TORCHFORCE_STAMP)
+
+test-torchforce: $(TORCHFORCE_STAMP)
+	$(TORCHFORCE)/bin/pytest -rs tests/integrations/test_torchforce.py tests/integrations/test_openmm_forces.py
 
 lint: install
 	.venv/bin/ruff check .
@@ -59,4 +78,4 @@ test-wheel: wheel
 	cd build/empty && ../clean-environment/bin/flowbridge doctor --quick
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .venv
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .venv $(TORCHFORCE)

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import flowbridge
+import flowbridge.core.errors
 
 home = Path(flowbridge.__file__).parent
 if not home.is_relative_to(sys.prefix):
@@ -19,7 +19,10 @@ for name in flowbridge.__all__:
     getattr(flowbridge, name)
 modules = [module.name for module in pkgutil.walk_packages(flowbridge.__path__, "flowbridge.")]
 for name in modules:
-    import_module(name)
+    try:
+        import_module(name)
+    except flowbridge.core.errors.MissingDependencyError as error:
+        print(f"{name}: {error}")  # an adapter of an engine that is not installed has to say so
 groups = ("flowbridge.model_kinds", "flowbridge.energy_sources")
 entries = [entry for group in groups for entry in entry_points(group=group)]
 for entry in entries:

@@ -23,7 +23,10 @@ _PLATFORM_REMEDIES = {
     "HIP": "pip install 'openmm[hip7]', with an AMD driver",
     "OpenCL": "install an OpenCL driver",
 }
-_UNUSED = "not used by this version of flowbridge"
+_BACKEND_REMEDIES = {
+    "TorchForce": "optional, slower than PythonForce with a compiled model: pip install torch==2.9.1 openmmtorch==1.5",
+    "PythonTorchForce": "optional, in no published openmmtorch yet",
+}
 _TIME_LIMIT = 300.0
 
 
@@ -66,8 +69,10 @@ def examine(*, compilation: bool = True, announce: Callable[[str], object] = str
         ]
         for force in forces:
             found = force.result()
-            hint = "" if found.works else "; pip install openmmtorch with a torch it was built for"
-            yield Finding("backends", found.name, found.works, f"{found.detail}{hint} ({_UNUSED})")
+            remedy = _BACKEND_REMEDIES[found.name]
+            yield Finding(
+                "backends", found.name, found.works, found.detail if found.works else f"{found.detail}; {remedy}"
+            )
     announce("devices and compilers")
     yield _finding("devices", "CUDA in torch", False, "cuda_device")
     yield _finding("compilers", "C++ with OpenMP", False, "compile_cpp")

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import openmm
 from openmm import app, unit
-from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+
+try:
+    from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+except ModuleNotFoundError as error:
+    from ..core.errors import MissingDependencyError
+
+    raise MissingDependencyError("flowbridge.integrations.openmm_ml needs openmmml: pip install openmmml") from error
 
 if TYPE_CHECKING:
     from ..core.potential import Particles

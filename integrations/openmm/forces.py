@@ -13,14 +13,14 @@ import torch
 from openmm import app, unit
 
 from ...core.compilation.building import accelerated
-from ...core.errors import ConfigurationError
+from ...core.errors import ConfigurationError, MissingDependencyError
 from ...core.model_files import load, matches_its_file
 from ...core.potential import Potential, PotentialFacts
 from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
 from .matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+from .torchforce import torch_force
 
-AVAILABLE_BACKENDS = ("python",)
-PLANNED_BACKENDS = ("torchforce", "pythontorch")
+BACKENDS = ("python", "torchforce", "pythontorch")
 
 
 def add_potential(
@@ -36,7 +36,8 @@ def add_potential(
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     compilation: str = "auto",
-) -> openmm.PythonForce:
+    parameter_derivatives: Sequence[str] = (),
+) -> openmm.Force:
     """Add a potential to a System as a force, and return that force.
 
     Nothing already in the System is removed: a force field that acts on the same particles adds to the
@@ -61,7 +62,10 @@ def add_potential(
         scale_parameter: name of a global parameter, 1 by default, that multiplies energy and forces, say
             ``"flow_scale"``; without it the force has none, which spares reading it at every step. Forces of one System
             that share the name share the parameter.
-        backend: ``"auto"`` or ``"python"`` (``openmm.PythonForce``).
+        backend: ``"python"`` is ``openmm.PythonForce``. ``"torchforce"`` is ``openmmtorch.TorchForce``, TorchScript within
+            the System: the XML holds the model itself, no path. ``"pythontorch"`` is ``openmmtorch.PythonTorchForce``, in
+            openmmtorch newer than 1.5. ``"auto"`` takes ``"python"``, which works everywhere and is the fastest by far
+            with a compiled model, except where ``parameter_derivatives`` ask for ``"torchforce"``.
         dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
             parameters and passes float64 positions.
         device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
@@ -70,8 +74,11 @@ def add_potential(
             (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
             fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
             ``"never"`` evaluates with torch.
+        parameter_derivatives: names of global parameters by which a Context is to give derivatives of the energy;
+            ``"torchforce"`` only.
 
     Raises:
+        MissingDependencyError: when the backend needs a package that is not there, or does not load.
         CompilationError: when ``compilation`` is ``"always"`` and the potential cannot be compiled.
         MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the
             potential's.
@@ -82,21 +89,30 @@ def add_potential(
 
     Warns:
         UserWarning: when the potential is in no model file, so that OpenMM can run but not serialise the
-            force.
+            force; and of a TorchForce whose XML this OpenMM could write but not read.
     """
-    _check_backend(backend)
+    backend = _chosen_backend(backend, parameter_derivatives)
     _check_numbers(replicas, force_group)
+    if backend == "torchforce":
+        if device is not None:
+            raise ConfigurationError("backend='torchforce' runs on the device of OpenMM's platform: leave device out")
+        compilation = "never"  # TorchScript takes the place of the program
     options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device, compilation)
     computation = _computation(potential, options)
     facts = computation.potential.facts
     chosen = _matching_particles(system, facts, topology, particles, replicas)
-    # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
-    force = openmm.PythonForce(computation, _parameters(facts, scale_parameter), [] if particles is None else chosen)
+    parameters = _parameters(facts, scale_parameter)
+    if backend == "torchforce":
+        total = system.getNumParticles()
+        force = torch_force(computation.potential, options, chosen, total, parameters, parameter_derivatives)
+    else:
+        # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
+        force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
+        force.setUsesPeriodicBoundaryConditions(facts.periodic)
+        if computation.source is None:
+            warnings.warn(UNSAVED, stacklevel=2)
     force.setName("FlowbridgePotential")
     force.setForceGroup(force_group)
-    force.setUsesPeriodicBoundaryConditions(facts.periodic)
-    if computation.source is None:
-        warnings.warn(UNSAVED, stacklevel=2)
     system.addForce(force)
     return force
 
@@ -199,13 +215,24 @@ def _check_numbers(replicas: int, force_group: int = 0) -> None:
         raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
 
 
-def _check_backend(backend: str) -> None:
-    if backend in ("auto", *AVAILABLE_BACKENDS):
-        return
-    reason = "is not available in this release" if backend in PLANNED_BACKENDS else "is not known"
-    raise ConfigurationError(
-        f"backend {backend!r} {reason}: use 'auto' or one of {', '.join(map(repr, AVAILABLE_BACKENDS))}"
-    )
+def _chosen_backend(backend: str, derivatives: Sequence[str]) -> str:
+    """Return the backend that ``auto`` stands for, and any other that exists as it is."""
+    if backend not in ("auto", *BACKENDS):
+        raise ConfigurationError(
+            f"backend {backend!r} is not known: use 'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
+    if backend == "auto":
+        return "torchforce" if derivatives else "python"
+    if derivatives and backend != "torchforce":
+        raise ConfigurationError(
+            f"backend {backend!r} gives no derivatives by global parameters: use backend='torchforce'"
+        )
+    if backend == "pythontorch":
+        raise MissingDependencyError(
+            "backend='pythontorch' needs openmmtorch.PythonTorchForce, which no published openmmtorch has (1.5 is the newest): "
+            "use backend='python', which evaluates the same, compiled"
+        )
+    return backend
 
 
 def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
