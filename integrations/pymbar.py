@@ -284,6 +284,42 @@ def mbar_from_samples(
     )
 
 
+def pooled_samples(
+    samples: Mapping[str, WeightedSamples], state: str, result: MbarResult | None = None
+) -> WeightedSamples:
+    """Return all samples in one set, weighted to one state by MBAR: averages in any state from samples of several.
+
+    ``log w = -u_state - log sum_k N_k exp(f_k - u_k)`` (Shirts and Chodera 2008, equation 13). Errors of averages over
+    the pool are those of the samples; what the free energies add to them is left out, and is small where those of
+    ``result`` are.
+
+    Args:
+        samples: name of a reduced potential to the samples *drawn from* it, in the order of time.
+        state: name of the reduced potential to weight to, among those that ``result`` has.
+        result: from :func:`mbar_from_samples`, on the same samples; None computes it, with all states in common.
+
+    Raises:
+        ValueError: when the state is unknown.
+        OverlapError, ConvergenceError, NonFiniteEnergyError: see :func:`mbar_from_reduced_potentials`.
+    """
+    result = mbar_from_samples(samples) if result is None else result
+    target = _index(result.states, state)
+    parts = list(samples.values())
+    energies = np.concatenate([[part.reduced_potentials[name] for name in result.states] for part in parts], axis=1)
+    sampled = np.flatnonzero(result.counts)
+    mixture = logsumexp(
+        result.free_energies[0, sampled, None] - energies[sampled] + np.log(result.counts[sampled])[:, None], axis=0
+    )
+    return WeightedSamples(
+        np.concatenate([part.positions for part in parts]),
+        -energies[target] - mixture,
+        parts[0].particles,
+        parts[0].temperature,
+        dict(zip(result.states, energies, strict=True)),
+        {"pooled": {name: dict(part.provenance) for name, part in samples.items()}, "state": state},
+    )
+
+
 def _independent(energies: FloatArray, own: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return indices of independent samples, by the slowest energy difference to another state.
 
