@@ -87,12 +87,106 @@ def run(
 
 
 @application.command()
+def train(
+    topology: Annotated[Path, typer.Option(help="PDB or mmCIF file of the molecule, with all hydrogens.")],
+    trajectory: Annotated[
+        list[Path], typer.Option(help="DCD, XTC, HDF5, ASE trajectory ...; may be repeated.", show_default=False)
+    ],
+    system: Annotated[Path | None, typer.Option(help="The System, serialised by openmm.XmlSerializer.")] = None,
+    force_field: Annotated[
+        list[str] | None, typer.Option(help="Instead of a System: OpenMM force-field file; may be repeated.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the trajectory, K.  [default: 300]")] = None,
+    torsion: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=A,B,C,D to report, atoms as indices or RESIDUE:NAME.  [default: all soft ones]"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML with further tables: [model], [reweight] ...")] = None,
+    discard: Annotated[
+        int | None, typer.Option(min=0, help="Frames to leave out at the beginning of each file.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Keep every so many frames.")] = None,
+    relaxation_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps of dynamics from each frame; for trajectories with constraints, 500."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Weighted samples in each set.  [default: 100000]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.  [default: 1]")] = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Train a Boltzmann generator on a trajectory, and print averages reweighted to the force field.
+
+    Finished stages are kept: after an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .workflows import from_trajectory
+
+        workflow = from_trajectory.workflow_from(
+            topology, trajectory, system, force_field or (),
+            configuration=config, temperature=temperature, torsions=torsion or (), discard=discard, stride=stride,
+            relaxation_steps=relaxation_steps, samples=samples, output=output, seed=seed, workers=workers,
+        )  # fmt: skip
+        from_trajectory.run(workflow)
+
+
+@application.command()
 def reference(config: ConfigurationFile, workers: Workers = None, debug: Debug = False) -> None:
     """Compute the reference free energy of a workflow anew (long) and store it beside CONFIG.toml."""
     with _readable_errors(debug, resumable=True):
         from .workflows import reference as reference_workflow
 
         reference_workflow.run(config, workers)
+
+
+@application.command()
+def md(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.flow", help="A model file.")],
+    structure: Annotated[Path, typer.Option(help="PDB or mmCIF file to start from.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole run; more than before extend it.")] = 100_000,
+    output: Annotated[Path | None, typer.Option(help="Path without ending.  [default: the model's name]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="K.  [default: the model's]")] = None,
+    step_fs: Annotated[float, typer.Option(help="Time step, fs.")] = 1.0,
+    friction: Annotated[float, typer.Option(help="Of the Langevin thermostat, 1/ps.")] = 1.0,
+    constant_energy: Annotated[bool, typer.Option("--constant-energy", help="No thermostat: velocity Verlet.")] = False,
+    interval: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 100,
+    hydrogen_mass: Annotated[float | None, typer.Option(help="Of every hydrogen, amu, for longer steps.")] = None,
+    minimise: Annotated[bool, typer.Option("--minimise", help="Minimise the energy first.")] = False,
+    seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 1,
+    platform: Annotated[str | None, typer.Option(help="Of OpenMM.  [default: Reference]")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run molecular dynamics of a model: NAME.dcd, NAME.csv and a checkpoint.
+
+    After an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .integrations.openmm.model_dynamics import ModelDynamics
+        from .running import run_and_print
+
+        run_and_print(
+            ModelDynamics(
+                model, structure, output or Path(model.stem), steps, temperature, step_fs,
+                None if constant_energy else friction, interval, hydrogen_mass, minimise, seed, platform,
+            )
+        )  # fmt: skip
+
+
+@application.command()
+def socket(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.flow", help="A model file.")],
+    structure: Annotated[Path, typer.Option(help="Structure with the atoms in the driver's order; any format of ASE.")],
+    unix: Annotated[str | None, typer.Option(help="Name of the driver's UNIX socket.")] = None,
+    host: Annotated[str, typer.Option(help="Where the driver runs.")] = "localhost",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port, instead of a UNIX socket.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a model's energies and forces to i-PI, or another driver that speaks its protocol."""
+    with _readable_errors(debug):
+        from .integrations.socket import serve
+
+        serve(model, structure, unix=unix, host=host, port=port)
 
 
 @application.command()

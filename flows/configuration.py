@@ -27,11 +27,11 @@ class TorsionChainConfiguration(Section):
     """
 
     couplings: PositiveInt = 6
-    components: PositiveInt = 12
+    components: PositiveInt = 16
     hidden: tuple[PositiveInt, ...] = (64, 64)
     harmonics: PositiveInt = 3
     minimum_width: float = Field(default=0.06, gt=0.0, lt=1.0)
-    learn_steepness: bool = False
+    learn_steepness: bool = True
     rotors_last: bool = True
 
 
@@ -53,7 +53,7 @@ class StiffChainConfiguration(Section):
     map: Literal["whitened", "interval"] = "whitened"
     transform: Literal["affine", "sinh_arcsinh", "bumps"] = "sinh_arcsinh"
     couplings: NonNegativeInt = 8
-    hidden: tuple[PositiveInt, ...] = (96, 96)
+    hidden: tuple[PositiveInt, ...] = (128, 128)
     components: PositiveInt = 8
     split: Literal["random", "angles_then_bonds"] = "random"
     harmonics: PositiveInt = 3

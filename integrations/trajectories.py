@@ -152,7 +152,7 @@ def _particles(topology: PathLike | app.Topology | Particles) -> Particles:
 def _read(path: Path, particles: Particles, temperature: float) -> _Content:
     if not path.is_file():
         raise ConfigurationError(f"the trajectory {path} does not exist")
-    digest = _digest(path)
+    digest = digest_of_file(path)
     try:
         if path.suffix == ".h5" and _of_flowbridge(path):
             return _read_own(path, particles, temperature)
@@ -259,7 +259,7 @@ def _atoms_with_energies(samples: WeightedSamples) -> list[Any]:
 
 def _write_weights(samples: WeightedSamples, path: Path) -> None:
     content = {f"u_{name}": values for name, values in samples.reduced_potentials.items()}
-    about = {"temperature": samples.temperature, "sha256": _digest(path), "provenance": dict(samples.provenance)}
+    about = {"temperature": samples.temperature, "sha256": digest_of_file(path), "provenance": dict(samples.provenance)}
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
@@ -283,7 +283,8 @@ def _with_weights(content: _Content, file: Path, digest: str, temperature: float
         )
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -6,7 +6,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ..core.errors import ConfigurationError
 from ..flows.configuration import FlowConfiguration
@@ -58,6 +67,19 @@ class Simulate(Section):
     automatic_basins: PositiveInt = Field(default=8, description="at most this many automatic basins")
     automatic_trajectories: PositiveInt = 4
     held_out: float = Field(default=0.1, gt=0.0, lt=0.9, description="share of trajectories kept for tests")
+
+
+class TrajectoryFiles(Section):
+    """Trajectories that exist already, in the place of simulated training data."""
+
+    files: tuple[Path, ...] = Field(min_length=1, description="DCD, XTC, HDF5, ASE ...; relative to the TOML file")
+    discard: NonNegativeInt = Field(default=0, description="frames at the beginning of each file")
+    stride: PositiveInt = Field(default=1, description="keep every so many frames")
+    held_out: float = Field(default=0.1, gt=0.0, lt=0.9, description="share at the end of each file kept for tests")
+    relaxation_steps: NonNegativeInt = Field(
+        default=0, description="Langevin steps without constraints from each frame, which then counts as a start only"
+    )
+    relaxation_friction_per_ps: PositiveFloat = 10.0
 
 
 class FreeEnergyDifference(Section):
@@ -127,6 +149,7 @@ class Workflow(Section):
     workers: PositiveInt = 2
     molecule: Molecule
     simulate: Simulate = Field(default_factory=Simulate)
+    trajectory: TrajectoryFiles | None = Field(default=None, description="instead of simulating")
     model: Model = Field(default_factory=Model)
     comparison: Model | None = Field(default=None, description="a second flow on the same data, for the report")
     drive: Drive = Field(default_factory=Drive)
@@ -150,8 +173,8 @@ class Workflow(Section):
         return self
 
 
-def read_workflow(path: Path, overrides: dict[str, Any] | None = None) -> Workflow:
-    """Read and validate a workflow file; raises ConfigurationError naming file, key and reason."""
+def read_tables(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file, with those of the file that it extends below; raises ConfigurationError."""
     if not path.is_file():
         raise ConfigurationError(f"the workflow file {path} does not exist")
     try:
@@ -159,10 +182,16 @@ def read_workflow(path: Path, overrides: dict[str, Any] | None = None) -> Workfl
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
     base = data.pop("extends", None)
-    if base is not None:
-        if not (path.parent / base).is_file():
-            raise ConfigurationError(f"{path} extends {base}, which does not exist beside it")
-        data = _merged(tomllib.loads((path.parent / base).read_text()), data)
+    if base is None:
+        return data
+    if not (path.parent / base).is_file():
+        raise ConfigurationError(f"{path} extends {base}, which does not exist beside it")
+    return _merged(tomllib.loads((path.parent / base).read_text()), data)
+
+
+def read_workflow(path: Path, overrides: dict[str, Any] | None = None) -> Workflow:
+    """Read and validate a workflow file; raises ConfigurationError naming file, key and reason."""
+    data = read_tables(path)
     try:
         return Workflow.model_validate(_merged(data, overrides or {}))
     except ValidationError as error:

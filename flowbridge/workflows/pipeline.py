@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.samples import WeightedSamples
 from ..integrations.openmm.systems import MolecularSystem
-from . import drive, report, reweight, simulate, train
+from . import drive, report, reweight, simulate, train, trajectory
 from .configuration import Workflow, read_workflow
 from .evaluation import force_errors, inside, named_torsions
 from .progress import console
@@ -40,8 +40,8 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     workflow = read_workflow(config_path, overrides)
     workflow.output.mkdir(parents=True, exist_ok=True)
     molecule = molecular_system(workflow, config_path.parent)
-    _say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
-    stages = _stages(workflow, molecule)
+    say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
+    stages = _stages(workflow, molecule, config_path.parent)
     results = _results(workflow, molecule, stages, config_path.parent)
     _publish(workflow, stages)
     write_json(workflow.output / "results.json", results)
@@ -52,24 +52,32 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     return results
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a headline to the terminal's error stream, where the progress bars are."""
     console.print(f"[bold]{text}[/bold]")
 
 
-def _stages(workflow: Workflow, molecule: MolecularSystem) -> dict[str, Stage]:
-    stages: dict[str, Stage] = {}
-    _say("1 simulate")
-    stages["simulate"] = simulate.run(workflow, molecule, workflow.output)
-    _say("2 train")
+def training_data(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> Stage:
+    """Return the stage whose frames the models are trained on: simulated, or read from trajectories."""
+    if workflow.trajectory is None:
+        say("1 simulate")
+        return simulate.run(workflow, molecule, workflow.output)
+    say("1 read trajectories")
+    return trajectory.run(workflow, workflow.trajectory, molecule, folder, workflow.output)
+
+
+def _stages(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> dict[str, Stage]:
+    stages = {"simulate": training_data(workflow, molecule, folder)}
+    say("2 train")
     stages["train"] = train.run(workflow, workflow.model, molecule, stages["simulate"], workflow.output, "train")
     if workflow.comparison is not None:
-        _say("2b train the model to compare with")
+        say("2b train the model to compare with")
         stages["comparison"] = train.run(
             workflow, workflow.comparison, molecule, stages["simulate"], workflow.output, "comparison"
         )
-    _say("3 drive")
+    say("3 drive")
     stages["drive"] = drive.run(workflow, molecule, stages["simulate"], stages["train"], workflow.output)
-    _say("4 reweight")
+    say("4 reweight")
     stages["reweight"] = reweight.run(workflow, molecule, stages["train"], workflow.output)
     return stages
 

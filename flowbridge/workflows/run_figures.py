@@ -117,24 +117,35 @@ def training(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     colours = {"train": FLOW, "comparison": COMPARISON}
     names = {"train": "", "comparison": "comparison: "}
     panels = [
-        (names[model] + title, label, scale * _column(points, key), _column(points, "step"), colours[model], scale)
+        (names[model] + title, label, stages[stage], key, colours[model], scale)
         for model, stages in curves.items()
         for stage, key, title, label, scale in (
             ("likelihood", "nll", "maximum likelihood", "mean −ln likelihood", 1.0),
             ("refinement", "effective_share", "refinement on own samples", "effective size of a batch (%)", 100.0),
         )
-        if (points := [point for point in stages.get(stage, []) if key in point])
+        if any(key in point for point in stages.get(stage, []))
     ]
     with drawn(file, 3.0) as figure:
         row = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
-        for axes, (title, label, values, steps, colour, scale) in zip(row, panels, strict=False):
-            axes.plot(steps, values, color=colour, marker="o", markersize=2.5)
+        for axes, (title, label, curve, key, colour, scale) in zip(row, panels, strict=False):
+            steps, values = _points(curve, key, scale)
+            held_out = _points(curve, "held_out_nll", 1.0)
+            axes.plot(steps, values, color=colour, marker="o", markersize=2.5, label="batches")
             axes.set_title(title)
             axes.set_xlabel("step")
             axes.set_ylabel(label)
             if scale == 100.0:
                 axes.set_ylim(0.0, 100.0)
+            elif len(held_out[0]):
+                # Held-out frames become unlikely without bound where a flow is over-trained: the panel follows the batches.
+                margin = 0.25 * float(np.ptp(values)) + 1.0
+                axes.set_ylim(values.min() - margin, values.max() + margin)
+                axes.plot(*held_out, color=REFERENCE, marker="s", markersize=2.5, label="held-out frames")
+                axes.legend(loc="upper right")
 
 
-def _column(curve: Sequence[Mapping[str, float]], key: str) -> FloatArray:
-    return np.array([point[key] for point in curve])
+def _points(curve: Sequence[Mapping[str, float]], key: str, scale: float) -> tuple[FloatArray, FloatArray]:
+    """Return the steps at which a curve has a value, and the values."""
+    kept = [(point["step"], scale * point[key]) for point in curve if key in point]
+    steps, values = np.array(kept).reshape(-1, 2).T
+    return steps, values

@@ -37,14 +37,15 @@ def run(
 def _train(
     workflow: Workflow, model: Model, molecule: MolecularSystem, simulated: Stage, folder: Path
 ) -> dict[str, object]:
-    frames = load_frames(simulated).training
+    kept = load_frames(simulated)
+    frames = kept.training
     particles = particles_from_topology(molecule.topology, molecule.system)
     generator = BoltzmannGenerator.untrained(particles, workflow.molecule.temperature, frames.positions, model.flow)
     data = TrainingData(*(torch.as_tensor(part) for part in (frames.positions, frames.energies, frames.forces)))
     energy = batched_energy(workflow, molecule)
     result = train(
         generator, data, energy, model.training, folder / "checkpoints", workflow.seed,
-        show_progress=console.is_terminal,
+        show_progress=console.is_terminal, held_out=torch.as_tensor(kept.held_out.positions),
     )  # fmt: skip
     digest = model_files.save(
         generator,

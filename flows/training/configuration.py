@@ -19,15 +19,17 @@ class LikelihoodStage(Section):
         force_weight: weight of force matching in whitened latent coordinates (needs second derivatives).
         average: decay of the exponential moving average of the parameters.
         gradient_clip: largest norm of the gradient.
+        patience: where frames are held out, stop after so many log intervals in which they got no likelier; 0 never stops.
     """
 
-    steps: NonNegativeInt = 1200
+    steps: NonNegativeInt = 400
     batch: PositiveInt = 512
     learning_rate: PositiveFloat = 2e-3
     final_learning_rate: PositiveFloat = 2e-5
     force_weight: NonNegativeFloat = 0.0
     average: float = Field(default=0.998, ge=0.0, lt=1.0)
     gradient_clip: PositiveFloat = 20.0
+    patience: NonNegativeInt = 3
 
 
 class RefinementStage(Section):
@@ -45,11 +47,11 @@ class RefinementStage(Section):
         final_batch: batch size of the last ``final_share`` of the steps, where the noise of the gradient is what is left.
     """
 
-    steps: NonNegativeInt = 1400
+    steps: NonNegativeInt = 1500
     batch: PositiveInt = 512
     final_batch: PositiveInt | None = None
     final_share: float = Field(default=0.25, ge=0.0, le=1.0)
-    learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveFloat = 7e-4
     final_learning_rate: PositiveFloat = 1e-5
     path_weight: NonNegativeFloat = 1.0
     reverse_kl_weight: NonNegativeFloat = 0.0
@@ -66,7 +68,7 @@ class TrainingConfiguration(Section):
     likelihood: LikelihoodStage = Field(default_factory=LikelihoodStage)
     refinement: RefinementStage = Field(default_factory=RefinementStage)
     checkpoint_interval: PositiveInt = Field(default=200, description="steps between checkpoints")
-    log_interval: PositiveInt = Field(default=50, description="steps between entries of the training curve")
+    log_interval: PositiveInt = Field(default=25, description="steps between entries of the training curve")
     compilation: CompilationMode = Field(
         default="auto", description="whether steps are compiled; auto: where a stage has 3000 of them or more"
     )

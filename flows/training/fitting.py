@@ -75,6 +75,7 @@ def train(
     folder: Path,
     seed: int,
     show_progress: bool = True,
+    held_out: Tensor | None = None,
 ) -> TrainingResult:
     """Train a generator in place: maximum likelihood, then refinement on its own samples.
 
@@ -86,8 +87,11 @@ def train(
         folder: where checkpoints go; training continues from those it finds.
         seed: of all batches.
         show_progress: show a bar for each stage.
+        held_out: positions ``(H, N, 3)`` nm of frames that are not trained on: maximum likelihood keeps the parameters under
+            which they are likeliest, and stops where that gets worse.
 
     Raises:
+        ConvergenceError: when the likelihood of a batch is not finite.
         NonFiniteEnergyError: when more than half of the flow's samples have no finite energy before refinement.
     """
     temperature = model.facts.temperature
@@ -101,6 +105,7 @@ def train(
     likelihood = LikelihoodTraining(
         model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval,
         _compilation(settings, settings.likelihood.steps),
+        None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
     curves = {"likelihood": _run_stage(likelihood, "likelihood", settings, folder, show_progress)}
     biases: tuple[TorsionBias, ...] = ()
@@ -194,5 +199,5 @@ def _run_stage(
             ckpt_path=str(last) if last.is_file() else None,
             weights_only=False,  # our own checkpoint of this very run, with optimiser state; models for use are .flow
         )
-    module.flow.load_state_dict(module.averaged.module.state_dict())
+    module.finish()
     return module.curve

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from ...core.errors import ConvergenceError
 from ..compiled_functions import CompiledSampling
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
 from .compiled_gradients import GradientEvaluator, with_gradients
 from .configuration import LikelihoodStage, RefinementStage
+from .held_out import HeldOutLikelihood
 from .objectives import (
     effective_share,
     force_matching_gradients,
@@ -92,6 +94,10 @@ class FlowTraining(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.flow)
 
+    def finish(self) -> None:
+        """Leave the averaged parameters in the flow."""
+        self.flow.load_state_dict(self.averaged.module.state_dict())
+
     def record(self, **values: float) -> None:
         """Add a point to the training curve and the progress bar."""
         if self.global_step % self.log_interval == 0:
@@ -118,6 +124,7 @@ class LikelihoodTraining(FlowTraining):
         seed: of the batches.
         log_interval: steps between points of the training curve.
         compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
+        held_out: frames that decide when to stop and which parameters to keep; None trains to the end.
     """
 
     stage: LikelihoodStage
@@ -131,13 +138,49 @@ class LikelihoodTraining(FlowTraining):
         seed: int,
         log_interval: int,
         compilation: str = "never",
+        held_out: Coordinates | None = None,
     ) -> None:
         super().__init__(flow, stage, seed, log_interval, compilation)
         self.matching = GradientEvaluator(flow, force_matching_gradients, compilation)
         self.data, self.gradient = data, gradient
+        self.held_out = None if held_out is None else HeldOutLikelihood(held_out, stage.patience)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
+        if self.held_out is not None and self.global_step and self.global_step % self.log_interval == 0:
+            self.curve.append(
+                {"step": float(self.global_step), "held_out_nll": self.held_out.look(self.averaged.module)}
+            )
+            if self.held_out.finished:
+                self.trainer.should_stop = True
+        loss = self._loss()
+        if not torch.isfinite(loss):
+            raise ConvergenceError(
+                f"the likelihood of step {self.global_step} is {loss.item()}: lower learning_rate in "
+                "[model.training.likelihood], take fewer steps, or give more frames"
+            )
+        return loss
+
+    def finish(self) -> None:
+        """Leave the averaged parameters in the flow: the last ones, or those that were best on held-out frames."""
+        super().finish()
+        if self.held_out is not None:
+            value = self.held_out.look(self.flow)
+            self.curve.append({"step": float(self.global_step), "held_out_nll": value})
+            self.held_out.restore(self.flow)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the held-out frames said besides the curve."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["held_out"] = None if self.held_out is None else self.held_out.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what the held-out frames said besides the curve."""
+        super().on_load_checkpoint(checkpoint)
+        if self.held_out is not None:
+            self.held_out.load_state_dict(checkpoint["held_out"])
+
+    def _loss(self) -> Tensor:
         chosen = torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator())
         data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
         if self.stage.force_weight == 0.0:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.energy import PotentialEnergy
-from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
+from flowbridge.core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
 from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.molecule_coordinates import Coordinates
 from flowbridge.flows.training.configuration import TrainingConfiguration
 from flowbridge.flows.training.fitting import TrainingData, train
 from flowbridge.flows.training.modules import LikelihoodTraining, RefinementTraining
@@ -183,3 +184,59 @@ def test_frames_and_forces_must_belong_together(data):
         TrainingData(data.positions, data.energies[:-1], data.forces)
     with pytest.raises(ConfigurationError, match="do not belong together"):
         TrainingData(data.positions, data.energies, data.forces[:, :-1])
+
+
+class TestHeldOutFrames:
+    """Forty frames, a large flow: over-training within a hundred steps."""
+
+    SETTINGS = TrainingConfiguration.model_validate(
+        {
+            "likelihood": {"steps": 300, "batch": 64, "learning_rate": 1e-2, "average": 0.5, "patience": 3},
+            "refinement": {"steps": 0},
+            "checkpoint_interval": 10,
+            "log_interval": 5,
+        }
+    )
+
+    def few(self, data):
+        return TrainingData(data.positions[:40], data.energies[:40], data.forces[:40])
+
+    def run(self, model, data, springs, folder):
+        energy = PotentialEnergy(springs)
+        held_out = data.positions[200:]
+        return train(model, self.few(data), energy, self.SETTINGS, folder, 1, show_progress=False, held_out=held_out)
+
+    def test_training_stops_and_keeps_the_best(self, model, data, springs, tmp_path):
+        result = self.run(model, data, springs, tmp_path)
+        seen = [(p["step"], p["held_out_nll"]) for p in result.curves["likelihood"] if "held_out_nll" in p]
+        best = min(range(len(seen)), key=lambda index: seen[index][1])
+        assert seen[-2][0] < 300.0  # it stopped
+        assert best == len(seen) - 2 - 3
+        kept = -model.flow.log_prob(coordinates_of(model, data.positions[200:])).double().mean().item()
+        assert kept == pytest.approx(seen[best][1], rel=1e-6)
+
+    @pytest.mark.parametrize("moment", ["before", "after"])
+    def test_a_killed_run_goes_on_to_the_same_numbers(self, from_smiles, model, data, springs, tmp_path, moment):
+        result = self.run(model, data, springs, tmp_path / "undisturbed")
+        steps = int(result.curves["likelihood"][-1]["step"])
+        again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+        with pytest.MonkeyPatch.context() as patch:
+            kill_after(patch, LikelihoodTraining, steps - 7 if moment == "before" else steps - 1)
+            with pytest.raises(Killed):
+                self.run(again, data, springs, tmp_path / "killed")
+        again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), FLOW)
+        other = self.run(again, data, springs, tmp_path / "killed")
+        require_same(again, model)
+        assert other == result
+
+    def test_a_likelihood_that_is_not_finite_ends_the_training(self, model, data, springs, tmp_path):
+        with torch.no_grad():
+            for parameter in model.flow.parameters():
+                parameter.fill_(torch.nan)
+        with pytest.raises(ConvergenceError, match="the likelihood of step 0 is nan: lower learning_rate"):
+            run(model, data, springs, tmp_path)
+
+
+def coordinates_of(model, positions):
+    coordinates, _ = model.coordinates.inverse(positions)
+    return Coordinates(*(part.to(model.flow.dtype) for part in coordinates))

@@ -1,0 +1,60 @@
+"""Short dynamics from many structures at once: what makes frames of a constrained or rounded trajectory typical of a System."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from .dynamics import FloatArray, Trajectory, copy_vectors, reference_context, save_arrays
+
+
+@dataclass(frozen=True)
+class RelaxationRun:
+    """Langevin dynamics from each of several structures, of which only the last frames are kept.
+
+    Attributes:
+        system_xml: serialised System.
+        positions: ``(F, N, 3)`` nm, where it starts.
+        temperature: K.
+        step_ps: time step.
+        friction: 1/ps.
+        steps: steps from each structure.
+        seed: of the velocities and of the noise.
+        file: where the frames go (npz).
+    """
+
+    system_xml: str
+    positions: FloatArray
+    temperature: float
+    step_ps: float
+    friction: float
+    steps: int
+    seed: int
+    file: Path
+
+
+def run_relaxation(run: RelaxationRun) -> Path:
+    """Relax every structure, write the frames and return the file.
+
+    A structure that dynamics cannot start from (atoms on top of each other) keeps a NaN energy and its own positions.
+    """
+    integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
+    integrator.setRandomNumberSeed(run.seed)
+    context = reference_context(openmm.XmlSerializer.deserialize(run.system_xml), integrator)
+    relaxed = Trajectory(np.array(run.positions), np.full(len(run.positions), np.nan), np.zeros_like(run.positions))
+    for frame, positions in enumerate(run.positions):
+        context.setPositions(positions)
+        context.setVelocitiesToTemperature(run.temperature, run.seed + frame)
+        try:
+            integrator.step(run.steps)
+        except openmm.OpenMMException:  # a NaN position; the frame stays marked as failed
+            continue
+        state = context.getState(positions=True, forces=True, energy=True)
+        copy_vectors(state, relaxed.positions[frame], relaxed.forces[frame])
+        relaxed.energies[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    save_arrays(run.file, positions=relaxed.positions, energies=relaxed.energies, forces=relaxed.forces)
+    return run.file
