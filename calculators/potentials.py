@@ -18,6 +18,7 @@ from ase.calculators.calculator import (
     InputError,
     PropertyNotImplementedError,
     all_changes,
+    register_calculator_class,
 )
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -348,3 +349,7 @@ def _restore(
         load(path, digest=digest)  # refuses a file that was replaced
         return cls(path, global_parameters=global_parameters, dtype=dtype, device=device, compilation=compilation)
     return cls(reference, global_parameters=global_parameters, dtype=dtype, device=device, compilation=compilation)
+
+
+# ase.calculators.calculator.get_calculator_class("flowbridge"), for programs that go by names.
+register_calculator_class("flowbridge", PotentialCalculator)

@@ -111,8 +111,9 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
                 simulation.step(run.frame_interval)
                 progress = files.write(simulation, step + run.frame_interval, progress.done_now + run.frame_interval)
             except (openmm.OpenMMException, ValueError) as error:
+                reason = str(error).partition("\n\nTraceback")[0].rstrip(".")  # OpenMM appends where Python was
                 raise NonFiniteEnergyError(
-                    f"dynamics stopped between steps {step} and {step + run.frame_interval}: {error}. The "
+                    f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. The "
                     f"{step // run.frame_interval} frames before are in {run.file('.dcd')}; shorten the time step, or start "
                     "from a relaxed structure (minimise)"
                 ) from error
