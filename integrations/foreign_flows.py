@@ -78,6 +78,7 @@ class DensityPotential(Potential):
         self.register_buffer("context", context)
         self._log_density = _log_density(density)
         self._event_shape = _event_shape(density)
+        self._distribution_dtype = _distribution_dtype(density)
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Return log-densities ``(B,)``, float64, of positions ``(B, N, 3)`` in nm."""
@@ -131,7 +132,7 @@ class DensityPotential(Potential):
 
     def _dtype(self, value: Tensor) -> torch.dtype:
         if not isinstance(self.density, nn.Module):
-            return value.dtype
+            return self._distribution_dtype or value.dtype
         found = (t for t in (*self.density.parameters(), *self.density.buffers()) if t.is_floating_point())
         return next((tensor.dtype for tensor in found), value.dtype)
 
@@ -168,3 +169,14 @@ def _log_density(density: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
 
 def _event_shape(density: Any) -> torch.Size | None:
     return density.event_shape if isinstance(density, torch.distributions.Distribution) else None
+
+
+def _distribution_dtype(density: Any) -> torch.dtype | None:
+    """Return the dtype of a distribution's values, by drawing one; None where that is unknown."""
+    if not isinstance(density, torch.distributions.Distribution):
+        return None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            return density.sample().dtype
+        except NotImplementedError:  # some distributions can be evaluated only
+            return None
