@@ -173,8 +173,8 @@ class Workflow(Section):
         return self
 
 
-def read_tables(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file, with those of the file that it extends below; raises ConfigurationError."""
+def read_tables(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the tables of a TOML file on top of those of the file that it extends; raises ConfigurationError."""
     if not path.is_file():
         raise ConfigurationError(f"the workflow file {path} does not exist")
     try:
@@ -186,7 +186,10 @@ def read_tables(path: Path) -> dict[str, Any]:
         return data
     if not (path.parent / base).is_file():
         raise ConfigurationError(f"{path} extends {base}, which does not exist beside it")
-    return _merged(tomllib.loads((path.parent / base).read_text()), data)
+    chain = (*extended_by, path.resolve())
+    if (path.parent / base).resolve() in chain:
+        raise ConfigurationError(f"{path} extends {base}, which extends it in turn")
+    return _merged(read_tables(path.parent / base, chain), data)
 
 
 def read_workflow(path: Path, overrides: dict[str, Any] | None = None) -> Workflow:

@@ -94,6 +94,20 @@ class FlowTraining(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.flow)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limit the norm of the gradient; raises ConvergenceError where it is not finite, before it reaches the parameters."""
+        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), gradient_clip_val or math.inf)
+        if not torch.isfinite(norm):
+            raise ConvergenceError(
+                f"the gradient of step {self.global_step} of {type(self).__name__} is not finite: the training has diverged. "
+                "Lower the learning rate of this stage, train longer by likelihood first, or give more frames"
+            )
+
     def finish(self) -> None:
         """Leave the averaged parameters in the flow."""
         self.flow.load_state_dict(self.averaged.module.state_dict())

@@ -1,6 +1,7 @@
 """The example scripts, in a small size."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from flowbridge.flows.configuration import FlowConfiguration
 from openmm import app, unit
 
 import flowbridge
+from flowbridge.workflows import pipeline
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
@@ -18,6 +20,30 @@ SMALL = {
     "torsions": {"couplings": 1, "components": 3, "hidden": [8]},
     "stiff": {"couplings": 1, "hidden": [8]},
 }
+
+SMALL_WORKFLOW = """
+extends = "reweight_trajectory.toml"
+[model.flow]
+torsions = { couplings = 1, components = 3, hidden = [8] }
+stiff = { couplings = 1, hidden = [8] }
+[model.training]
+likelihood = { steps = 20, batch = 64 }
+refinement = { steps = 5, batch = 32 }
+[drive]
+nve_steps = 10
+nve_runs = 1
+equilibration_steps = 5
+replicas = 2
+langevin_steps = 20
+langevin_step_fs = 0.25
+discarded_steps = 5
+frame_interval = 5
+ase_nve_steps = 5
+ase_langevin_steps = 5
+[reweight]
+samples = 300
+bootstrap = 20
+"""
 
 
 def example(name: str):
@@ -50,6 +76,40 @@ def model_file(alanine, tmp_path_factory) -> Path:
 def test_boltzmann_moves(model_file, capsys):
     example("boltzmann_moves").main(str(model_file), 300)
     assert "of 12 proposals accepted" in capsys.readouterr().out
+
+
+def test_openmm_script(model_file, capsys):
+    example("openmm_script").main(str(model_file), 20)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["4", "8", "12", "16", "20"]
+
+
+def test_ase_script(model_file, capsys):
+    example("ase_script").main(str(model_file), 20)
+    shown = capsys.readouterr().out
+    assert "relaxed: " in shown
+    assert "dynamics: 20 steps" in shown
+
+
+def test_reweight_trajectory(alanine, tmp_path):
+    """The workflow as it is, smaller, on a trajectory beside it."""
+    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(alanine.topology)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
+    integrator.setRandomNumberSeed(1)
+    simulation = app.Simulation(alanine.topology, system, integrator, openmm.Platform.getPlatform("Reference"))
+    simulation.context.setPositions(alanine.positions)
+    simulation.step(1000)
+    simulation.reporters.append(app.DCDReporter(str(tmp_path / "alanine_dipeptide.dcd"), 10))
+    simulation.step(3000)
+    simulation.reporters.clear()
+    for name in ("alanine_dipeptide.pdb", "alanine_dipeptide.toml", "reweight_trajectory.toml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    (tmp_path / "small.toml").write_text(SMALL_WORKFLOW)
+    results = pipeline.run(tmp_path / "small.toml", tmp_path / "out")
+    assert results["training_frames"] == 270
+    assert results["samples"] == 300
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "read from alanine_dipeptide.dcd" in report
 
 
 def test_mixed_system(model_file, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError
 
-from flowbridge.workflows.configuration import read_workflow
+from flowbridge.workflows.configuration import read_tables, read_workflow
 from flowbridge.workflows.setup import molecular_system
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -191,3 +191,13 @@ def test_unusable_files_are_refused_with_the_key_named(tmp_path, old, new, messa
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.name)
 def test_shipped_examples_are_valid(file):
     assert read_workflow(file).molecule.name
+
+
+def test_files_may_extend_each_other_but_not_in_circles(tmp_path):
+    (tmp_path / "a.toml").write_text("seed = 1\nworkers = 3\n")
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\nseed = 2\n')
+    (tmp_path / "c.toml").write_text('extends = "b.toml"\n[reweight]\nsamples = 7\n')
+    assert read_tables(tmp_path / "c.toml") == {"seed": 2, "workers": 3, "reweight": {"samples": 7}}
+    (tmp_path / "a.toml").write_text('extends = "c.toml"\n')
+    with pytest.raises(ConfigurationError, match="extends it in turn"):
+        read_tables(tmp_path / "c.toml")

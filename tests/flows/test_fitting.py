@@ -237,6 +237,19 @@ class TestHeldOutFrames:
             run(model, data, springs, tmp_path)
 
 
+def test_a_gradient_that_is_not_finite_ends_the_training_before_it_spoils_the_model(model, data, springs, tmp_path):
+    original = RefinementTraining.training_step
+
+    def spoilt(self, batch, batch_idx):
+        return original(self, batch, batch_idx) * (torch.nan if self.global_step == 3 else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RefinementTraining, "training_step", spoilt)
+        with pytest.raises(ConvergenceError, match=r"gradient of step 3 of RefinementTraining is not finite.*diverged"):
+            run(model, data, springs, tmp_path)
+    assert all(torch.isfinite(parameter).all() for parameter in model.flow.parameters())
+
+
 def coordinates_of(model, positions):
     coordinates, _ = model.coordinates.inverse(positions)
     return Coordinates(*(part.to(model.flow.dtype) for part in coordinates))
