@@ -41,6 +41,6 @@ def _print(run: ModelDynamics, end: model_dynamics.Progress, seconds: float) -> 
     if end.done_now:
         table.add_row("speed", f"{end.done_now * run.step_fs * 1e-6 / seconds * 86_400.0:.4g} ns/day, start included")
     table.add_row("last frame", f"potential energy {end.potential_energy:.2f} kJ/mol, {end.temperature:.0f} K")
-    table.add_row("trajectory", str(run.file(".dcd")))
-    table.add_row("table", str(run.file(".csv")))
     console.print(table)
+    for ending, what in ((".dcd", "trajectory"), (".csv", "energies and temperatures")):
+        console.print(f"{run.file(ending)}: {what}", soft_wrap=True)  # in one piece, to be copied

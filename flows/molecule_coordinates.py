@@ -146,7 +146,11 @@ class MoleculeCoordinates(nn.Module):
         return Coordinates(circular, stiff), log_det + change - log_period(circular.shape[1])
 
     def forward(self, coordinates: Coordinates) -> Transformed:
-        """Return positions ``(B, N, 3)`` nm and log |d positions / d coordinates| ``(B,)``."""
+        """Return positions ``(B, N, 3)`` nm and log |d positions / d coordinates| ``(B,)``.
+
+        The determinant is NaN where the coordinates belong to no configuration: a bond that is not positive, an angle outside
+        (0, pi), a stiff torsion half a turn or more from its centre. The positions there have other coordinates.
+        """
         circular, stiff = (part.double() for part in coordinates)
         raw, change = self.map(stiff, self.features(circular))
         bonds, angles = self.stiff_angles.start, len(self.stiff_angles)
@@ -154,7 +158,10 @@ class MoleculeCoordinates(nn.Module):
         torsions = self.torsion_order.inverse(torch.cat([2.0 * math.pi * circular, offset], 1))
         point = InternalPoint(raw[:, :bonds], raw[:, bonds : bonds + angles], torsions)
         positions, volume = self.internal(point)
-        return Transformed(positions, volume + change + log_period(circular.shape[1]))
+        possible = (point.bonds > 0).all(1) & (point.angles > 0).all(1) & (point.angles < math.pi).all(1)
+        possible = possible & (raw[:, bonds + angles :].abs() < math.pi).all(1)
+        log_det = volume + change + log_period(circular.shape[1])
+        return Transformed(positions, torch.where(possible, log_det, torch.full_like(log_det, torch.nan)))
 
     def describe(self) -> dict[str, Any]:
         """Return the layout as plain data, for the model file."""

@@ -184,7 +184,7 @@ def test_weights_towards_itself_are_all_equal(model_of, design, dtype):
 
 def test_weights_towards_another_density_give_its_averages(model_of, springs_of, from_smiles):
     """The mean of a bond under springs: reweighted samples of the flow against quadrature."""
-    model = model_of("O", "fast")
+    model = model_of("O", "affine")  # the one whose random networks have tails that are lighter than the springs'
     particles, positions = from_smiles("O")
     springs = springs_of(particles, positions)
     samples = model.sample(20_000, target=springs, seed=1)
@@ -202,6 +202,33 @@ def test_weights_towards_another_density_give_its_averages(model_of, springs_of,
     expected = (density * b1.ravel()).sum() / density.sum()
     assert samples.effective_sample_size() > 2000
     assert mean == pytest.approx(expected, abs=5 * bonds.std() / math.sqrt(samples.effective_sample_size()))
+
+
+def test_draws_that_are_no_configuration_have_no_weight(springs_of, from_smiles):
+    """Coordinates standardised so widely that bonds come out negative: the normaliser of the springs all the same."""
+    particles, positions = from_smiles("O")
+    random = np.random.default_rng(0)
+    widely = positions + 0.03 * random.standard_normal((4000, 3, 3))
+    model = BoltzmannGenerator.untrained(particles, 300.0, widely, FlowConfiguration())
+    soft = springs_of(particles, positions)
+    soft.constants = soft.constants * 0.01
+    samples = model.sample(50_000, target=soft, seed=2)
+    impossible = np.isneginf(samples.log_weights)
+    assert 50 < impossible.sum() < 5000
+    drawn = draws(model, 50_000, seed=2)
+    assert np.array_equal(np.isposinf(drawn.log_prob.numpy()), impossible)
+    assert samples.provenance["without_finite_energy"] == impossible.sum()
+    b, a = np.linspace(1e-4, 0.35, 120), np.linspace(1e-4, np.pi - 1e-4, 120)
+    b1, b2, angle = np.meshgrid(b, b, a, indexing="ij")
+    x = np.zeros((b1.size, 3, 3))
+    x[:, 1, 0] = b1.ravel()
+    x[:, 2, 0], x[:, 2, 1] = (b2 * np.cos(angle)).ravel(), (b2 * np.sin(angle)).ravel()
+    density = np.exp(-soft(torch.as_tensor(x)).numpy() / thermal_energy(300.0)) * (b1**2 * b2**2 * np.sin(angle)).ravel()
+    exact = density.sum() * (b[1] - b[0]) ** 2 * (a[1] - a[0])
+    weights = np.exp(samples.log_weights)
+    error = weights.std() / len(weights) ** 0.5
+    assert error < 0.03 * exact
+    assert abs(weights.mean() - exact) < 4.0 * error
 
 
 class Overlapping:

@@ -112,7 +112,7 @@ def wells(tmp_path_factory) -> TwoWells:
     frames = np.array(frames)
     design = {
         "circular": "soft",
-        "torsions": {"couplings": 1, "components": 6, "hidden": [8]},
+        "torsions": {"couplings": 1, "components": 6, "hidden": [8], "learn_steepness": False},
         "stiff": {"couplings": 2, "hidden": [16]},
     }
     particles = particles_from_topology(topology)
