@@ -23,7 +23,19 @@ from .model_format import FORMAT_VERSION, UNITS, ModelHeader, decode_header, dec
 from .model_kinds import KIND_GROUP, find_kind, implementation_name, register_kind
 from .potential import ModelFile, Potential
 
-__all__ = ["ModelFile", "ModelHeader", "load", "matches_its_file", "read_header", "register_kind", "save"]
+__all__ = [
+    "ModelFile",
+    "ModelHeader",
+    "from_bytes",
+    "load",
+    "matches_its_file",
+    "read_header",
+    "register_kind",
+    "save",
+    "to_bytes",
+]
+
+_NO_FILE = Path("a model in memory")  # in messages
 
 
 def save(
@@ -54,15 +66,7 @@ def save(
     moment = created or datetime.now(UTC)
     if moment.tzinfo is None:
         raise ValueError(f"created must be timezone-aware, got {created!r}: pass datetime(..., tzinfo=UTC)")
-    tensors = _tensors_of(potential, target)
-    content = _content(potential, target, dict(provenance or {}), moment)
-    try:
-        blob = encode(content, tensors)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ModelFileError(
-            f"{target}: configuration, facts or provenance cannot be written as JSON ({error}). Use only "
-            "dict, list, str, int, finite float, bool and None"
-        ) from error
+    blob = _encoded(potential, target, dict(provenance or {}), moment)
     header = decode_header(blob, target)
     _build(header, blob, target)
     _write_atomically(blob, target)
@@ -94,6 +98,16 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Potentia
     potential = _build(header, blob, target)
     potential.model_file = ModelFile(target, header.digest)
     return potential
+
+
+def to_bytes(potential: Potential) -> bytes:
+    """Return what :func:`save` would write, for a journey to another process; raises ModelFileError as it does."""
+    return _encoded(potential, _NO_FILE, {}, datetime.now(UTC))
+
+
+def from_bytes(blob: bytes) -> Potential:
+    """Return the potential of :func:`to_bytes`, which belongs to no file; raises ModelFileError as :func:`load` does."""
+    return _build(decode_header(blob, _NO_FILE), blob, _NO_FILE)
 
 
 def read_header(path: str | os.PathLike[str]) -> ModelHeader:
@@ -129,6 +143,18 @@ def matches_its_file(potential: Potential) -> bool:
         and stored.keys() == present.keys()
         and all(_same_bits(stored[name], tensor) for name, tensor in present.items())
     )
+
+
+def _encoded(potential: Potential, path: Path, provenance: dict[str, Any], created: datetime) -> bytes:
+    tensors = _tensors_of(potential, path)
+    content = _content(potential, path, provenance, created)
+    try:
+        return encode(content, tensors)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{path}: configuration, facts or provenance cannot be written as JSON ({error}). Use only "
+            "dict, list, str, int, finite float, bool and None"
+        ) from error
 
 
 def _tensors_of(potential: Potential, path: Path) -> dict[str, Tensor]:

@@ -28,6 +28,13 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that simulate at the same time; default: as in CONFIG.toml."),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Dask cluster for simulations, energies and samples: address, scheduler file (.json), or 'local'.",
+        show_default=False,
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -74,6 +81,7 @@ def run(
     config: ConfigurationFile,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; default: as in CONFIG.toml.")] = None,
     workers: Workers = None,
+    scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
     """Simulate, train, drive MD, reweight and write a report.
@@ -83,7 +91,7 @@ def run(
     with _readable_errors(debug, resumable=True):
         from .workflows import pipeline
 
-        pipeline.run(config, output, workers)
+        pipeline.run(config, output, workers, scheduler)
 
 
 @application.command()
@@ -114,6 +122,7 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.  [default: 1]")] = None,
     workers: Workers = None,
+    scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
     """Train a Boltzmann generator on a trajectory, and print averages reweighted to the force field.
@@ -128,7 +137,7 @@ def train(
             configuration=config, temperature=temperature, torsions=torsion or (), discard=discard, stride=stride,
             relaxation_steps=relaxation_steps, samples=samples, output=output, seed=seed, workers=workers,
         )  # fmt: skip
-        from_trajectory.run(workflow)
+        from_trajectory.run(workflow, scheduler)
 
 
 @application.command()

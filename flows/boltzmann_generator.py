@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from ..core.energy import as_batched_energy
 from ..core.errors import ConfigurationError
+from ..core.model_files import from_bytes, to_bytes
 from ..core.potential import Particles, Potential, PotentialFacts
 from ..core.samples import WeightedSamples
+from ..core.spreading import Spread
 from ..core.units import thermal_energy
 from .configuration import FlowConfiguration
 from .coordinate_flow import CoordinateFlow
@@ -87,32 +91,45 @@ class BoltzmannGenerator(Potential):
             raise ConfigurationError("this generator has no temperature, so its density has no energy scale")
         return -thermal_energy(temperature) * self.log_prob(positions)
 
-    def sample_positions(self, count: int, generator: torch.Generator) -> FlowSamples:
-        """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation."""
+    def sample_positions(self, count: int, generator: torch.Generator, spread: Spread | None = None) -> FlowSamples:
+        """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation.
+
+        Args:
+            count: number of samples.
+            generator: of the latent variables, which are drawn here: samples do not depend on where they are computed.
+            spread: other processes or machines to compute them; None for this process.
+        """
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
-        parts = []
-        with torch.no_grad():
-            for start in range(0, count, _CHUNK):
-                parts.append(self.positions_of(self.flow.sample_latent(min(_CHUNK, count - start), generator)))
+        sizes = (min(_CHUNK, count - start) for start in range(0, count, _CHUNK))
+        latents = (self.flow.sample_latent(size, generator) for size in sizes)
+        if spread is None:
+            with torch.no_grad():
+                parts = [self.positions_of(latent) for latent in latents]
+        else:
+            parts = spread_positions(self, list(latents), spread)
         return FlowSamples(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
 
     def positions_of(self, latent: Coordinates) -> FlowSamples:
         """Return the configurations of latent variables, and their log-densities; differentiable.
 
         The density is evaluated at the positions as they are handed out, so that rounding in the root finding or in float32
-        cannot separate a sample from its weight.
+        cannot separate a sample from its weight. Where the flow puts a bond or an angle outside its range, which is no
+        configuration, the log-density is ``+inf``: such a draw has no weight, no chance to be accepted, and infinite work.
         """
         coordinates, _ = self.flow(latent)
-        positions, _ = self.coordinates(coordinates)
+        positions, log_volume = self.coordinates(coordinates)
         positions = positions - positions.mean(1, keepdim=True)
-        return FlowSamples(positions, self.log_prob(positions))
+        log_prob = self.log_prob(positions)
+        return FlowSamples(
+            positions, torch.where(torch.isnan(log_volume), torch.full_like(log_prob, torch.inf), log_prob)
+        )
 
     def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Potential.example_positions`: samples of the flow."""
         return self.sample_positions(count, generator).positions
 
-    def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
+    def sample(self, count: int, target: Any, seed: int = 0, spread: Spread | None = None) -> WeightedSamples:
         """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
 
         Args:
@@ -120,16 +137,18 @@ class BoltzmannGenerator(Potential):
             target: an ``openmm.System``, a Potential, the path of its model file (then compiled for this machine), or any
                 BatchedEnergy, of the same particles.
             seed: of the latent variables.
+            spread: other processes or machines to draw the configurations; their energies are evaluated where ``target`` does.
 
         Returns:
-            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a configuration whose energy is not finite
-            gets weight 0 and stays in the set, so that the effective sample size counts it.
+            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a draw that is no configuration (see
+            :meth:`positions_of`) or whose energy is not finite gets weight 0 and stays in the set, so that the effective sample
+            size counts it.
         """
         energy = as_batched_energy(target)
         temperature = self.facts.temperature
         if temperature is None:
             raise ConfigurationError("this generator has no temperature: weights are not defined")
-        draws = self.sample_positions(count, torch.Generator().manual_seed(seed))
+        draws = self.sample_positions(count, torch.Generator().manual_seed(seed), spread)
         positions = draws.positions.numpy()
         energies, _ = energy.energies_and_forces(positions)
         reduced = energies / thermal_energy(temperature)
@@ -175,6 +194,38 @@ class BoltzmannGenerator(Potential):
         layout = MoleculeCoordinates.layout_from(configuration["layout"])
         coordinates = MoleculeCoordinates(build_zmatrix(particles), layout, flow)
         return cls(particles, float(configuration["temperature"]), coordinates, flow)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Latent variables on their way to another process, with the generator that they belong to."""
+
+    number: int
+    model: bytes
+    circular: NDArray[Any]
+    stiff: NDArray[Any]
+
+
+def spread_positions(model: BoltzmannGenerator, latents: list[Coordinates], spread: Spread) -> list[FlowSamples]:
+    """Return the samples of chunks of latent variables, computed elsewhere."""
+    blob = to_bytes(model)
+    jobs = [_Draw(n, blob, latent.circular.numpy(), latent.stiff.numpy()) for n, latent in enumerate(latents)]
+    made = {number: (positions, log_prob) for number, positions, log_prob in spread(_positions_of_draw, jobs)}
+    return [FlowSamples(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
+
+
+def _positions_of_draw(draw: _Draw) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    with torch.no_grad():
+        samples = _model_of(draw.model).positions_of(Coordinates(torch.tensor(draw.circular), torch.tensor(draw.stiff)))
+    return draw.number, samples.positions.numpy(), samples.log_prob.numpy()
+
+
+@lru_cache(maxsize=1)
+def _model_of(blob: bytes) -> BoltzmannGenerator:
+    model = from_bytes(blob)
+    if not isinstance(model, BoltzmannGenerator):
+        raise ConfigurationError(f"cannot draw samples of a {type(model).__name__}")
+    return model
 
 
 def _type_name(target: object) -> str:

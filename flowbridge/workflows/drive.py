@@ -12,9 +12,10 @@ import torch
 
 from ..core.compilation.loading import load_accelerated
 from ..core.model_files import load
+from ..core.spreading import Processes
 from ..core.statistics import MINIMUM_BLOCKS, jensen_shannon_divergence, jensen_shannon_noise
 from ..flows.boltzmann_generator import BoltzmannGenerator
-from ..integrations.openmm.dynamics import map_processes, save_arrays
+from ..integrations.openmm.dynamics import save_arrays
 from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.flow_dynamics import (
     SINGLE_MOLECULE_DTYPE,
@@ -93,7 +94,7 @@ def _drive(
             waiting.append(task)
     if waiting:
         _compile_ahead(workflow, trained.folder / "model.flow")
-    for name, energy in track(map_processes(_perform, waiting, workflow.workers), "dynamics", len(waiting)):
+    for name, energy in track(Processes(workflow.workers)(_perform, waiting), "dynamics", len(waiting)):
         made[name] = energy
         if len(energy):
             save_arrays(folder / f"{name}.npz", energy=energy)
@@ -120,7 +121,7 @@ def _load(program: _Program) -> None:
 def _compile_ahead(workflow: Workflow, file: Path) -> None:
     """Compile the two programs of this stage at the same time, so that no dynamics waits for that of another."""
     programs = [_Program(file, workflow.drive.replicas, None), _Program(file, 1, SINGLE_MOLECULE_DTYPE)]
-    for _ in map_processes(_load, programs, workflow.workers):
+    for _ in Processes(workflow.workers)(_load, programs):
         pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,14 +16,18 @@ from ..core.errors import ConfigurationError
 from ..core.samples import WeightedSamples
 from ..core.statistics import largest_weight_ratio
 from ..integrations.openmm.torsion_bias import torsion_angles
-from . import reweight, train
+from . import ranks, reweight, train
 from .averages import Average, averages, rotatable_torsions
 from .configuration import Workflow, read_tables
 from .drive import load_generator
+from .machines import machines_for
 from .pipeline import say, training_data
 from .setup import molecular_system
 from .simulate import load_frames
 from .stages import write_json
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _HEAVY = 50.0  # times the mean weight; a good generator's heaviest of 100,000 samples has ten times or less
 
@@ -98,16 +102,24 @@ def workflow_from(
         raise ConfigurationError("these options cannot be used:\n" + "\n".join(lines)) from error
 
 
-def run(workflow: Workflow) -> dict[str, Any]:
-    """Read, train and reweight, continuing where an earlier run stopped; return what ``results.json`` holds."""
+def run(workflow: Workflow, scheduler: str | Client | None = None) -> dict[str, Any]:
+    """Read, train and reweight, continuing where an earlier run stopped; return what ``results.json`` holds.
+
+    Args:
+        workflow: from :func:`workflow_from`.
+        scheduler: see :func:`flowbridge.workflows.machines.machines_for`.
+    """
     workflow.output.mkdir(parents=True, exist_ok=True)
     molecule = molecular_system(workflow, Path())
     say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
-    data = training_data(workflow, molecule, Path())
-    say("2 train")
-    trained = train.run(workflow, workflow.model, molecule, data, workflow.output, "train")
-    say("3 reweight")
-    weighted = reweight.run(workflow, molecule, trained, workflow.output)
+    with machines_for(workflow, scheduler) as machines:
+        data = training_data(workflow, molecule, Path(), machines)
+        say("2 train")
+        trained = train.run(workflow, workflow.model, molecule, data, workflow.output, "train", machines)
+        if not ranks.leads():
+            return {}
+        say("3 reweight")
+        weighted = reweight.run(workflow, molecule, trained, workflow.output, machines)
     model = load_generator(trained)
     named = {name: molecule.torsion_atoms(atoms) for name, atoms in workflow.molecule.torsions.items()}
     sets = [

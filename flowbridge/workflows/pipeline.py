@@ -6,31 +6,44 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.samples import WeightedSamples
 from ..integrations.openmm.systems import MolecularSystem
-from . import drive, report, reweight, simulate, train, trajectory
+from . import drive, ranks, report, reweight, simulate, train, trajectory
 from .configuration import Workflow, read_workflow
 from .evaluation import force_errors, inside, named_torsions
+from .machines import Machines, machines_for
 from .progress import console
-from .setup import batched_energy, molecular_system
+from .setup import molecular_system
 from .stages import Stage, write_json
 from .summary import print_summary
 from .targets import checks
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 _COMPARISON_SAMPLES = 20_000
 
 
-def run(config_path: Path, output: Path | None = None, workers: int | None = None) -> dict[str, Any]:
+def run(
+    config_path: Path,
+    output: Path | None = None,
+    workers: int | None = None,
+    scheduler: str | Client | None = None,
+) -> dict[str, Any]:
     """Run a workflow file, continuing where an earlier run stopped; return what ``results.json`` holds.
+
+    Under ``torchrun`` the first process does all this, and the others join it where flows are trained and return nothing.
 
     Args:
         config_path: the TOML file.
         output: folder for the results, instead of the one in the file.
         workers: number of processes, instead of the number in the file; the results do not depend on it.
+        scheduler: of a Dask cluster for simulations, energies and samples; see
+            :func:`flowbridge.workflows.machines.machines_for`. The results do not depend on it either.
     """
     overrides: dict[str, Any] = {}
     if output is not None:
@@ -41,8 +54,11 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
     workflow.output.mkdir(parents=True, exist_ok=True)
     molecule = molecular_system(workflow, config_path.parent)
     say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
-    stages = _stages(workflow, molecule, config_path.parent)
-    results = _results(workflow, molecule, stages, config_path.parent)
+    with machines_for(workflow, scheduler) as machines:
+        stages = _stages(workflow, molecule, config_path.parent, machines)
+        if not ranks.leads():
+            return {}
+        results = _results(workflow, molecule, stages, config_path.parent, machines)
     _publish(workflow, stages)
     write_json(workflow.output / "results.json", results)
     reference = read_reference(workflow, config_path.parent)
@@ -54,35 +70,42 @@ def run(config_path: Path, output: Path | None = None, workers: int | None = Non
 
 def say(text: str) -> None:
     """Print a headline to the terminal's error stream, where the progress bars are."""
-    console.print(f"[bold]{text}[/bold]")
+    if ranks.leads():
+        console.print(f"[bold]{text}[/bold]")
 
 
-def training_data(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> Stage:
+def training_data(workflow: Workflow, molecule: MolecularSystem, folder: Path, machines: Machines) -> Stage:
     """Return the stage whose frames the models are trained on: simulated, or read from trajectories."""
     if workflow.trajectory is None:
         say("1 simulate")
-        return simulate.run(workflow, molecule, workflow.output)
+        return simulate.run(workflow, molecule, workflow.output, machines.spread)
     say("1 read trajectories")
-    return trajectory.run(workflow, workflow.trajectory, molecule, folder, workflow.output)
+    return trajectory.run(workflow, workflow.trajectory, molecule, folder, workflow.output, machines)
 
 
-def _stages(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> dict[str, Stage]:
-    stages = {"simulate": training_data(workflow, molecule, folder)}
+def _stages(workflow: Workflow, molecule: MolecularSystem, folder: Path, machines: Machines) -> dict[str, Stage]:
+    stages = {"simulate": training_data(workflow, molecule, folder, machines)}
     say("2 train")
-    stages["train"] = train.run(workflow, workflow.model, molecule, stages["simulate"], workflow.output, "train")
+    stages["train"] = train.run(
+        workflow, workflow.model, molecule, stages["simulate"], workflow.output, "train", machines
+    )
     if workflow.comparison is not None:
         say("2b train the model to compare with")
         stages["comparison"] = train.run(
-            workflow, workflow.comparison, molecule, stages["simulate"], workflow.output, "comparison"
+            workflow, workflow.comparison, molecule, stages["simulate"], workflow.output, "comparison", machines
         )
+    if not ranks.leads():
+        return stages
     say("3 drive")
     stages["drive"] = drive.run(workflow, molecule, stages["simulate"], stages["train"], workflow.output)
     say("4 reweight")
-    stages["reweight"] = reweight.run(workflow, molecule, stages["train"], workflow.output)
+    stages["reweight"] = reweight.run(workflow, molecule, stages["train"], workflow.output, machines)
     return stages
 
 
-def _results(workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], folder: Path) -> dict[str, Any]:
+def _results(
+    workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], folder: Path, machines: Machines
+) -> dict[str, Any]:
     done = {name: stage.results or {} for name, stage in stages.items()}
     seconds = {name: result["wall_seconds"] for name, result in done.items()}
     results: dict[str, Any] = {"molecule": workflow.molecule.name, "seed": workflow.seed}
@@ -101,7 +124,7 @@ def _results(workflow: Workflow, molecule: MolecularSystem, stages: dict[str, St
             results[f"reference_delta_f_{name}_kT"] = reference["delta_f_kT"]
             results[f"reference_delta_f_{name}_error_kT"] = reference["delta_f_error_kT"]
     if "comparison" in stages:
-        results["comparison"] = _comparison(workflow, molecule, stages)
+        results["comparison"] = _comparison(workflow, molecule, stages, machines)
     results["wall_seconds"] = {**seconds, "total": sum(seconds.values())}
     return results
 
@@ -114,12 +137,13 @@ def read_reference(workflow: Workflow, folder: Path) -> dict[str, Any] | None:
     return loaded
 
 
-def _comparison(workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage]) -> dict[str, Any]:
+def _comparison(
+    workflow: Workflow, molecule: MolecularSystem, stages: dict[str, Stage], machines: Machines
+) -> dict[str, Any]:
     """The second model by the same yardsticks, on fewer samples."""
     stage = stages["comparison"]
     model = drive.load_generator(stage)
-    energy = batched_energy(workflow, molecule)
-    samples = model.sample(_COMPARISON_SAMPLES, energy, seed=workflow.seed)
+    samples = model.sample(_COMPARISON_SAMPLES, machines.energy_here(molecule), seed=workflow.seed)
     frames = simulate.load_frames(stages["simulate"]).held_out
     done = stage.results or {}
     return {

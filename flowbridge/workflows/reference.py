@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigurationError
+from ..core.spreading import Processes
 from ..core.units import thermal_energy
-from ..integrations.openmm.dynamics import map_processes, save_arrays
+from ..integrations.openmm.dynamics import save_arrays
 from ..integrations.openmm.systems import MolecularSystem
 from ..integrations.openmm.torsion_bias import BiasedRun, MetadynamicsRun, build_bias, run_biased
 from .configuration import Reference, Workflow, read_workflow
@@ -38,7 +39,7 @@ def run(config_path: Path, workers: int | None = None) -> dict[str, Any]:
         raise ConfigurationError("[reference] torsions: give one or two names, among them that of the free energy")
     molecule = molecular_system(workflow, config_path.parent)
     folder = workflow.output / "reference"
-    processes = workers or workflow.workers
+    processes = Processes(workers or workflow.workers)
     bias = _bias(workflow, reference, molecule, folder, processes)
     files = _production(workflow, reference, molecule, bias, folder, processes)
     result = _analyse(workflow, reference, files)
@@ -48,7 +49,7 @@ def run(config_path: Path, workers: int | None = None) -> dict[str, Any]:
 
 
 def _bias(
-    workflow: Workflow, reference: Reference, molecule: MolecularSystem, folder: Path, workers: int
+    workflow: Workflow, reference: Reference, molecule: MolecularSystem, folder: Path, processes: Processes
 ) -> FloatArray:
     file = folder / "bias.npz"
     if not file.is_file():
@@ -61,14 +62,19 @@ def _bias(
             )
             for index in range(reference.bias_runs)
         ]  # fmt: skip
-        made = list(track(map_processes(build_bias, runs, workers), "metadynamics", len(runs)))
+        made = list(track(processes(build_bias, runs), "metadynamics", len(runs)))
         save_arrays(file, bias=made[-1])  # the run that ended last has read the hills of the others
     with np.load(file, allow_pickle=False) as data:
         return np.asarray(data["bias"])
 
 
 def _production(
-    workflow: Workflow, reference: Reference, molecule: MolecularSystem, bias: FloatArray, folder: Path, workers: int
+    workflow: Workflow,
+    reference: Reference,
+    molecule: MolecularSystem,
+    bias: FloatArray,
+    folder: Path,
+    processes: Processes,
 ) -> list[Path]:
     torsions = tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in reference.torsions)
     generator = np.random.default_rng(workflow.seed)
@@ -86,7 +92,7 @@ def _production(
             )
         )  # fmt: skip
     waiting = [run for run in runs if not run.file.is_file()]
-    for _ in track(map_processes(run_biased, waiting, workers), "biased runs", len(waiting)):
+    for _ in track(processes(run_biased, waiting), "biased runs", len(waiting)):
         continue
     return [run.file for run in runs]
 

@@ -15,15 +15,15 @@ from ..integrations.openmm.systems import MolecularSystem
 from .configuration import Workflow
 from .drive import load_generator
 from .evaluation import inside, named_torsions
+from .machines import Machines
 from .progress import track
-from .setup import batched_energy
 from .stages import Stage
 
 _PROFILE_BINS = 72
 _SEED_STRIDE = 1_000_003
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: Path) -> Stage:
+def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: Path, machines: Machines) -> Stage:
     """Run (or continue) the stage and return it; its folder holds one HDF5 file a set of samples."""
     inputs = {
         "train": trained.digest,
@@ -32,7 +32,7 @@ def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: P
     }
 
     def work(folder: Path) -> dict[str, Any]:
-        return _analyse(workflow, molecule, _draw(workflow, molecule, load_generator(trained), folder))
+        return _analyse(workflow, molecule, _draw(workflow, molecule, load_generator(trained), folder, machines))
 
     return Stage.completed(output, "reweight", inputs, work)
 
@@ -43,9 +43,9 @@ def sample_file(stage: Stage, number: int = 0) -> Path:
 
 
 def _draw(
-    workflow: Workflow, molecule: MolecularSystem, model: BoltzmannGenerator, folder: Path
+    workflow: Workflow, molecule: MolecularSystem, model: BoltzmannGenerator, folder: Path, machines: Machines
 ) -> list[WeightedSamples]:
-    energy = batched_energy(workflow, molecule)
+    energy = machines.energy(molecule)
     sets = []
     for number in track(
         range(workflow.reweight.independent_sets), "weighted samples", workflow.reweight.independent_sets
@@ -53,7 +53,7 @@ def _draw(
         file = folder / f"samples_{number}.h5"
         if not file.is_file():
             seed = workflow.seed * _SEED_STRIDE + number
-            model.sample(workflow.reweight.samples, energy, seed=seed).save(file)
+            model.sample(workflow.reweight.samples, energy, seed=seed, spread=machines.cluster).save(file)
         sets.append(WeightedSamples.load(file))
     return sets
 

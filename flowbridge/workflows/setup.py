@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..integrations.openmm.energies import OpenMMEnergy
 from ..integrations.openmm.systems import MolecularSystem, load_system
 from .configuration import Workflow
 
@@ -19,10 +18,3 @@ def molecular_system(workflow: Workflow, folder: Path) -> MolecularSystem:
         system_file=molecule.system,
         folder=folder,
     )
-
-
-def batched_energy(workflow: Workflow, molecule: MolecularSystem) -> OpenMMEnergy:
-    """Return an evaluator of the molecule's energies, whose plan is settled: work that is resumed gives the same numbers."""
-    energy = OpenMMEnergy(molecule.system, workers=workflow.workers)
-    energy.settle(molecule.positions[None])
-    return energy

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.spreading import Spread
 from ..flows.zmatrix import build_zmatrix
 from ..integrations.openmm.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
 from ..integrations.openmm.energies import OpenMMEnergy
@@ -34,7 +35,7 @@ class Frames:
     held_out: Trajectory
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, output: Path) -> Stage:
+def run(workflow: Workflow, molecule: MolecularSystem, output: Path, spread: Spread) -> Stage:
     """Run (or continue) the stage and return it."""
     inputs = {
         "system": molecule.system_xml,
@@ -43,7 +44,7 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path) -> Stage:
         "simulate": json.loads(workflow.simulate.model_dump_json()),
         "seed": workflow.seed,
     }
-    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder))
+    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder, spread))
 
 
 def load_frames(stage: Stage) -> Frames:
@@ -51,11 +52,11 @@ def load_frames(stage: Stage) -> Frames:
     return Frames(load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz"))
 
 
-def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> dict[str, Any]:
+def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, spread: Spread) -> dict[str, Any]:
     settings = workflow.simulate
-    runs = _runs(workflow, molecule, folder)
+    runs = _runs(workflow, molecule, folder, spread)
     waiting = [run for run in runs if not run.file.is_file()]
-    for _ in track(run_all(waiting, workflow.workers), "trajectories", len(waiting)):
+    for _ in track(run_all(waiting, spread), "trajectories", len(waiting)):
         continue
     # Whole trajectories are held out: neighbouring frames of one trajectory are too alike to test on.
     every = max(round(1.0 / settings.held_out), 2)
@@ -78,11 +79,11 @@ def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> di
     }
 
 
-def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path) -> list[LangevinRun]:
+def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path, spread: Spread) -> list[LangevinRun]:
     settings = workflow.simulate
     runs: list[LangevinRun] = []
     file = folder / "starts.npz"
-    starts = starting_structures(workflow, molecule)
+    starts = starting_structures(workflow, molecule, spread)
     save_arrays(file, **{start.name: start.positions for start in starts})
     for start in starts:
         for number in range(start.trajectories):

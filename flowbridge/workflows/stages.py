@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import ranks
+
+_GLANCE = 0.5  # seconds between two looks for what another process does
 _LAYOUT = 2  # part of every digest: raise it when a stage writes something else for the same inputs
 
 
@@ -55,10 +58,24 @@ class Stage:
             work: does the work in the stage's folder, where it finds what an interrupted try left, and returns results.
         """
         stage = cls.open(output, name, inputs)
-        if stage.results is None:
+        if stage.results is None and ranks.leads():
             with stage.timed():
                 results = work(stage.folder)
             stage.finish(results)
+        while stage.results is None:  # the leading process has it in work, and ends all of them where it fails
+            time.sleep(_GLANCE)
+        return stage
+
+    @classmethod
+    def completed_together(
+        cls, output: Path, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]
+    ) -> Stage:
+        """As :meth:`completed`, for work that all processes of a training do at the same time (see :mod:`.ranks`)."""
+        if ranks.leads():
+            return cls.completed(output, name, inputs, work)
+        stage = cls.open(output, name, inputs)
+        if stage.results is None:
+            work(stage.folder)
         return stage
 
     @property

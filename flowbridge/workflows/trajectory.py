@@ -11,16 +11,17 @@ import numpy as np
 from ..core.bootstrap import Estimate
 from ..core.energy import BatchedEnergy
 from ..core.errors import ConfigurationError, NonFiniteEnergyError
+from ..core.spreading import Spread
 from ..core.statistics import mean_with_error
 from ..core.units import thermal_energy
-from ..integrations.openmm.dynamics import Trajectory, load_trajectory, map_processes, save_arrays
+from ..integrations.openmm.dynamics import Trajectory, load_trajectory, save_arrays, save_trajectory
 from ..integrations.openmm.particles import particles_from_topology
 from ..integrations.openmm.relaxation import RelaxationRun, run_relaxation
 from ..integrations.openmm.systems import MolecularSystem
 from ..integrations.trajectories import digest_of_file, samples_from_trajectory
 from .configuration import TrajectoryFiles, Workflow
+from .machines import Machines
 from .progress import track
-from .setup import batched_energy
 from .simulate import equivalent_hydrogens, permuted
 from .stages import Stage
 
@@ -31,7 +32,14 @@ _TOLERANCE = 0.1  # relative deviation of the configurational temperature that i
 _ERRORS = 5.0  # standard errors that it must deviate by, besides
 
 
-def run(workflow: Workflow, settings: TrajectoryFiles, molecule: MolecularSystem, folder: Path, output: Path) -> Stage:
+def run(
+    workflow: Workflow,
+    settings: TrajectoryFiles,
+    molecule: MolecularSystem,
+    folder: Path,
+    output: Path,
+    machines: Machines,
+) -> Stage:
     """Read the trajectories (or find them read) and return the stage; relative paths start at ``folder``."""
     files = [folder / file for file in settings.files]
     for file in files:
@@ -46,12 +54,17 @@ def run(workflow: Workflow, settings: TrajectoryFiles, molecule: MolecularSystem
         "seed": workflow.seed,
     }
     return Stage.completed(
-        output, "trajectory", inputs, lambda stage: _read(workflow, settings, molecule, files, stage)
+        output, "trajectory", inputs, lambda stage: _read(workflow, settings, molecule, files, stage, machines)
     )
 
 
 def _read(
-    workflow: Workflow, settings: TrajectoryFiles, molecule: MolecularSystem, files: list[Path], folder: Path
+    workflow: Workflow,
+    settings: TrajectoryFiles,
+    molecule: MolecularSystem,
+    files: list[Path],
+    folder: Path,
+    machines: Machines,
 ) -> dict[str, Any]:
     particles = particles_from_topology(molecule.topology, molecule.system)
     temperature = workflow.molecule.temperature
@@ -70,9 +83,9 @@ def _read(
             f"{counts[0]} frames to train on and {counts[1]} to test with: give longer trajectories"
         )
     positions = np.concatenate([*training, *held_out])
-    energy = batched_energy(workflow, molecule)
+    energy = machines.energy(molecule)
     if settings.relaxation_steps:
-        frames = _relaxed(workflow, settings, molecule, positions, folder)
+        frames = _relaxed(workflow, settings, molecule, positions, folder, machines.spread)
     else:
         _refuse_constraints(positions, molecule)
         frames = Trajectory(positions, *energy.energies_and_forces(positions))
@@ -126,6 +139,7 @@ def _relaxed(
     molecule: MolecularSystem,
     positions: np.ndarray[Any, Any],
     folder: Path,
+    spread: Spread,
 ) -> Trajectory:
     runs = [
         RelaxationRun(
@@ -136,8 +150,8 @@ def _relaxed(
         for number, start in enumerate(range(0, len(positions), _CHUNK))
     ]  # fmt: skip
     waiting = [run for run in runs if not run.file.is_file()]
-    for _ in track(map_processes(run_relaxation, waiting, workflow.workers), "relaxing frames", len(waiting)):
-        continue
+    for file, relaxed in track(spread(run_relaxation, waiting), "relaxing frames", len(waiting)):
+        save_trajectory(file, relaxed)
     parts = [load_trajectory(run.file) for run in runs]
     return Trajectory(
         np.concatenate([part.positions for part in parts]),

@@ -23,6 +23,7 @@ from ..molecule_coordinates import Coordinates
 from .configuration import TrainingConfiguration
 from .coverage import coverage_biases, find_wells
 from .modules import FlowTraining, LikelihoodTraining, RefinementTraining
+from .processes import Processes
 from .target import TargetDensity, TorsionBias
 
 _COVERAGE_SAMPLES = 20_000
@@ -79,6 +80,8 @@ def train(
 ) -> TrainingResult:
     """Train a generator in place: maximum likelihood, then refinement on its own samples.
 
+    Under ``torchrun`` all its processes call this with the same arguments; each takes its share of every batch.
+
     Args:
         model: from :meth:`BoltzmannGenerator.untrained`; holds the averaged parameters afterwards.
         data: training frames.
@@ -91,12 +94,15 @@ def train(
             which they are likeliest, and stops where that gets worse.
 
     Raises:
+        ConfigurationError: when a batch cannot be shared equally among the processes.
         ConvergenceError: when the likelihood of a batch is not finite.
         NonFiniteEnergyError: when more than half of the flow's samples have no finite energy before refinement.
     """
     temperature = model.facts.temperature
     if temperature is None:
         raise ConfigurationError("the generator has no temperature to train at")
+    processes = Processes.of_this_training()
+    processes.require_equal_shares(settings)
     dtype = model.flow.dtype
     target = TargetDensity(model.coordinates, energy, temperature)
     coordinates, value = target.from_forces(data.positions, data.energies, data.forces)
@@ -110,7 +116,8 @@ def train(
     curves = {"likelihood": _run_stage(likelihood, "likelihood", settings, folder, show_progress)}
     biases: tuple[TorsionBias, ...] = ()
     if settings.refinement.steps:
-        biases = _coverage(model, coordinates, target, settings, seed)
+        # Every process has found them, but energies may round differently on another machine.
+        biases = processes.agree(_coverage(model, coordinates, target, settings, seed))
         biased = TargetDensity(model.coordinates, energy, temperature, biases)
         refinement = RefinementTraining(
             model.flow, settings.refinement, biased, frames, seed, settings.log_interval,
@@ -185,7 +192,7 @@ def _run_stage(
         trainer = lightning.Trainer(
             max_steps=module.stage.steps,
             accelerator="cpu",
-            devices=1,
+            **Processes.of_this_training().trainer_arguments(),
             logger=False,
             callbacks=callbacks,
             enable_progress_bar=show_progress,

@@ -66,7 +66,7 @@ class FlowTraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.flow = flow
-        self.averaged = AveragedModel(flow, multi_avg_fn=averaging(stage.average))
+        self.averaged = AveragedModel(flow, multi_avg_fn=averaging(stage.average)).requires_grad_(False)
         self.stage = stage
         self.seed = seed
         self.log_interval = log_interval
@@ -76,6 +76,22 @@ class FlowTraining(lightning.LightningModule):
     def generator(self, offset: int = 0) -> torch.Generator:
         """Return the generator of the current step."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step + offset)
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this process's part of a batch that all processes of a training draw alike.
+
+        The parts are equally large, so that the mean of their gradients is the gradient of the whole batch.
+        """
+        return batch[self.global_rank :: self.trainer.world_size]
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Return the parts ``(B / processes,)`` of all processes, ``(B,)``."""
+        if self.trainer.world_size == 1:
+            return part
+        gathered = self.all_gather(part)
+        if not isinstance(gathered, Tensor):
+            raise TypeError(f"gathering tensors gave a {type(gathered).__name__}")
+        return gathered.flatten()
 
     def configure_optimizers(self) -> Any:
         """Adam with a cosine schedule, one scheduler tick a step."""
@@ -195,7 +211,7 @@ class LikelihoodTraining(FlowTraining):
             self.held_out.load_state_dict(checkpoint["held_out"])
 
     def _loss(self) -> Tensor:
-        chosen = torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator())
+        chosen = self.share(torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator()))
         data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
         if self.stage.force_weight == 0.0:
             (loss,), slopes = self.likelihood(*data)
@@ -244,7 +260,7 @@ class RefinementTraining(FlowTraining):
         stage, progress = self.stage, self.global_step / self.stage.steps
         late = stage.final_batch is not None and progress >= 1.0 - stage.final_share
         count = stage.final_batch if late and stage.final_batch else stage.batch
-        latent = self.flow.sample_latent(count, self.generator())
+        latent = Coordinates(*map(self.share, self.flow.sample_latent(count, self.generator())))
         total = latent.stiff.new_zeros(())
         if stage.path_weight > 0.0:
             # Reverse and forward Kullback-Leibler first; the chi-squared term, which is what the effective sample size
@@ -256,6 +272,7 @@ class RefinementTraining(FlowTraining):
             (log_weights,), slopes = self.path(
                 *samples, log_density, *gradient, log_density.new_tensor(normaliser), log_density.new_tensor(powers)
             )
+            log_weights = self.whole(log_weights)
             self.record(effective_share=float(effective_share(log_weights)))
             self._follow(log_weights)
             total = total + stage.path_weight * with_gradients(total.detach(), self.flow, slopes)
@@ -263,7 +280,7 @@ class RefinementTraining(FlowTraining):
             total = total + stage.reverse_kl_weight * reverse_kl(self.flow, latent, self.target)
         if stage.likelihood_weight > 0.0:
             generator = self.generator(_LIKELIHOOD_OFFSET)
-            chosen = torch.randint(len(self.data.stiff), (count,), generator=generator)
+            chosen = self.share(torch.randint(len(self.data.stiff), (count,), generator=generator))
             data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
             (loss,), slopes = self.likelihood(*data)
             total = total + stage.likelihood_weight * with_gradients(loss, self.flow, slopes)

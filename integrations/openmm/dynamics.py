@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import openmm
 from openmm import unit
 
 from ...core.errors import NonFiniteEnergyError
+from ...core.spreading import Spread
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,8 @@ def copy_vectors(state: openmm.State, positions: FloatArray, forces: FloatArray 
         forces[:] = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
 
 
-def _run_to_file(run: LangevinRun) -> Path:
-    trajectory = run_langevin(run)
-    save_arrays(run.file, positions=trajectory.positions, energies=trajectory.energies, forces=trajectory.forces)
-    return run.file
+def _run_for_file(run: LangevinRun) -> tuple[Path, Trajectory]:
+    return run.file, run_langevin(run)
 
 
 def save_arrays(file: Path, **arrays: FloatArray) -> None:
@@ -139,22 +134,16 @@ def load_trajectory(file: Path) -> Trajectory:
         return Trajectory(data["positions"], data["energies"], data["forces"])
 
 
-def run_all(runs: Sequence[LangevinRun], workers: int) -> Iterator[Path]:
-    """Run trajectories over processes; yield each file as it is finished. Files that exist are not run again."""
-    yield from map_processes(_run_to_file, [run for run in runs if not run.file.is_file()], workers)
+def save_trajectory(file: Path, trajectory: Trajectory) -> None:
+    """Write frames so that :func:`load_trajectory` reads them."""
+    save_arrays(file, positions=trajectory.positions, energies=trajectory.energies, forces=trajectory.forces)
 
 
-def map_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """Yield ``function(job)`` as jobs finish, in fresh processes (spawned, so that no OpenMM state is shared).
+def run_all(runs: Sequence[LangevinRun], spread: Spread) -> Iterator[Path]:
+    """Run trajectories, spread over processes or machines; yield each file as it is finished.
 
-    The first exception cancels what has not started and is raised; finished jobs have kept their files.
+    Frames come back here and are written here, so that the machines need no disk in common. Files that exist are not run again.
     """
-    if not jobs:
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as executor:
-        futures = [executor.submit(function, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+    for file, trajectory in spread(_run_for_file, [run for run in runs if not run.file.is_file()]):
+        save_trajectory(file, trajectory)
+        yield file

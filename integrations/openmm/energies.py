@@ -51,7 +51,8 @@ class OpenMMEnergy:
         platform: name of the OpenMM platform; tried out where None.
         workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
         kind: whether several Contexts are in ``"threads"`` of this process or in ``"processes"`` of their own; tried out
-            where None. Processes need no ``if __name__ == "__main__"`` in scripts.
+            where None. Processes need no ``if __name__ == "__main__"`` in scripts. A single one, where it and the platform are
+            asked for, keeps a crash of OpenMM away from this process.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class OpenMMEnergy:
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
             WorkerError: when worker processes were asked for and cannot work.
         """
-        frames = self._frames(positions, cell)
+        frames = frames_of(positions, cell, self.particles, self.periodic)
         done = np.zeros(len(frames), dtype=bool)
         with self._lock, closing(self._work(frames)) as work:
             for first, last in work:
@@ -128,7 +129,7 @@ class OpenMMEnergy:
 
         Arguments and errors as for :meth:`evaluate`.
         """
-        frames = self._frames(positions, cell)
+        frames = frames_of(positions, cell, self.particles, self.periodic)
         with self._lock:
             self._remember()
             if self._plan is None:
@@ -144,28 +145,11 @@ class OpenMMEnergy:
         choices = self._choices
         return type(self), (self._system, choices.platform, choices.workers, choices.kind)
 
-    def _frames(self, positions: FloatArray, cell: FloatArray | None) -> Frames:
-        given = np.ascontiguousarray(positions, dtype=np.float64)
-        if given.ndim != 3 or given.shape[1:] != (self.particles, 3):
-            raise ConfigurationError(
-                f"positions have shape {given.shape}, expected (configurations, {self.particles}, 3)"
-            )
-        if cell is None:
-            return Frames.waiting(given, None)
-        if not self.periodic:
-            raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
-        vectors = np.asarray(cell, dtype=np.float64)
-        if vectors.shape not in ((3, 3), (len(given), 3, 3)):
-            raise ConfigurationError(
-                f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
-            )
-        return Frames.waiting(given, np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3))))
-
     def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
         """Evaluate frames by the plan, or in this thread until there has been work enough to look for one."""
         self._remember()
         done = 0
-        if self._plan is None or len(frames) < _FEW:
+        if self._plan is None or (len(frames) < _FEW and not self._plan.apart):
             begin = time.perf_counter()
             for first, last in self._alone().run(frames):
                 done = last
@@ -196,11 +180,38 @@ class OpenMMEnergy:
         return self._single
 
     def _all(self) -> Team:
-        if self._plan is None or self._plan.workers == 1:
+        if self._plan is None or (self._plan.workers == 1 and not self._plan.apart):
             return self._alone()
         if self._team is None:
             self._team = self._plan.team(self._system)
         return self._team
+
+
+def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, periodic: bool) -> Frames:
+    """Return configurations of a System as frames that wait for their results.
+
+    Args:
+        positions: ``(B, N, 3)`` nm.
+        cell: ``(B, 3, 3)`` or ``(3, 3)`` nm, or None.
+        particles: number of particles N of the System.
+        periodic: whether it has a cell.
+
+    Raises:
+        ConfigurationError: for other shapes, or a cell for a System without one.
+    """
+    given = np.ascontiguousarray(positions, dtype=np.float64)
+    if given.ndim != 3 or given.shape[1:] != (particles, 3):
+        raise ConfigurationError(f"positions have shape {given.shape}, expected (configurations, {particles}, 3)")
+    if cell is None:
+        return Frames.waiting(given, None)
+    if not periodic:
+        raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
+    vectors = np.asarray(cell, dtype=np.float64)
+    if vectors.shape not in ((3, 3), (len(given), 3, 3)):
+        raise ConfigurationError(
+            f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
+        )
+    return Frames.waiting(given, np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3))))
 
 
 def energy_from_openmm(target: object) -> OpenMMEnergy:

@@ -48,9 +48,14 @@ class Plan:
     workers: int = 1
     kind: WorkerKind = "threads"
 
+    @property
+    def apart(self) -> bool:
+        """Whether this process is kept out of it, so that a crash does not reach it."""
+        return self.workers == 1 and self.kind == "processes"
+
     def team(self, system: openmm.System) -> Team:
         """Return who carries it out."""
-        if self.workers == 1:
+        if self.workers == 1 and not self.apart:
             return SingleTeam(system, self.platform)
         return (ThreadTeam if self.kind == "threads" else ProcessTeam)(system, self.platform, self.workers)
 

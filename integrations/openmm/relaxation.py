@@ -9,7 +9,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
-from .dynamics import FloatArray, Trajectory, copy_vectors, reference_context, save_arrays
+from .dynamics import FloatArray, Trajectory, copy_vectors, reference_context
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RelaxationRun:
         friction: 1/ps.
         steps: steps from each structure.
         seed: of the velocities and of the noise.
-        file: where the frames go (npz).
+        file: where the frames are to go (npz).
     """
 
     system_xml: str
@@ -37,8 +37,8 @@ class RelaxationRun:
     file: Path
 
 
-def run_relaxation(run: RelaxationRun) -> Path:
-    """Relax every structure, write the frames and return the file.
+def run_relaxation(run: RelaxationRun) -> tuple[Path, Trajectory]:
+    """Relax every structure; return the run's file, which is left to the caller to write, and the frames.
 
     A structure that dynamics cannot start from (atoms on top of each other) keeps a NaN energy and its own positions.
     """
@@ -56,5 +56,4 @@ def run_relaxation(run: RelaxationRun) -> Path:
         state = context.getState(positions=True, forces=True, energy=True)
         copy_vectors(state, relaxed.positions[frame], relaxed.forces[frame])
         relaxed.energies[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    save_arrays(run.file, positions=relaxed.positions, energies=relaxed.energies, forces=relaxed.forces)
-    return run.file
+    return run.file, relaxed

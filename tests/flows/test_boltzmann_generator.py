@@ -223,7 +223,9 @@ def test_draws_that_are_no_configuration_have_no_weight(springs_of, from_smiles)
     x = np.zeros((b1.size, 3, 3))
     x[:, 1, 0] = b1.ravel()
     x[:, 2, 0], x[:, 2, 1] = (b2 * np.cos(angle)).ravel(), (b2 * np.sin(angle)).ravel()
-    density = np.exp(-soft(torch.as_tensor(x)).numpy() / thermal_energy(300.0)) * (b1**2 * b2**2 * np.sin(angle)).ravel()
+    density = (
+        np.exp(-soft(torch.as_tensor(x)).numpy() / thermal_energy(300.0)) * (b1**2 * b2**2 * np.sin(angle)).ravel()
+    )
     exact = density.sum() * (b[1] - b[0]) ** 2 * (a[1] - a[0])
     weights = np.exp(samples.log_weights)
     error = weights.std() / len(weights) ** 0.5

@@ -1,0 +1,73 @@
+"""Where the independent pieces of a workflow run: processes here, or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..core.energy import BatchedEnergy
+from ..core.spreading import Processes, Spread
+from ..integrations.openmm.energies import OpenMMEnergy
+from ..integrations.openmm.spread_energies import SpreadEnergy
+from ..integrations.openmm.systems import MolecularSystem
+from . import ranks
+from .configuration import Workflow
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a workflow has to compute with; its numbers do not depend on it.
+
+    Attributes:
+        here: processes of this machine.
+        cluster: workers elsewhere, for simulations, batched energies and samples; None where there are none.
+    """
+
+    here: Processes
+    cluster: Spread | None = None
+
+    @property
+    def spread(self) -> Spread:
+        """Where independent jobs go."""
+        return self.here if self.cluster is None else self.cluster
+
+    def energy_here(self, molecule: MolecularSystem) -> OpenMMEnergy:
+        """Return an evaluator of the molecule's energies on this machine.
+
+        Its plan is settled: work that is resumed gives the same numbers.
+        """
+        energy = OpenMMEnergy(molecule.system, workers=self.here.slots)
+        energy.settle(molecule.positions[None])
+        return energy
+
+    def energy(self, molecule: MolecularSystem) -> BatchedEnergy:
+        """Return an evaluator of the molecule's energies for large batches."""
+        if self.cluster is None:
+            return self.energy_here(molecule)
+        # The platform that is settled here, so that the cluster's numbers are the same as this machine's.
+        plan = self.energy_here(molecule).plan
+        return SpreadEnergy(molecule.system, self.cluster, None if plan is None else plan.platform)
+
+
+@contextmanager
+def machines_for(workflow: Workflow, scheduler: str | Client | None) -> Iterator[Machines]:
+    """Give a workflow its machines, and let go of what was started for it.
+
+    Args:
+        workflow: says how many processes there are on this machine.
+        scheduler: a Dask ``Client``, the address of a Dask scheduler (``tcp://host:8786``), the path of a scheduler file, or
+            ``local`` for a cluster on this machine with as many workers as the workflow has; None for processes.
+    """
+    here = Processes(max(1, workflow.workers // ranks.on_this_machine()))
+    if scheduler is None or not ranks.leads():
+        yield Machines(here)
+        return
+    from ..integrations.dask import connected
+
+    with connected(scheduler, workflow.workers) as cluster:
+        yield Machines(here, cluster)
