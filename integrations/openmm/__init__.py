@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from .boltzmann_moves import BoltzmannMove, BoltzmannMover
     from .energies import OpenMMEnergy
     from .forces import add_potential, particle_system
+    from .spread_energies import SpreadEnergy
     from .system_potential import SystemPotential
 
 __all__ = [
     "BoltzmannMove",
     "BoltzmannMover",
     "OpenMMEnergy",
+    "SpreadEnergy",
     "SystemPotential",
     "add_potential",
     "particle_system",
@@ -22,6 +24,7 @@ _PLACES = {
     "BoltzmannMove": ".boltzmann_moves",
     "BoltzmannMover": ".boltzmann_moves",
     "OpenMMEnergy": ".energies",
+    "SpreadEnergy": ".spread_energies",
     "SystemPotential": ".system_potential",
     "add_potential": ".forces",
     "particle_system": ".forces",

@@ -105,6 +105,27 @@ def undisturbed(tmp_path_factory):
     return folder, run(folder)
 
 
+def test_trained_by_two_processes(undisturbed, tmp_path):
+    """Under torchrun one process does what is done once, and both halves of a batch have the gradient of the whole."""
+    _, alone = undisturbed
+    (tmp_path / "tiny.toml").write_text(TINY)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, *command(tmp_path)[2:]], capture_output=True, text=True, timeout=400, env=environment()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["training_frames"] == alone["training_frames"]
+    curves = [
+        json.loads(next((folder / "out" / "stages").glob("train-*/results.json")).read_text())["curves"]
+        for folder in (undisturbed[0], tmp_path)
+    ]
+    whole, halves = ([point["held_out_nll"] for point in c["likelihood"] if "held_out_nll" in point] for c in curves)
+    np.testing.assert_allclose(halves, whole, atol=0.02)
+    assert len(curves[1]["refinement"]) == len(curves[0]["refinement"])
+    assert 0.0 < results["ess_percent"] <= 100.0
+
+
 def test_leaves_what_a_user_takes_away(undisturbed):
     folder, results = undisturbed
     output = folder / "out"
