@@ -193,7 +193,7 @@ class RankOneMatrix(nn.Module):
         inverse, failed = torch.linalg.inv_ex(self.matrix)
         if int(failed) or not bool(torch.isfinite(inverse).all()) or self._residual(inverse) > 0.1:
             raise SingularMatrixError(
-                f"a matrix of {self.size} rows with log |det| = {float(log_det):.4g} cannot be inverted in {self.matrix.dtype}: "
+                f"a matrix of {self.size} rows with log |det| = {float(log_det):.4g} cannot be inverted in {inverse.dtype}: "
                 "lower the learning rate, merge more often, or add the penalty of its limits to the loss"
             )
         self.inverse.copy_(inverse)

@@ -1,7 +1,7 @@
 """Sequences of bijections and stochastic kernels, with the exact weight of every path (Wu, Koehler, Noe, arXiv 2002.06707).
 
 A path runs from a draw ``y_0`` of the prior through bijections and kernels to ``y_T``. What each step does to the ratio of
-backward and forward probabilities adds up to ``sum dS``: ``log |det J|`` for a bijection, the log-ratio for a kernel. No density
+backward and forward probabilities adds up to ``sum dS``: ``log |det J|`` of a bijection, the log-ratio of a kernel. No density
 of ``y_T`` is needed, or known; averages over ``exp(-u)/Z`` are averages over paths with the weights
 ``log w = -u(y_T) - log p(y_0) + sum dS``, whose mean is Z.
 """

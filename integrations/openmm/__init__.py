@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .annealing import OpenMMLangevinKernel, annealed_samples
     from .boltzmann_moves import BoltzmannMove, BoltzmannMover
     from .energies import OpenMMEnergy
     from .forces import add_potential, particle_system
@@ -13,8 +14,10 @@ __all__ = [
     "BoltzmannMove",
     "BoltzmannMover",
     "OpenMMEnergy",
+    "OpenMMLangevinKernel",
     "SystemPotential",
     "add_potential",
+    "annealed_samples",
     "particle_system",
 ]
 
@@ -22,8 +25,10 @@ _PLACES = {
     "BoltzmannMove": ".boltzmann_moves",
     "BoltzmannMover": ".boltzmann_moves",
     "OpenMMEnergy": ".energies",
+    "OpenMMLangevinKernel": ".annealing",
     "SystemPotential": ".system_potential",
     "add_potential": ".forces",
+    "annealed_samples": ".annealing",
     "particle_system": ".forces",
 }
 
