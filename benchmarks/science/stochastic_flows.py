@@ -1,9 +1,9 @@
 """Stochastic normalizing flows on the systems of their paper (arXiv 2002.06707).
 
-    python -m benchmarks.science.stochastic_flows double_well [--seeds 10] [--small]
+    python -m benchmarks.science.stochastic_flows double_well|alanine|images [--small]
 
-Free energies of the double well from flows with and without kernels, over independent trainings. What is done is kept in
-``--output`` and not done again.
+Free energies of the double well over ``--seeds`` trainings; torsions of alanine dipeptide at 1000 K; densities from images.
+What is done is kept in ``--output`` and not done again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import write_json
 
 from ..harness import report
+from .alanine_paths import PUBLISHED, compare_on_alanine
 from .double_well import KINDS, brute_force_data, evaluate, make_flow
+from .image_densities import draw_image_densities
 
 _PUBLISHED = {
     "NSF": ("1.31 ± .25", "2.24 ± .47"),
@@ -83,17 +85,56 @@ def _spread(runs: list[dict[str, Any]], which: str, name: str) -> str:
     return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
 
 
+def alanine(output: Path, *, small: bool) -> dict[str, Any]:
+    """Compare couplings with and without kernels on alanine dipeptide at 1000 K; print the table; return its numbers."""
+    file = output / "alanine.json"
+    if not file.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(file, compare_on_alanine(output, small=small))
+    results: dict[str, Any] = json.loads(file.read_text())
+    rows = []
+    for torsion, published in PUBLISHED.items():
+        plain, mixed = (results[name]["divergences"][torsion] for name in ("RNVP", "RNVP + MC"))
+        numbers = (plain, mixed, results["dynamics"][torsion], *published)
+        rows.append([torsion, *(f"{value:.3f}" for value in numbers), f"{plain / mixed:.1f}"])
+    columns = ["torsion", "RNVP", "RNVP + MC", "dynamics", "paper", "paper + MC", "factor"]
+    name = "stochastic_flows_alanine" + ("_small" if small else "")
+    report(name, "Alanine dipeptide, 1000 K: KL of torsions", columns, rows, results)
+    for kind in ("RNVP", "RNVP + MC"):
+        print(f"{kind}: ESS {results[kind]['effective_sample_percent']:.2f} %, {results[kind]['seconds']}")
+    return results
+
+
+def images(output: Path, *, small: bool) -> dict[str, Any]:
+    """Train spline flows with and without kernels on densities of images and draw them; return the numbers."""
+    results = draw_image_densities(output, small=small)
+    rows = [
+        [shape, kind, f"{values['divergence']:.3f}", f"{values['background']:.3f}", f"{values['seconds']:.0f}"]
+        for shape, kinds in results.items()
+        for kind, values in kinds.items()
+    ]
+    columns = ["image", "flow", "KL", "off the figure", "s"]
+    report("stochastic_flows_images" + ("_small" if small else ""), "Densities of images", columns, rows, results)
+    return results
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=["double_well"])
+    parser.add_argument("system", choices=["double_well", "alanine", "images"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--output", type=Path, default=Path("runs/stochastic_flows"))
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    double_well(options.output / "double_well", options.seeds, tuple(options.kinds), small=options.small)
+    folder = options.output / (options.system + ("_small" if options.small else ""))
+    if options.system == "double_well":
+        double_well(folder, options.seeds, tuple(options.kinds), small=options.small)
+    elif options.system == "alanine":
+        alanine(folder, small=options.small)
+    else:
+        images(folder, small=options.small)
 
 
 if __name__ == "__main__":

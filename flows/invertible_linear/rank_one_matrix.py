@@ -136,7 +136,7 @@ class RankOneMatrix(nn.Module):
         smallest = limits.smallest_factor(float(self.log_det))
         if not float(factor) < smallest:
             return False
-        self.u *= (1.0 - smallest) / (1.0 - float(factor))
+        self.u.mul_((1.0 - smallest) / (1.0 - float(factor)))
         return True
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ def train_paths(
             generator = torch.Generator().manual_seed(seed * _SEEDS + len(losses))
             loss = _loss(flow, data, stage, generator)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if stage.gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(flow.parameters(), stage.gradient_norm)
             optimiser.step()
