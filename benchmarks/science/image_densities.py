@@ -108,7 +108,7 @@ def draw_image_densities(folder: Path, *, small: bool) -> dict[str, dict[str, di
     ``divergence`` is ``KL(data | samples)`` over 80 x 80 cells, ``background`` the share of samples where the picture is dark.
     """
     shapes = {"letters": text_image("flow"), "rings": rings_image()}
-    steps, batch, count = (15, 64, 4000) if small else (1500, 250, 500_000)
+    steps, batch, count = (8, 64, 4000) if small else (600, 250, 200_000)
     results: dict[str, dict[str, dict[str, float]]] = {}
     panels: list[list[tuple[str, NDArray[np.float64]]]] = []
     for shape, image in shapes.items():
