@@ -29,6 +29,10 @@ class NonFiniteEnergyError(FlowbridgeError, ArithmeticError):
     """An energy or a force came out as NaN or infinite."""
 
 
+class SingularMatrixError(FlowbridgeError, ArithmeticError):
+    """A matrix that has to be inverted cannot be."""
+
+
 class OverlapError(FlowbridgeError, RuntimeError):
     """Two states share too little of configuration space for a free energy between them."""
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .annealing import OpenMMLangevinKernel, annealed_samples
     from .boltzmann_moves import BoltzmannMove, BoltzmannMover
     from .energies import OpenMMEnergy
     from .forces import add_potential, particle_system
@@ -14,9 +15,11 @@ __all__ = [
     "BoltzmannMove",
     "BoltzmannMover",
     "OpenMMEnergy",
+    "OpenMMLangevinKernel",
     "SpreadEnergy",
     "SystemPotential",
     "add_potential",
+    "annealed_samples",
     "particle_system",
 ]
 
@@ -25,8 +28,10 @@ _PLACES = {
     "BoltzmannMover": ".boltzmann_moves",
     "OpenMMEnergy": ".energies",
     "SpreadEnergy": ".spread_energies",
+    "OpenMMLangevinKernel": ".annealing",
     "SystemPotential": ".system_potential",
     "add_potential": ".forces",
+    "annealed_samples": ".annealing",
     "particle_system": ".forces",
 }
 

@@ -128,3 +128,25 @@ def test_zuko_in_openmm(capsys):
     assert "mean distance" in capsys.readouterr().out
     assert 0.3 < data < 0.7
     assert abs(driven - data) < 0.15
+
+
+def test_stochastic_flow(tmp_path, capsys):
+    """Trained for a second: reweighting makes up for it."""
+    pytest.importorskip("zuko", reason="zuko is not installed: pip install zuko")
+    results = example("stochastic_flow").main(steps=15, figure=str(tmp_path / "figure.png"), samples=5000)
+    assert "reweighted" in capsys.readouterr().out
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    for value in results.values():
+        assert abs(value - results["exact"]) < 1.0
+
+
+def test_rank_one_layers(tmp_path):
+    results = example("rank_one_layers").main(steps=20, figure=str(tmp_path / "figure.png"))
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert all(np.isfinite(value) for value in results.values())
+
+
+def test_annealed_samples(model_file, capsys):
+    shares = example("annealed_samples").main(str(model_file), count=5, rungs=2, steps=2)
+    assert "after annealing" in capsys.readouterr().out
+    assert all(20.0 - 1e-6 <= share <= 100.0 for share in shares)

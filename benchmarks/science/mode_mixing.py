@@ -1,0 +1,171 @@
+"""Couplings with fixed permutations between them, and with linear layers that start as those permutations and are trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from flowbridge.flows.bijection import Bijection, Chain
+from flowbridge.flows.couplings import Coupling
+from flowbridge.flows.invertible_linear.linear_layer import InvertibleLinear
+from flowbridge.flows.invertible_linear.merging import MergingSchedule
+from flowbridge.flows.invertible_linear.rank_one_matrix import RankOneMatrix
+from flowbridge.flows.sinh_arcsinh import Affine
+from torch import Tensor
+
+from flowbridge.workflows.progress import track
+from flowbridge.workflows.stages import write_json
+
+from ..harness import report
+from .alanine_at_1000_kelvin import Alanine, coupling_blocks, simulated_alanine, torsion_divergences
+
+KINDS = ("fixed", "P4")
+_MODES, _RADIUS, _WIDTH, _COUPLINGS = 8, 2.0, 0.15, 6
+
+
+def mixing_layer(kind: str, order: list[int], seed: int) -> InvertibleLinear:
+    """Return the permutation ``order`` as a layer that is trained (``P4``) or not (``fixed``)."""
+    layer = InvertibleLinear(len(order), seed, bias=False, matrix=torch.eye(len(order))[order])
+    return layer if kind == "P4" else layer.requires_grad_(False)
+
+
+def train_likelihood(flow: Chain, data: Tensor, steps: int, batch: int, rate: float, seed: int) -> None:
+    """Minimise the negative log-likelihood with Adam, the rate falling to zero; perturbations are merged every 10 steps."""
+    optimiser = torch.optim.Adam([one for one in flow.parameters() if one.requires_grad], lr=rate)
+    trained = [part for part in flow.modules() if isinstance(part, RankOneMatrix) and part.u.requires_grad]
+    if trained:
+        MergingSchedule(flow, optimiser)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in track(range(steps), "likelihood", steps):
+        chosen = torch.randint(len(data), (batch,), generator=generator)
+        optimiser.zero_grad()
+        negative_log_likelihood(flow, data[chosen]).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 20.0)
+        optimiser.step()
+        schedule.step()
+    flow.eval()
+
+
+def negative_log_likelihood(flow: Chain, data: Tensor) -> Tensor:
+    """Return the mean over data ``(B, D)`` of minus the log-density, the base being normal; 0-dimensional."""
+    latent, log_det = flow.inverse(data)
+    return (0.5 * latent.square().sum(-1) + 0.5 * data.shape[1] * math.log(2.0 * math.pi) - log_det).mean()
+
+
+def mode_weights() -> Tensor:
+    """Return the weights ``(8,)`` of the modes: 1 to 8, divided by their sum."""
+    return torch.arange(1.0, _MODES + 1.0) / sum(range(1, _MODES + 1))
+
+
+def modes(count: int, seed: int) -> Tensor:
+    """Draw from eight normal distributions of width 0.15 on a circle of radius 2, ``(count, 2)``."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.multinomial(mode_weights(), count, replacement=True, generator=generator)
+    angle = 2.0 * math.pi * chosen / _MODES
+    centres = _RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+    return centres + _WIDTH * torch.randn(count, 2, generator=generator)
+
+
+def found_weights(value: Tensor) -> tuple[Tensor, float]:
+    """Return the share of points ``(S, 2)`` within four widths of each mode ``(8,)``, and of points near none."""
+    angle = 2.0 * math.pi * torch.arange(_MODES) / _MODES
+    centres = _RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+    near = torch.cdist(value, centres) < 4.0 * _WIDTH
+    shares = near.float().mean(0)
+    return shares, 1.0 - float(shares.sum())
+
+
+def compare_on_modes(output: Path, seeds: int, steps: int) -> dict[str, Any]:
+    """Train on eight modes of different weights; print weights and likelihood; return the numbers."""
+    data, test = modes(50_000, 1), modes(20_000, 2)
+    entropy = (
+        float(-(mode_weights() * mode_weights().log()).sum()) + 2.0 * math.log(_WIDTH) + math.log(2.0 * math.pi) + 1.0
+    )
+    results: dict[str, Any] = {"entropy": entropy}
+    rows = []
+    for kind in KINDS:
+        runs = []
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            layers: list[Bijection] = []
+            for number in range(_COUPLINGS):
+                layers += [
+                    Coupling(2, [0], Affine(), (64, 64), generator),
+                    mixing_layer(kind, [1, 0], 100 * seed + number),
+                ]
+            flow = Chain(layers)
+            train_likelihood(flow, data, steps, 256, 2e-3, seed)
+            with torch.no_grad():
+                value = flow(torch.randn(50_000, 2, generator=torch.Generator().manual_seed(9))).value
+                shares, between = found_weights(value)
+                runs.append({
+                    "nll": float(negative_log_likelihood(flow, test)),
+                    "weights": shares.tolist(),
+                    "error": float((shares - mode_weights()).abs().sum()),
+                    "between": between,
+                })  # fmt: skip
+        results[kind] = runs
+        means = [statistics.mean(run[name] for run in runs) for name in ("nll", "error", "between")]
+        spread = statistics.stdev([run["nll"] for run in runs]) if seeds > 1 else math.nan
+        weights = " ".join(f"{100 * value:.1f}" for value in torch.tensor([run["weights"] for run in runs]).mean(0))
+        rows.append([kind, f"{means[0]:.3f} ± {spread:.3f}", f"{means[1]:.3f}", f"{means[2]:.3f}", weights])
+    exact = " ".join(f"{100 * float(value):.1f}" for value in mode_weights())
+    rows.append(["exact", f"{entropy:.3f}", "0", "0", exact])
+    name = "invertible_linear_modes" + ("_small" if steps < 1000 else "")
+    report(name, "Eight modes: couplings with", ["between", "NLL", "error", "outside", "weights, %"], rows, results)
+    return results
+
+
+def compare_on_alanine(output: Path, *, small: bool) -> dict[str, Any]:
+    """Train couplings on alanine dipeptide at 1000 K; print likelihood, weight of phi > 0 and torsions; return the numbers."""
+    alanine = simulated_alanine(output / "alanine", 400 if small else 10_000)
+    exact, _ = _phi_weight(alanine, alanine.test)
+    results: dict[str, Any] = {"phi > 0 in dynamics": exact}
+    for kind in KINDS:
+        file = output / f"alanine-{kind}{'-small' if small else ''}.json"
+        if not file.is_file():
+            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 1000))
+        results[kind] = json.loads(file.read_text())
+    rows = [
+        [kind, f"{run['nll']:.3f}", f"{100 * run['phi']:.1f} ± {100 * run['phi_error']:.1f}"]
+        + [f"{run['divergences'][name]:.3f}" for name in alanine.names]
+        for kind, run in ((kind, results[kind]) for kind in KINDS)
+    ]
+    columns = ["between", "NLL", "phi > 0, %", *alanine.names]
+    title = f"Alanine dipeptide, 1000 K: couplings with (dynamics: phi > 0 {100 * exact:.1f} %); KL of torsions"
+    report("invertible_linear_alanine" + ("_small" if small else ""), title, columns, rows, results)
+    return results
+
+
+def _alanine_run(alanine: Alanine, kind: str, steps: int) -> dict[str, Any]:
+    orders = torch.Generator().manual_seed(5)
+    dimension = alanine.flat.dimension
+
+    def mixing(number: int) -> Bijection:
+        return mixing_layer(kind, torch.randperm(dimension, generator=orders).tolist(), number)
+
+    blocks = coupling_blocks(dimension, 5, torch.Generator().manual_seed(0), mixing)
+    flow = Chain([layer for block in blocks for layer in block])
+    train_likelihood(flow, alanine.training.float(), steps, 256, 1e-3, 0)
+    with torch.no_grad():
+        value = flow(torch.randn(20_000, dimension, generator=torch.Generator().manual_seed(1))).value
+        weight, error = _phi_weight(alanine, value)
+        return {
+            "nll": float(negative_log_likelihood(flow, alanine.test.float())),
+            "phi": weight,
+            "phi_error": error,
+            "divergences": torsion_divergences(alanine, value),
+        }
+
+
+def _phi_weight(alanine: Alanine, value: Tensor) -> tuple[float, float]:
+    """Return the share of configurations with phi between 0 and 120 degrees, and its error from counting."""
+    column = alanine.names.index("phi")
+    turns = (value[:, column] / math.sqrt(12.0) + 0.5 + float(alanine.flat.cuts[column])) % 1.0
+    share = float((turns < 1.0 / 3.0).double().mean())
+    return share, math.sqrt(share * (1.0 - share) / len(value))

@@ -1,0 +1,250 @@
+"""A matrix that is trained by perturbations of rank one, and knows its inverse and determinant all the time.
+
+Kraemer, Koehler, Noe, "Training invertible linear layers through rank-one perturbations" (P4, arXiv 2010.07033). The matrix is
+``W = A + u v^T`` with A fixed and u, v trained. Products, solutions (Sherman and Morrison) and ``log |det W|`` (determinant
+lemma), with their gradients, cost a few products of A or its inverse with vectors. Now and then the perturbation is merged into
+A, its inverse and its determinant, u starts again at zero and v in a new random direction; the function does not change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
+
+_NEWTON_STEPS = 4  # from a residual of 0.1, three reach 1e-8 and the fourth rounding
+_SEEDS = 1_000_003  # between the random directions of one matrix and those of the next seed
+
+
+@dataclass(frozen=True)
+class MergeLimits:
+    """How far a perturbation may change the determinant.
+
+    Attributes:
+        log_factor: range of ``log (1 + v^T A^-1 u)`` that :meth:`RankOneMatrix.penalty` does not punish; u is held back 2 below
+            it, and nothing is merged 4 below it.
+        log_det: range of ``log |det W|``, likewise; u is held back at its lower end, nothing is merged more than 0.5 outside.
+        patience: merges that may be put off one after the other before inverse and determinant are computed directly.
+    """
+
+    log_factor: tuple[float, float] = (-2.0, 15.0)
+    log_det: tuple[float, float] = (-math.inf, math.inf)
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("log_factor", self.log_factor), ("log_det", self.log_det)):
+            if not low < high:
+                raise ConfigurationError(f"{name} must be a range (low, high), got ({low}, {high})")
+        if self.patience < 0:
+            raise ConfigurationError(f"patience cannot be negative, got {self.patience}")
+
+    def smallest_factor(self, log_det: float) -> float:
+        """Return below what ``1 + v^T A^-1 u`` is held back where ``log |det A|`` is ``log_det``; above 0, at most 1/2."""
+        return min(math.exp(max(self.log_factor[0] - 2.0, min(self.log_det[0] - log_det, 0.0))), 0.5)
+
+    def allow(self, log_factor: float, log_det: float) -> bool:
+        """Return whether a perturbation may be merged that has this factor and leads to this determinant."""
+        low, high = self.log_det
+        return log_factor > self.log_factor[0] - 4.0 and low - 0.5 < log_det < high + 0.5
+
+
+class RankOneMatrix(nn.Module):
+    """``W = A + u v^T`` with running inverse and determinant of A.
+
+    The set of invertible matrices has two parts, one for each sign of the determinant. A long optimiser step can jump over the
+    singular ones between them: :meth:`hold_back`, which a merging schedule calls after every step, keeps W in its part.
+
+    Args:
+        size: n.
+        seed: of the random directions v; the k-th one depends on the seed and k only.
+        matrix: where to start, ``(n, n)``; the identity where None.
+        dtype: of everything; in float32 the inverse drifts by about 1e-4 between corrections.
+
+    Raises:
+        SingularMatrixError: when ``matrix`` has no inverse.
+    """
+
+    matrix: Tensor
+    inverse: Tensor
+    log_det: Tensor
+    determinant_sign: Tensor
+    merges: Tensor
+
+    def __init__(
+        self, size: int, seed: int, *, matrix: Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        start = torch.eye(size, dtype=dtype) if matrix is None else matrix.detach().to(dtype).clone()
+        if size < 1 or start.shape != (size, size):
+            raise ConfigurationError(f"the matrix must be ({size}, {size}), got {tuple(start.shape)}")
+        self.size = size
+        self.seed = seed
+        self.register_buffer("matrix", start)
+        self.register_buffer("inverse", torch.empty_like(start))
+        self.register_buffer("log_det", torch.zeros((), dtype=dtype))
+        self.register_buffer("determinant_sign", torch.ones((), dtype=dtype))
+        self.register_buffer("merges", torch.zeros((), dtype=torch.long))
+        self.u = nn.Parameter(torch.zeros(size, dtype=dtype))
+        self.v = nn.Parameter(torch.zeros(size, dtype=dtype))
+        self.compute_directly()
+        self._restart()
+
+    def multiply(self, value: Tensor) -> Tensor:
+        """Return ``W x`` of each row of ``(B, n)``."""
+        return value @ self.matrix.T + torch.outer(value @ self.v, self.u)
+
+    def solve(self, value: Tensor) -> Tensor:
+        """Return ``W^-1 y`` of each row of ``(B, n)``."""
+        direction, factor = self._direction_and_factor()
+        solved = value @ self.inverse.T
+        return solved - torch.outer((solved @ self.v) / factor, direction)
+
+    def log_abs_det(self) -> Tensor:
+        """Return ``log |det W|``, 0-dimensional."""
+        _, factor = self._direction_and_factor()
+        return self.log_det + factor.abs().log()
+
+    def sign(self) -> int:
+        """Return the sign of ``det W``."""
+        with torch.no_grad():
+            return int(self.determinant_sign * self._direction_and_factor()[1].sign())
+
+    def dense(self) -> Tensor:
+        """Return W ``(n, n)``."""
+        return self.matrix + torch.outer(self.u, self.v)
+
+    def penalty(self, limits: MergeLimits) -> Tensor:
+        """Return what to add to a loss so that the perturbation stays within ``limits``; zero within, 0-dimensional."""
+        _, factor = self._direction_and_factor()
+        log_factor = factor.abs().log()
+        total = log_factor.new_zeros(())
+        for value, (low, high) in ((log_factor, limits.log_factor), (self.log_det + log_factor, limits.log_det)):
+            total = total + torch.relu(low - value).square() + torch.relu(value - high).square()
+        return 0.1 * total
+
+    @torch.no_grad()
+    def hold_back(self, limits: MergeLimits) -> bool:
+        """Shorten u where the determinant would change its sign or fall below ``limits``; return whether that was done.
+
+        Along u the factor is a straight line from 1, so one division finds the length at which it is as small as it may be.
+        """
+        _, factor = self._direction_and_factor()
+        smallest = limits.smallest_factor(float(self.log_det))
+        if not float(factor) < smallest:
+            return False
+        self.u.mul_((1.0 - smallest) / (1.0 - float(factor)))
+        return True
+
+    @torch.no_grad()
+    def merge(self, limits: MergeLimits | None = None) -> bool:
+        """Put the perturbation into A, its inverse and its determinant; return whether that was done.
+
+        It is not where ``limits`` forbid it; the function is the same either way.
+
+        Raises:
+            ConvergenceError: when u or v is NaN or infinite.
+        """
+        if not bool(torch.isfinite(self.u).all() and torch.isfinite(self.v).all()):
+            raise ConvergenceError(
+                "a perturbation of rank one is NaN or infinite: training has diverged; go back to a checkpoint from before and "
+                "lower the learning rate"
+            )
+        direction, factor = self._direction_and_factor()
+        log_factor = float(factor.abs().log())
+        if not (limits or MergeLimits()).allow(log_factor, float(self.log_det) + log_factor):
+            return False
+        self.matrix.addr_(self.u, self.v)
+        self.inverse.addr_(direction, self.v @ self.inverse, alpha=-1.0 / float(factor))
+        self.log_det += log_factor
+        self.determinant_sign *= factor.sign()
+        self.merges += 1
+        self._restart()
+        return True
+
+    @torch.no_grad()
+    def merge_directly(self) -> None:
+        """Put the perturbation into A, and compute inverse and determinant from A: n^3, but however small the factor.
+
+        Raises:
+            SingularMatrixError: when W has no inverse; nothing is changed then.
+        """
+        before = self.matrix.clone()
+        self.matrix.addr_(self.u, self.v)
+        try:
+            self.compute_directly()
+        except SingularMatrixError:
+            self.matrix.copy_(before)
+            raise
+        self.merges += 1
+        self._restart()
+
+    @torch.no_grad()
+    def compute_directly(self) -> None:
+        """Compute inverse and determinant of A anew: n^3.
+
+        Raises:
+            SingularMatrixError: when A has no inverse that its precision can hold.
+        """
+        sign, log_det = torch.linalg.slogdet(self.matrix)
+        inverse, failed = torch.linalg.inv_ex(self.matrix)
+        if int(failed) or not bool(torch.isfinite(inverse).all()) or self._residual(inverse) > 0.1:
+            raise SingularMatrixError(
+                f"a matrix of {self.size} rows with log |det| = {float(log_det):.4g} cannot be inverted in {inverse.dtype}: "
+                "lower the learning rate, merge more often, or add the penalty of its limits to the loss"
+            )
+        self.inverse.copy_(inverse)
+        self.log_det.copy_(log_det)
+        self.determinant_sign.copy_(sign)
+
+    @torch.no_grad()
+    def correct_inverse(self) -> float:
+        """Remove what rounding has put into the inverse of A; return the largest residual ``|A X - 1|`` that was there.
+
+        Newton's iteration ``X <- X (2 - A X)`` (Schulz 1933) squares the residual with two products; where it is too large for
+        that, inverse and determinant are computed directly.
+
+        Raises:
+            SingularMatrixError: see :meth:`compute_directly`.
+        """
+        found = self._residual(self.inverse)
+        residual = found
+        for _ in range(_NEWTON_STEPS):
+            if not residual < 0.1:
+                self.compute_directly()
+                break
+            refined = 2.0 * self.inverse - self.inverse @ (self.matrix @ self.inverse)
+            after = self._residual(refined)
+            if after >= residual:  # rounding is all that is left
+                break
+            self.inverse.copy_(refined)
+            residual = after
+        return found
+
+    def train(self, mode: bool = True) -> RankOneMatrix:
+        """Set the mode; on leaving training the perturbation is merged, where it may be."""
+        if self.training and not mode:
+            self.merge()
+        super().train(mode)
+        return self
+
+    def _direction_and_factor(self) -> tuple[Tensor, Tensor]:
+        """Return ``A^-1 u`` and ``1 + v^T A^-1 u``."""
+        direction = self.inverse @ self.u
+        return direction, 1.0 + self.v @ direction
+
+    def _residual(self, inverse: Tensor) -> float:
+        product = self.matrix @ inverse
+        product.diagonal().sub_(1.0)
+        return float(product.abs().max())
+
+    def _restart(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed * _SEEDS + int(self.merges))
+        with torch.no_grad():
+            self.u.zero_()
+            self.v.copy_(torch.randn(self.size, generator=generator, dtype=torch.float64))
+        # Gradients belong to the perturbation that is gone.
+        self.u.grad = self.v.grad = None
