@@ -94,12 +94,15 @@ class PotentialFacts:
         temperature: K at which it was trained, None if it has none. A potential of mean force or a flow energy
             means something at this temperature only.
         global_parameters: name to default value of keyword arguments that ``forward`` takes.
+        rigid: whether the particles are sites of rigid bodies: an engine has to hold them by constraints or as virtual sites,
+            which a potential that samples every bond does not allow.
     """
 
     particles: Particles
     periodic: bool = False
     temperature: float | None = None
     global_parameters: dict[str, float] = field(default_factory=dict)
+    rigid: bool = False
 
 
 class ModelFile(NamedTuple):

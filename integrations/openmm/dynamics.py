@@ -48,6 +48,7 @@ class LangevinRun:
         seed: of the velocities and of the noise.
         file: where the frames go (npz).
         energy_groups: force groups whose energy and forces are kept; all where None.
+        platform: name of the OpenMM platform; ``CPU`` on one thread.
     """
 
     system_xml: str
@@ -61,11 +62,21 @@ class LangevinRun:
     seed: int
     file: Path
     energy_groups: frozenset[int] | None = None
+    platform: str = "Reference"
 
 
 def reference_context(system: openmm.System, integrator: openmm.Integrator) -> openmm.Context:
     """Return a Context on the Reference platform: the fastest for one small molecule, and deterministic."""
     return openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+
+
+def _context(run: LangevinRun, integrator: openmm.Integrator) -> openmm.Context:
+    system = openmm.XmlSerializer.deserialize(run.system_xml)
+    if run.platform == "Reference":
+        return reference_context(system, integrator)
+    # One thread a process: runs side by side share the cores between them.
+    properties = {"Threads": "1", "DeterministicForces": "true"} if run.platform == "CPU" else {}
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(run.platform), properties)
 
 
 def run_langevin(run: LangevinRun) -> Trajectory:
@@ -75,7 +86,7 @@ def run_langevin(run: LangevinRun) -> Trajectory:
     """
     integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
     integrator.setRandomNumberSeed(run.seed)
-    context = reference_context(openmm.XmlSerializer.deserialize(run.system_xml), integrator)
+    context = _context(run, integrator)
     context.setPositions(run.positions)
     context.setVelocitiesToTemperature(run.temperature, run.seed)
     integrator.step(run.equilibration_steps)

@@ -17,7 +17,14 @@ from ...core.errors import ConfigurationError, MissingDependencyError
 from ...core.model_files import load, matches_its_file
 from ...core.potential import Potential, PotentialFacts
 from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
-from .matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+from .matching import (
+    check_boundaries,
+    check_elements,
+    check_masses,
+    check_mechanics,
+    check_rigidity,
+    selected_particles,
+)
 from .torchforce import torch_force
 
 BACKENDS = ("python", "torchforce", "pythontorch")
@@ -82,7 +89,8 @@ def add_potential(
         CompilationError: when ``compilation`` is ``"always"`` and the potential cannot be compiled.
         MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the
             potential's.
-        ConfigurationError: for constraints or virtual sites among the particles, contradicting periodic
+        ConfigurationError: for constraints or virtual sites among the particles (their absence, where the potential is of rigid
+            bodies), contradicting periodic
             boundaries, a name taken twice, a backend that is not there, or another argument that cannot be
             used.
         ModelFileError: when the model file cannot be read.
@@ -187,7 +195,10 @@ def _matching_particles(
 ) -> list[int]:
     """Return the indices that the potential acts on, after everything about them was compared with its facts."""
     chosen = selected_particles(system, facts.particles, particles, replicas)
-    check_mechanics(system, chosen)
+    if facts.rigid:
+        check_rigidity(system, chosen)
+    else:
+        check_mechanics(system, chosen)
     if topology is None:
         check_masses(system, facts.particles, chosen)
     else:

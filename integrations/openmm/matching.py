@@ -73,6 +73,19 @@ def check_mechanics(system: openmm.System, chosen: Sequence[int]) -> None:
             )
 
 
+def check_rigidity(system: openmm.System, chosen: Sequence[int]) -> None:
+    """Refuse particles among the chosen that nothing holds (ConfigurationError): the potential is of rigid bodies."""
+    held = {index for index in chosen if system.isVirtualSite(index)}
+    for index in range(system.getNumConstraints()):
+        held.update(system.getConstraintParameters(index)[:2])
+    free = [index for index in chosen if index not in held]
+    if free:
+        raise ConfigurationError(
+            f"the potential is of rigid bodies, but {len(free)} of its particles are neither constrained nor virtual sites, "
+            f"the first is {free[0]}: create the System with rigidWater=True, or constrain the distances within each body"
+        )
+
+
 def check_elements(topology: app.Topology, molecule: Particles, chosen: Sequence[int], total: int) -> None:
     """Refuse particles whose elements or bonds in ``topology`` are not those of the potential.
 
