@@ -1,17 +1,19 @@
 """ASE calculators."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .potentials import PotentialCalculator
+    from .qmc.calculator import QMCCalculator
 
-__all__ = ["PotentialCalculator"]
+__all__ = ["PotentialCalculator", "QMCCalculator"]
+
+_HOMES = {"PotentialCalculator": ".potentials", "QMCCalculator": ".qmc.calculator"}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use, so that importing one calculator does not need what the others need.
-    if name in __all__:
-        from . import potentials
-
-        return getattr(potentials, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -216,6 +216,45 @@ def info(
             print_information(header, file, Console())
 
 
+@application.command()
+def density(
+    structure: Annotated[Path, typer.Argument(metavar="MOLECULE", help="XYZ file, or any other format of ASE.")],
+    charge: Annotated[int | None, typer.Option(help="Total charge, e.  [default: of the file, or 0]")] = None,
+    spin: Annotated[int | None, typer.Option(help="Unpaired electrons.  [default: as few as possible]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
+    orbitals: Annotated[str, typer.Option(help="natural (of CCSD) or hartree-fock.")] = "natural",
+    virtual: Annotated[int, typer.Option(min=0, help="Virtual orbitals that the optimiser may mix in.")] = 0,
+    active_space: Annotated[
+        tuple[int, int] | None, typer.Option(help="Electrons and orbitals of a CASSCF expansion.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Of the density: linear, neural.")] = "linear",
+    walkers: Annotated[int, typer.Option(min=32, help="Markov chains.")] = 1024,
+    sweeps: Annotated[int, typer.Option(min=3, help="Recorded configurations of each.")] = 60,
+    reference: Annotated[str, typer.Option(help="Compare with hf, ccsd or none.")] = "ccsd",
+    spacing: Annotated[float, typer.Option(help="Of the cube file, Angstrom.")] = 0.15,
+    samples: Annotated[Path | None, typer.Option(help="Samples of another program instead of sampling here.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Compute a molecule's electron density by quantum Monte Carlo: properties with errors, picture, cube, model file.
+
+    After an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .core.errors import ConfigurationError
+        from .electron_density import DensityRequest, compute_and_print
+
+        if reference not in ("hf", "ccsd", "none"):
+            raise ConfigurationError(f"the reference must be hf, ccsd or none, got {reference!r}")
+        parameters = {
+            "charge": charge, "spin": spin, "orbitals": orbitals, "virtual": virtual, "active_space": active_space,
+            "model": model, "walkers": walkers, "sweeps": sweeps, "samples": samples, "seed": seed,
+        }  # fmt: skip
+        compute_and_print(
+            DensityRequest(structure, output or Path("runs") / structure.stem, parameters, spacing, reference)
+        )
+
+
 @application.command("compile")
 def compile_model_file(
     file: Annotated[Path, typer.Argument(metavar="MODEL.flow", help="A model file.")],

@@ -1,0 +1,4 @@
+"""Quantum Monte Carlo: many-electron wave functions in real space, their electron densities, and what follows from them.
+
+Hartree atomic units throughout; :mod:`flowbridge.calculators.qmc.calculator` converts to ASE's.
+"""

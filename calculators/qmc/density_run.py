@@ -1,0 +1,302 @@
+"""From a molecule to its density: trial wave function, optimisation, samples, fit. Each product is computed once.
+
+With a folder, products are kept in files named by a digest of everything they depend on; a run that was stopped goes on
+from its last checkpoint to the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...core.errors import ConfigurationError, ConvergenceError, ModelFileError, NonFiniteEnergyError
+from .densities import DensityModel, SumDensity, base_density
+from .electronic_structure import Quadrature, becke_quadrature
+from .linear_log_density import DensityFitSettings, fit_linear_log_density
+from .linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
+from .molecule import Molecule
+from .neural_density import NeuralFitSettings, fit_neural_density
+from .properties import DensityProperties
+from .sampling import ElectronSamples, LangevinSampler, SamplerState, SamplingSettings, sample
+from .storage import (
+    load_density,
+    load_optimisation,
+    load_sampler_state,
+    load_samples,
+    load_wave_function,
+    save_density,
+    save_samples,
+    save_wave_function,
+)
+from .trial_functions import TrialSettings, trial_wave_function
+from .wave_function import SlaterJastrow
+
+DENSITY_MODELS = ("linear", "neural", "determinant")
+
+
+class Progress(NamedTuple):
+    """What a run is doing: the name of the stage, how far it is and how far it will go, and a line for people."""
+
+    stage: str
+    done: int
+    total: int
+    message: str
+
+
+Announce = Callable[[Progress], Any]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that the density of a molecule depends on besides the molecule.
+
+    Attributes:
+        trial: the wave function.
+        optimisation: of its parameters; without effect on a determinant without a Jastrow factor.
+        sampling: of |Psi|^2.
+        model: ``"linear"``, ``"neural"``, or ``"determinant"`` for the closed form without statistical error.
+        fit: of the linear density.
+        neural: of the neural density.
+        spin_densities: whether to fit both spins apart; None does so for open shells.
+        seed: of everything random.
+
+    Raises:
+        ConfigurationError: for an unknown model.
+    """
+
+    trial: TrialSettings = field(default_factory=TrialSettings)
+    optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    model: str = "linear"
+    fit: DensityFitSettings = field(default_factory=DensityFitSettings)
+    neural: NeuralFitSettings = field(default_factory=NeuralFitSettings)
+    spin_densities: bool | None = None
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.model not in DENSITY_MODELS:
+            raise ConfigurationError(
+                f"the density model must be one of {', '.join(DENSITY_MODELS)}, got {self.model!r}"
+            )
+        if self.model == "determinant" and (self.trial.jastrow or self.trial.active_space is not None):
+            raise ConfigurationError(
+                "the closed form is the density of a single determinant: give jastrow=False with it"
+            )
+
+
+class DensityRun:
+    """The density of one molecule, and what it is made from; each is computed when it is first asked for.
+
+    Args:
+        molecule: nuclei and electrons.
+        settings: see :class:`RunSettings`.
+        folder: where to keep products; None keeps them in memory only.
+        samples: configurations of another program instead of sampling; the trial function is then used for the base density.
+        wave_function: to sample as it is, instead of making and optimising one.
+        announce: called with what is being done.
+    """
+
+    def __init__(
+        self,
+        molecule: Molecule,
+        settings: RunSettings | None = None,
+        folder: Path | None = None,
+        *,
+        samples: ElectronSamples | None = None,
+        wave_function: SlaterJastrow | None = None,
+        announce: Announce | None = None,
+    ) -> None:
+        self.molecule, self.settings, self.folder = molecule, settings or RunSettings(), folder
+        self._given_samples, self._given_wave_function = samples, wave_function
+        self._announce = announce or (lambda progress: None)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def grid(self) -> Quadrature:
+        """The quadrature for the density."""
+        return becke_quadrature(self.molecule, self.settings.trial.grid_level)
+
+    @cached_property
+    def optimisation(self) -> OptimisationState:
+        """The wave function with walkers that follow it."""
+        settings = self.settings
+        file = self._file("wave_function", settings.trial.to_dict(), asdict(settings.optimisation), self._walkers())
+        state = _loaded(file, lambda path: load_optimisation(path, self.molecule))
+        if state is None:
+            self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
+            trial = self._given_wave_function or trial_wave_function(self.molecule, settings.trial).wave_function
+            generator = torch.Generator().manual_seed(settings.seed)
+            self._announce(Progress("equilibration", 0, 1, "walkers"))
+            state = start_optimisation(trial, settings.sampling.walkers, settings.optimisation, generator)
+            self._store(file, state)
+        if self._given_wave_function is None:
+            total = settings.optimisation.iterations
+            for reached in optimise(state, settings.optimisation):
+                state, step = reached, reached.history[-1]
+                self._announce(
+                    Progress(
+                        "optimisation", len(reached.history), total,
+                        f"energy {step.energy.value:.4f} +- {step.energy.error:.4f} Hartree, variance {step.variance:.4f}",
+                    )
+                )  # fmt: skip
+                self._store(file, state)
+        return state
+
+    @property
+    def wave_function(self) -> SlaterJastrow:
+        """The wave function, optimised."""
+        if self._given_wave_function is not None:
+            return self._given_wave_function
+        return self.optimisation.wave_function
+
+    @cached_property
+    def samples(self) -> ElectronSamples:
+        """Electrons drawn from |Psi|^2, with scores."""
+        if self._given_samples is not None:
+            return self._given_samples
+        settings = self.settings.sampling
+        file = self._file(
+            "samples", self.settings.trial.to_dict(), asdict(self.settings.optimisation), asdict(settings)
+        )
+        finished = _loaded(file, lambda path: load_samples(path, self.molecule))
+        if finished is not None:
+            finished.check_equilibrium()
+            return finished
+        part = None if file is None else file.with_suffix(".part.safetensors")
+        recorded = _loaded(part, lambda path: (load_samples(path, self.molecule), load_sampler_state(path)))
+        state = self.optimisation.sampler if recorded is None else recorded[1]
+        sampler = LangevinSampler.resumed(self.wave_function, state)
+        if recorded is None:
+            self._announce(Progress("equilibration", 0, 1, "walkers"))
+            sampler.equilibrate(settings.equilibration)
+
+        def checkpoint(so_far: ElectronSamples, now: SamplerState) -> None:
+            if part is not None:
+                save_samples(part, so_far, now)
+
+        try:
+            samples = sample(
+                sampler,
+                settings,
+                recorded=None if recorded is None else recorded[0],
+                checkpoint=checkpoint,
+                progress=lambda done: self._announce(Progress("sampling", done, settings.sweeps, "")),
+            )
+        except (ConvergenceError, NonFiniteEnergyError):
+            self._announce(Progress("sampling", settings.sweeps, settings.sweeps, "not in equilibrium"))
+            raise
+        if file is not None and part is not None:
+            save_samples(file, samples)
+            part.unlink(missing_ok=True)
+        return samples
+
+    @cached_property
+    def density(self) -> DensityModel:
+        """The density that was asked for; for open shells the sum of both spins, which are its ``up`` and ``down``."""
+        settings = self.settings
+        file = None
+        if self._given_samples is None and self._given_wave_function is None:
+            file = self._file("density", _plain(settings))
+        found = _loaded(file, lambda path: load_density(path, self.molecule))
+        if found is None:
+            apart = self.molecule.spin != 0 if settings.spin_densities is None else settings.spin_densities
+            self._announce(Progress("density", 0, 1, f"{settings.model} density"))
+            if apart and self.molecule.spin_down:
+                found = SumDensity(self._fitted("up"), self._fitted("down"))
+            else:
+                found = self._fitted("total")
+            if file is not None:
+                save_density(file, found)
+        return found
+
+    @cached_property
+    def properties(self) -> DensityProperties:
+        """Properties of the density, integrated on the molecule's grid."""
+        return DensityProperties(self.density, self.grid)
+
+    def _fitted(self, spin: str) -> DensityModel:
+        settings = self.settings
+        if settings.model == "neural":
+            generator = torch.Generator().manual_seed(settings.seed)
+            steps = settings.neural.steps
+            return fit_neural_density(
+                self.samples, self.grid, generator, settings.neural, spin,
+                progress=lambda done: self._announce(Progress("density", done, steps, "")),
+            )  # fmt: skip
+        base = base_density(self.wave_function, self.grid, spin)
+        if settings.model == "determinant":
+            return base
+        return fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
+
+    def _walkers(self) -> dict[str, int]:
+        return {"walkers": self.settings.sampling.walkers}
+
+    def _file(self, name: str, *parts: Any) -> Path | None:
+        if self.folder is None or (self._given_wave_function is not None and name == "wave_function"):
+            return None
+        text = json.dumps([self.molecule.to_dict(), self.settings.seed, *parts], sort_keys=True)
+        if self._given_wave_function is not None:
+            text += "given:" + _digest_of(self._given_wave_function)
+        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+
+    def _store(self, file: Path | None, state: OptimisationState) -> None:
+        if file is not None:
+            save_wave_function(file, state.wave_function, state)
+
+
+def run_from_files(
+    molecule: Molecule,
+    settings: RunSettings,
+    folder: Path | None = None,
+    *,
+    samples: Path | None = None,
+    wave_function: Path | None = None,
+    announce: Announce | None = None,
+) -> DensityRun:
+    """Return a run that takes samples or a wave function from a file.
+
+    Raises:
+        ModelFileError: when a file cannot be used.
+        MoleculeMismatchError: when it belongs to another molecule.
+    """
+    return DensityRun(
+        molecule,
+        settings,
+        folder,
+        samples=None if samples is None else load_samples(samples, molecule),
+        wave_function=None if wave_function is None else load_wave_function(wave_function, molecule),
+        announce=announce,
+    )
+
+
+def _loaded(file: Path | None, load: Callable[[Path], Any]) -> Any:
+    """Return what a file holds; None where there is no file, or what is left of one that was damaged."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        return load(file)
+    except ModelFileError:
+        return None  # computed anew, and replaced
+
+
+def _plain(settings: RunSettings) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return data
+
+
+def _digest_of(wave_function: SlaterJastrow) -> str:
+    hasher = hashlib.sha256()
+    for tensor in (wave_function.orbitals.up, wave_function.orbitals.down, wave_function.jastrow_parameters):
+        if tensor is not None:
+            hasher.update(tensor.numpy().tobytes())
+    if wave_function.expansion is not None:
+        hasher.update(wave_function.expansion.coefficients.numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,312 @@
+"""What is taken from PySCF: mean-field and correlated orbitals, density matrices to compare with, integration grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigurationError, ConvergenceError, MissingDependencyError
+from .molecule import Molecule
+
+DEFAULT_BASIS = "cc-pvtz"
+ORBITAL_KINDS = ("hartree-fock", "natural")
+
+
+def require_pyscf() -> Any:
+    """Return the module ``pyscf`` with the parts that are used here.
+
+    Raises:
+        MissingDependencyError: where it is not installed.
+    """
+    try:
+        import pyscf
+        from pyscf import cc, dft, fci, gto, mcscf, mp, scf  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "quantum Monte Carlo starts from orbitals of PySCF and integrates on its grids: "
+            "pip install 'flowbridge[densities]'"
+        ) from error
+    return pyscf
+
+
+def pyscf_molecule(molecule: Molecule, basis: str = DEFAULT_BASIS, tight: bool = True) -> Any:
+    """Return the molecule as ``pyscf.gto.Mole``.
+
+    Args:
+        molecule: nuclei and electrons.
+        basis: name of a basis set of PySCF.
+        tight: add p functions as tight as the core to atoms from lithium on. Sets for valence correlation have none, and
+            without them the core cannot be polarised: the Hellmann-Feynman force on it is off by tenths of Hartree/bohr.
+
+    Raises:
+        ConfigurationError: for a basis that PySCF does not have for these elements.
+    """
+    pyscf = require_pyscf()
+    from pyscf.lib.exceptions import BasisNotFoundError
+
+    labels = molecule.labels()
+    try:
+        functions = {
+            label.rstrip("0123456789"): _functions(pyscf, label.rstrip("0123456789"), number, basis, tight)
+            for label, number in zip(labels, molecule.numbers, strict=True)
+        }
+    except (BasisNotFoundError, KeyError) as error:
+        raise ConfigurationError(f"PySCF has no basis {basis!r} for all of {', '.join(labels)}: {error}") from error
+    return pyscf.gto.M(
+        atom=[(label.rstrip("0123456789"), place) for label, place in zip(labels, molecule.positions, strict=True)],
+        unit="Bohr",
+        basis=functions,
+        charge=molecule.charge,
+        spin=molecule.spin,
+        verbose=0,
+    )
+
+
+def _functions(pyscf: Any, symbol: str, number: int, basis: str, tight: bool) -> list[Any]:
+    shells: list[Any] = list(pyscf.gto.basis.load(basis, symbol))
+    if not tight or number < 3:
+        return shells
+    exponent = 2.5 * max(row[0] for shell in shells if shell[0] == 1 for row in shell[1:])
+    while exponent < 6.0 * number**2:
+        shells.append([1, [exponent, 1.0]])
+        exponent *= 2.8
+    return shells
+
+
+@dataclass(frozen=True)
+class MolecularOrbitals:
+    """Orbitals in Gaussian functions, for both spins.
+
+    Attributes:
+        mole: the ``pyscf.gto.Mole`` that they belong to.
+        up: coefficients ``(K, M)`` of spin up, occupied orbitals first.
+        down: the same for spin down; the same array where both spins share orbitals.
+        energy: of the method that gave them, Hartree.
+        hartree_fock_energy: of the Hartree-Fock reference, Hartree.
+        method: name of the method.
+        restricted: whether both spins have the same orbitals.
+        strings: for an expansion, the occupation strings of spin up and down; None for a single determinant.
+        coefficients: for an expansion ``(S_up, S_down)``.
+    """
+
+    mole: Any
+    up: np.ndarray[Any, Any]
+    down: np.ndarray[Any, Any]
+    energy: float
+    hartree_fock_energy: float
+    method: str
+    restricted: bool
+    strings: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] | None = None
+    coefficients: np.ndarray[Any, Any] | None = None
+
+
+def mean_field(molecule: Molecule, basis: str = DEFAULT_BASIS, tight: bool = True) -> Any:
+    """Return a converged Hartree-Fock calculation of PySCF: restricted for closed shells, unrestricted otherwise.
+
+    Raises:
+        ConvergenceError: when it does not converge.
+    """
+    pyscf = require_pyscf()
+    mole = pyscf_molecule(molecule, basis, tight)
+    method = (pyscf.scf.RHF if molecule.spin == 0 else pyscf.scf.UHF)(mole)
+    method.conv_tol = 1e-10
+    method.kernel()
+    if not method.converged:
+        method = method.newton()
+        method.kernel()
+    if not method.converged:
+        raise ConvergenceError(
+            f"Hartree-Fock in {basis} did not converge for {', '.join(molecule.labels())} with charge {molecule.charge} and "
+            f"spin {molecule.spin}: check the geometry, charge and spin"
+        )
+    return method
+
+
+def molecular_orbitals(
+    molecule: Molecule, kind: str = "hartree-fock", basis: str = DEFAULT_BASIS, virtual: int = 0, tight: bool = True
+) -> MolecularOrbitals:
+    """Return orbitals for a single determinant.
+
+    Args:
+        molecule: nuclei and electrons.
+        kind: ``"hartree-fock"``, or ``"natural"``: the most occupied natural orbitals of CCSD, whose determinant has
+            dipole moments much closer to the exact ones (LiH: -2.32 instead of -2.36 atomic units, exact -2.29).
+        basis: of PySCF.
+        virtual: orbitals beyond the occupied ones to return.
+        tight: see :func:`pyscf_molecule`.
+    """
+    if kind not in ORBITAL_KINDS:
+        raise ConfigurationError(f"orbitals must be one of {', '.join(ORBITAL_KINDS)}, got {kind!r}")
+    method = mean_field(molecule, basis, tight)
+    restricted = molecule.spin == 0
+    energy = float(method.e_tot)
+    if kind == "natural" and molecule.electrons > 1:
+        density, energy = _coupled_cluster_density(method)
+        spins = [density] if restricted else list(density)
+        overlap = method.mol.intor("int1e_ovlp")
+        found = [_natural_orbitals(matrix, overlap) for matrix in spins]
+    else:
+        found = [method.mo_coeff] if restricted else list(method.mo_coeff)
+    up, down = found[0], found[-1]
+    return MolecularOrbitals(
+        method.mol,
+        up[:, : molecule.spin_up + virtual],
+        down[:, : molecule.spin_down + virtual],
+        energy,
+        float(method.e_tot),
+        kind,
+        restricted,
+    )
+
+
+def _natural_orbitals(density: np.ndarray[Any, Any], overlap: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return orbitals ``(K, M)`` of a density matrix, most occupied first."""
+    values, vectors = np.linalg.eigh(overlap)
+    if values[0] < 1e-10:
+        raise ConvergenceError("the Gaussian functions are linearly dependent: choose a smaller basis")
+    root = vectors * np.sqrt(values) @ vectors.T
+    inverse = vectors / np.sqrt(values) @ vectors.T
+    occupations, orbitals = np.linalg.eigh(root @ density @ root)
+    found: np.ndarray[Any, Any] = inverse @ orbitals[:, np.argsort(-occupations)]
+    return found
+
+
+def _coupled_cluster_density(method: Any) -> tuple[Any, float]:
+    """Return the CCSD density matrix in the atomic basis, (2, K, K) for UHF, and the energy."""
+    pyscf = require_pyscf()
+    solver = pyscf.cc.CCSD(method)
+    solver.kernel()
+    if not solver.converged:
+        raise ConvergenceError("CCSD did not converge, so there are no natural orbitals: use orbitals='hartree-fock'")
+    return _in_atomic_basis(solver, method), float(solver.e_tot)
+
+
+def _in_atomic_basis(solver: Any, method: Any) -> Any:
+    matrix = solver.make_rdm1()
+    if isinstance(matrix, tuple):
+        return np.array(
+            [c @ m @ c.T for c, m in zip(method.mo_coeff, matrix, strict=True)]
+        )  # spin-resolved, from an unrestricted reference
+    return method.mo_coeff @ matrix @ method.mo_coeff.T
+
+
+class ReferenceDensity(NamedTuple):
+    """A density matrix of PySCF: the molecule, ``(2, K, K)`` for spin up and down, and the energy in Hartree."""
+
+    mole: Any
+    matrices: np.ndarray[Any, Any]
+    energy: float
+
+
+def reference_density(molecule: Molecule, method: str = "ccsd", basis: str = "aug-cc-pvtz") -> ReferenceDensity:
+    """Return the density matrix of Hartree-Fock (``"hf"``), ``"ccsd"`` (unrelaxed), or ``"fci"`` in a basis.
+
+    Raises:
+        ConfigurationError: for another method.
+        ConvergenceError: when it does not converge.
+    """
+    pyscf = require_pyscf()
+    reference = mean_field(molecule, basis)
+    if method == "hf" or (method == "ccsd" and molecule.electrons == 1):
+        matrix, energy = reference.make_rdm1(), float(reference.e_tot)
+    elif method == "ccsd":
+        matrix, energy = _coupled_cluster_density(reference)
+    elif method == "fci":
+        if molecule.spin != 0:
+            raise ConfigurationError("full configuration interaction is offered for closed shells: use method='ccsd'")
+        solver = pyscf.fci.FCI(reference)
+        energy, vector = solver.kernel()
+        inner = solver.make_rdm1(vector, reference.mo_coeff.shape[1], reference.mol.nelectron)
+        matrix = reference.mo_coeff @ inner @ reference.mo_coeff.T
+    else:
+        raise ConfigurationError(f"method must be hf, ccsd or fci, got {method!r}")
+    matrices = np.array(matrix)
+    return ReferenceDensity(
+        reference.mol, matrices if matrices.ndim == 3 else np.array([matrices, matrices]) / 2.0, float(energy)
+    )
+
+
+def active_space_orbitals(
+    molecule: Molecule, electrons: int, orbitals: int, basis: str = DEFAULT_BASIS, threshold: float = 5e-3,
+    tight: bool = True,
+) -> MolecularOrbitals:  # fmt: skip
+    """Return orbitals and coefficients of a CASSCF expansion of a closed-shell molecule.
+
+    Args:
+        molecule: nuclei and electrons.
+        electrons: in the active space; at most four, see
+            :class:`~flowbridge.calculators.qmc.determinants.Excitations`.
+        orbitals: in the active space.
+        basis: of PySCF.
+        threshold: strings all of whose coefficients are smaller are left out.
+        tight: see :func:`pyscf_molecule`.
+
+    Raises:
+        ConfigurationError: for an active space that does not fit.
+        ConvergenceError: when CASSCF does not converge.
+    """
+    if molecule.spin != 0 or electrons % 2 or not 2 <= electrons <= min(4, molecule.electrons):
+        raise ConfigurationError(
+            f"an active space of {electrons} electrons does not fit {molecule.electrons} electrons with spin "
+            f"{molecule.spin}: expansions are for closed shells, with 2 or 4 active electrons"
+        )
+    if orbitals <= electrons // 2:
+        raise ConfigurationError(f"{orbitals} active orbitals hold {electrons} electrons in one way only: give more")
+    pyscf = require_pyscf()
+    reference = mean_field(molecule, basis, tight)
+    solver = pyscf.mcscf.CASSCF(reference, orbitals, electrons)
+    solver.natorb = True
+    solver.kernel(_start_orbitals(reference, orbitals, electrons))
+    if not solver.converged:
+        raise ConvergenceError(
+            f"CASSCF({electrons},{orbitals}) in {basis} did not converge: choose another active space"
+        )
+    active = electrons // 2
+    core = solver.ncore
+    strings = pyscf.fci.cistring.gen_occslst(range(orbitals), active)
+    vector = np.asarray(solver.ci)
+    kept = [s for s in range(len(strings)) if s == 0 or np.abs(vector[s]).max() > threshold]
+    occupied = tuple(tuple(range(core)) + tuple(int(o) + core for o in strings[s]) for s in kept)
+    return MolecularOrbitals(
+        reference.mol,
+        solver.mo_coeff[:, : core + orbitals],
+        solver.mo_coeff[:, : core + orbitals],
+        float(solver.e_tot),
+        float(reference.e_tot),
+        f"CASSCF({electrons},{orbitals})",
+        True,
+        (occupied, occupied),
+        vector[np.ix_(kept, kept)],
+    )
+
+
+def _start_orbitals(reference: Any, orbitals: int, electrons: int) -> np.ndarray[Any, Any]:
+    """Return MP2's natural orbitals: canonical virtual orbitals of a diffuse basis do not correlate."""
+    pyscf = require_pyscf()
+    solver = pyscf.mp.MP2(reference)
+    solver.kernel()
+    return _natural_orbitals(_in_atomic_basis(solver, reference), reference.mol.intor("int1e_ovlp"))
+
+
+class Quadrature(NamedTuple):
+    """Points ``(P, 3)`` in bohr and weights ``(P,)`` of an integration over all space."""
+
+    points: Tensor
+    weights: Tensor
+
+
+def becke_quadrature(molecule: Molecule, level: int = 4) -> Quadrature:
+    """Return PySCF's atom-centred grid with Becke's partition (A. D. Becke, J. Chem. Phys. 88, 2547, 1988)."""
+    pyscf = require_pyscf()
+    grid = pyscf.dft.gen_grid.Grids(pyscf_molecule(molecule, tight=False))
+    grid.level = level
+    grid.prune = None  # pruned shells near nuclei spoil forces there
+    grid.build(with_non0tab=False)
+    weights = torch.tensor(grid.weights, dtype=torch.float64)
+    points = torch.tensor(np.asarray(grid.coords), dtype=torch.float64)
+    kept = weights != 0.0  # padding
+    return Quadrature(points[kept], weights[kept])

@@ -1,0 +1,187 @@
+"""The linear method: parameters of a wave function from a small eigenvalue problem, in a few iterations.
+
+J. Toulouse and C. J. Umrigar, J. Chem. Phys. 126, 084102 (2007). The wave function is expanded to first order in its
+parameters, and the Hamiltonian is diagonalised in the space of its derivatives, with matrix elements from one sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from ...core.bootstrap import Estimate
+from ...core.errors import ConfigurationError, ConvergenceError
+from .sampling import LangevinSampler, SamplerState, initial_positions
+from .wave_function import SlaterJastrow
+
+_OVERLAP_SHIFT = 1e-4
+_ENERGY_SHIFT = 0.02  # Hartree
+_LONGEST_STEP = 0.5  # in the norm of the overlap
+_OUTLIERS = 8.0  # median absolute deviations of the local energy
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """How a wave function is optimised.
+
+    Attributes:
+        iterations: of the linear method.
+        sweeps: configurations of each walker in the first iteration; every further one has twice as many, since the last
+            ones decide how noisy the parameters are.
+        interval: moves between configurations.
+        equilibration: moves before the first iteration; a fifth of it before each further one.
+
+    Raises:
+        ConfigurationError: for numbers that make no run.
+    """
+
+    iterations: int = 4
+    sweeps: int = 10
+    interval: int = 4
+    equilibration: int = 250
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.sweeps < 2 or self.interval < 1 or self.equilibration < 0:
+            raise ConfigurationError(f"optimisation needs at least 2 sweeps, got {self}")
+
+
+@dataclass(frozen=True)
+class OptimisationStep:
+    """One iteration.
+
+    Attributes:
+        energy: of the wave function before the step, Hartree.
+        variance: of its local energy, Hartree^2.
+        length: of the step, in the norm of the overlap.
+    """
+
+    energy: Estimate[float]
+    variance: float
+    length: float
+
+
+@dataclass(frozen=True)
+class OptimisationState:
+    """Where an optimisation stands; it continues from here as if it had not stopped.
+
+    Attributes:
+        wave_function: after the last step.
+        sampler: walkers that follow it.
+        history: what the iterations did.
+    """
+
+    wave_function: SlaterJastrow
+    sampler: SamplerState
+    history: tuple[OptimisationStep, ...] = ()
+
+
+def start_optimisation(
+    wave_function: SlaterJastrow, walkers: int, settings: OptimisationSettings, generator: torch.Generator
+) -> OptimisationState:
+    """Return walkers in equilibrium, before the first iteration."""
+    sampler = LangevinSampler(wave_function, generator, initial_positions(wave_function.molecule, walkers, generator))
+    sampler.equilibrate(settings.equilibration)
+    return OptimisationState(wave_function, sampler.state)
+
+
+def optimise(start: OptimisationState, settings: OptimisationSettings) -> Iterator[OptimisationState]:
+    """Yield the state after each iteration that is still to be done.
+
+    Raises:
+        ConvergenceError: when the energy rises, or the eigenvalue problem has no solution near the present energy.
+    """
+    wave_function, history = start.wave_function, list(start.history)
+    if sum(wave_function.parameter_counts) == 0:
+        return
+    sampler = LangevinSampler.resumed(wave_function, start.sampler)
+    for iteration in range(len(history), settings.iterations):
+        logarithms, energies, local = _collected(
+            wave_function, sampler, settings.sweeps * 2**iteration, settings.interval
+        )
+        means = local.mean(0)
+        energy = Estimate(float(means.mean()), float(means.std()) / math.sqrt(len(means)))
+        step, length = linear_step(logarithms.flatten(0, 1), energies.flatten(0, 1), local.flatten())
+        history.append(OptimisationStep(energy, float(local.var()), length))
+        best = min(history, key=lambda done: done.energy.value).energy
+        if energy.value > best.value + 6.0 * math.hypot(energy.error, best.error) + 0.02:
+            raise ConvergenceError(
+                f"the optimisation diverges: the energy rose from {best.value:.4f} to {energy.value:.4f} Hartree in iteration "
+                f"{iteration + 1}. Use more walkers or sweeps in an iteration, or fewer virtual orbitals"
+            )
+        wave_function = wave_function.stepped(step)
+        sampler = LangevinSampler(wave_function, sampler.generator, sampler.positions, sampler.step)
+        sampler.equilibrate(max(20, settings.equilibration // 5))
+        yield OptimisationState(wave_function, sampler.state, tuple(history))
+
+
+def _collected(
+    wave_function: SlaterJastrow, sampler: LangevinSampler, sweeps: int, interval: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return derivatives ``(S, W, P)`` of ln|Psi| and of the local energy, and the local energy ``(S, W)``."""
+    found = []
+    for _ in range(sweeps):
+        for _ in range(interval):
+            sampler.move()
+        found.append(wave_function.parameter_derivatives(sampler.positions))
+    return (
+        torch.stack([part.logarithms for part in found]),
+        torch.stack([part.energies for part in found]),
+        torch.stack([part.local_energy for part in found]),
+    )
+
+
+def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Tensor, float]:
+    """Return the change of the parameters ``(P,)`` and its length, from one sample of |Psi|^2.
+
+    Args:
+        logarithms: ``(S, P)`` derivatives of ln|Psi|.
+        energies: ``(S, P)`` derivatives of the local energy.
+        local: ``(S,)`` local energies, Hartree.
+
+    Raises:
+        ConvergenceError: when no eigenvalue lies near the present energy.
+    """
+    median = local.median()
+    deviation = (local - median).abs().median()
+    kept = (local - median).abs() <= _OUTLIERS * deviation + 1e-9
+    kept &= torch.isfinite(energies).all(1) & torch.isfinite(logarithms).all(1)
+    logarithms, energies, local = logarithms[kept], energies[kept], local[kept]
+    count = len(local)
+    centred = logarithms - logarithms.mean(0)
+    energy = float(local.mean())
+    overlap = centred.T @ centred / count
+    scale = overlap.diagonal().clamp_min(1e-300).sqrt()
+    moving = scale > 1e-8  # a parameter that changes nothing stays where it is
+    scale = torch.where(moving, scale, torch.ones_like(scale))
+    size = len(scale) + 1
+    metric = np.eye(size)
+    metric[1:, 1:] = (overlap / scale / scale[:, None]).numpy() + _OVERLAP_SHIFT * np.eye(size - 1)
+    matrix = np.zeros((size, size))
+    matrix[0, 0] = energy
+    matrix[1:, 0] = ((local - energy) @ centred / count / scale).numpy()
+    matrix[0, 1:] = matrix[1:, 0] + (energies.mean(0) / scale).numpy()
+    inner = (centred * local[:, None]).T @ centred / count + centred.T @ (energies - energies.mean(0)) / count
+    matrix[1:, 1:] = (inner / scale / scale[:, None]).numpy()
+    matrix[1:, 1:] += energy * _OVERLAP_SHIFT * np.eye(size - 1) + _ENERGY_SHIFT * np.eye(size - 1)
+    still = 1 + np.flatnonzero(~moving.numpy())
+    matrix[still, :] = matrix[:, still] = 0.0
+    matrix[still, still] = energy + 10.0
+    values, vectors = scipy.linalg.eig(matrix, metric)
+    near = np.isfinite(values) & (np.abs(values.real - energy) < 1.0) & (np.abs(values.imag) < 1e-6)
+    if not near.any():
+        raise ConvergenceError(
+            f"the linear method finds no eigenvalue within 1 Hartree of {energy:.4f}: the sample is too small for "
+            f"{len(scale)} parameters; use more sweeps"
+        )
+    vectors = vectors.real / np.linalg.norm(vectors.real, axis=0)
+    chosen = max(np.flatnonzero(near), key=lambda index: abs(vectors[0, index]))
+    vector = vectors[1:, chosen] / vectors[0, chosen]
+    length = float(np.sqrt(vector @ metric[1:, 1:] @ vector))
+    vector *= min(1.0, _LONGEST_STEP / max(length, 1e-300))
+    return torch.as_tensor(vector) / scale, min(length, _LONGEST_STEP)

@@ -1,0 +1,302 @@
+"""Many-electron wave functions: a Slater determinant or a small expansion, times a Jastrow factor.
+
+Electrons are listed with spin up first, positions in bohr, energies in Hartree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigurationError
+from .determinants import (
+    DeterminantTerms,
+    Expansion,
+    SpinMatrices,
+    determinant_terms,
+    ratio_velocities,
+    spin_matrices,
+)
+from .jastrow import Jastrow, JastrowTerms
+from .molecule import Molecule
+from .slater_orbitals import SlaterOrbitals
+
+
+class WaveFunctionValues(NamedTuple):
+    """``ln|Psi|`` ``(W,)`` and its gradient by every electron ``(W, N, 3)``."""
+
+    log_absolute: Tensor
+    gradient: Tensor
+
+
+class LocalEnergy(NamedTuple):
+    """``ln|Psi|`` ``(W,)``, its gradient ``(W, N, 3)``, and kinetic and potential energy ``(W,)`` in Hartree."""
+
+    log_absolute: Tensor
+    gradient: Tensor
+    kinetic: Tensor
+    potential: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """``(H Psi)/Psi``."""
+        return self.kinetic + self.potential
+
+
+class ParameterDerivatives(NamedTuple):
+    """Derivatives by P parameters, at W walkers.
+
+    Attributes:
+        logarithms: of ``ln|Psi|``, ``(W, P)``.
+        energies: of the local energy, ``(W, P)``.
+        local_energy: ``(W,)``.
+    """
+
+    logarithms: Tensor
+    energies: Tensor
+    local_energy: Tensor
+
+
+class WaveFunction(Protocol):
+    """What the sampler and the densities ask of a wave function."""
+
+    @property
+    def molecule(self) -> Molecule:
+        """Nuclei and electrons."""
+        ...
+
+    def evaluate(self, positions: Tensor) -> WaveFunctionValues:
+        """Return ``ln|Psi|`` and its gradient at ``positions`` ``(W, N, 3)``."""
+        ...
+
+    def local_energy(self, positions: Tensor) -> LocalEnergy:
+        """Return the local energy and its parts at ``positions`` ``(W, N, 3)``."""
+        ...
+
+
+def potential_energy(molecule: Molecule, positions: Tensor) -> Tensor:
+    """Return the Coulomb energy ``(W,)`` of electrons ``(W, N, 3)`` and nuclei, those among themselves included."""
+    attraction = (molecule.charges / torch.linalg.vector_norm(positions[:, :, None] - molecule.centers, dim=3)).sum(
+        (1, 2)
+    )
+    i, j = torch.triu_indices(positions.shape[1], positions.shape[1], 1)
+    repulsion = (1.0 / torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=2)).sum(1)
+    return molecule.nuclear_repulsion + repulsion - attraction
+
+
+@dataclass(frozen=True)
+class SlaterJastrow:
+    """Determinants of Slater-type orbitals times a Jastrow factor; without one, a Hartree-Fock determinant.
+
+    Attributes:
+        molecule: nuclei and electrons.
+        orbitals: for each spin the occupied ones first; those beyond are used by the expansion, or, for a single
+            determinant, are what the occupied ones may be mixed with.
+        jastrow: the Jastrow factor, None for none.
+        jastrow_parameters: ``(K,)``.
+        expansion: of determinants, None for a single one.
+        mixing: pairs ``(M, 2)`` of occupied and virtual orbital that the optimiser may mix; empty for none.
+    """
+
+    molecule: Molecule
+    orbitals: SlaterOrbitals
+    jastrow: Jastrow | None = None
+    jastrow_parameters: Tensor | None = None
+    expansion: Expansion | None = None
+    mixing: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.jastrow is not None and self.jastrow_parameters is None:
+            object.__setattr__(self, "jastrow_parameters", torch.zeros(self.jastrow.count, dtype=torch.float64))
+        if self.mixing is not None and self.expansion is not None:
+            raise ConfigurationError("orbitals can be optimised for a single determinant only: leave out the expansion")
+
+    def evaluate(self, positions: Tensor) -> WaveFunctionValues:
+        """See :meth:`WaveFunction.evaluate`."""
+        spins = self._spins(positions, 1)
+        terms = determinant_terms(spins, self.expansion)
+        jastrow = self._jastrow(positions, 1)
+        return WaveFunctionValues(terms.log_absolute + jastrow.value, _gradient(spins, terms) + jastrow.gradient)
+
+    def local_energy(self, positions: Tensor) -> LocalEnergy:
+        """See :meth:`WaveFunction.local_energy`."""
+        spins = self._spins(positions, 2)
+        terms = determinant_terms(spins, self.expansion)
+        jastrow = self._jastrow(positions, 2)
+        return self._energy(positions, spins, terms, jastrow)
+
+    @property
+    def parameter_counts(self) -> tuple[int, int, int]:
+        """Numbers of parameters: of the Jastrow factor, of orbital mixing, of the expansion."""
+        return (
+            0 if self.jastrow is None else self.jastrow.count,
+            0 if self.mixing is None else len(self.mixing) * (1 if self.orbitals.restricted else 2),
+            0 if self.expansion is None else len(self._free_coefficients()),
+        )
+
+    def parameter_derivatives(self, positions: Tensor) -> ParameterDerivatives:
+        """Return what the linear method needs, in the order of :attr:`parameter_counts`."""
+        spins = self._spins(positions, 2)
+        terms = determinant_terms(spins, self.expansion)
+        jastrow = self._jastrow(positions, 2)
+        energy = self._energy(positions, spins, terms, jastrow)
+        logarithms, energies = [], []
+        if self.jastrow is not None:
+            found = self.jastrow.parameter_derivatives(positions, energy.gradient)
+            logarithms.append(found.values)
+            energies.append(-0.5 * found.operated)
+        if self.mixing is not None or self.expansion is not None:
+            operated = self._operated(spins, jastrow.gradient)
+            velocities = [ratio_velocities(spin, part)[1] for spin, part in zip(spins, operated, strict=True)]
+            part = (
+                self._mixing_derivatives(spins, velocities)
+                if self.mixing is not None
+                else self._coefficient_derivatives(spins, terms, velocities)
+            )
+            logarithms.append(part[0])
+            energies.append(part[1])
+        return ParameterDerivatives(torch.cat(logarithms, 1), torch.cat(energies, 1), energy.total)
+
+    def stepped(self, step: Tensor) -> SlaterJastrow:
+        """Return the wave function with its parameters changed by ``step``, in the order of :attr:`parameter_counts`."""
+        jastrow, mixing, coefficients = step.split(self.parameter_counts)
+        changed: SlaterJastrow = self
+        if self.jastrow_parameters is not None:
+            changed = replace(changed, jastrow_parameters=self.jastrow_parameters + jastrow)
+        if self.mixing is not None:
+            changed = replace(changed, orbitals=self._mixed(mixing))
+        if self.expansion is not None:
+            matrix = self.expansion.coefficients.clone()
+            for value, entries in zip(coefficients, self._free_coefficients(), strict=True):
+                for entry in entries:
+                    matrix[entry] += value
+            changed = replace(changed, expansion=replace(self.expansion, coefficients=matrix))
+        return changed
+
+    def _spins(self, positions: Tensor, derivatives: int) -> tuple[SpinMatrices, SpinMatrices]:
+        up = self.molecule.spin_up
+        found = []
+        for part, coefficients in ((positions[:, :up], self.orbitals.up), (positions[:, up:], self.orbitals.down)):
+            walkers, electrons = part.shape[:2]
+            if electrons == 0:
+                coefficients = coefficients[:, :0]
+            values = self.orbitals.functions.evaluate(part.reshape(-1, 3), coefficients, derivatives)
+            shape = (coefficients.shape[1], walkers, electrons)
+            laplacians = values.laplacians.reshape(shape).permute(1, 2, 0) if derivatives >= 2 else values.laplacians
+            found.append(
+                spin_matrices(
+                    values.values.reshape(shape).permute(1, 2, 0),
+                    values.gradients.reshape(3, *shape).permute(0, 2, 3, 1),
+                    laplacians,
+                )
+            )
+        return found[0], found[1]
+
+    def _jastrow(self, positions: Tensor, derivatives: int) -> JastrowTerms:
+        if self.jastrow is None or self.jastrow_parameters is None:
+            zero = positions.new_zeros(len(positions))
+            return JastrowTerms(zero, torch.zeros_like(positions), zero)
+        return self.jastrow.evaluate(positions, self.jastrow_parameters, derivatives)
+
+    def _operated(self, spins: tuple[SpinMatrices, SpinMatrices], jastrow_gradient: Tensor) -> list[Tensor]:
+        """Return for each spin ``-lap phi/2 - grad J . grad phi`` of all orbitals, ``(W, n, M)``."""
+        up = self.molecule.spin_up
+        return [
+            -0.5 * spin.laplacians - torch.einsum("wic,cwia->wia", gradient, spin.gradients)
+            for spin, gradient in zip(spins, (jastrow_gradient[:, :up], jastrow_gradient[:, up:]), strict=True)
+        ]
+
+    def _energy(
+        self,
+        positions: Tensor,
+        spins: tuple[SpinMatrices, SpinMatrices],
+        terms: DeterminantTerms,
+        jastrow: JastrowTerms,
+    ) -> LocalEnergy:
+        kinetic = -0.5 * (jastrow.laplacian + jastrow.gradient.square().sum((1, 2)))
+        for inverse, operated in zip(terms.effective_inverses, self._operated(spins, jastrow.gradient), strict=True):
+            kinetic = kinetic + (inverse.transpose(1, 2) * operated).sum((1, 2))
+        return LocalEnergy(
+            terms.log_absolute + jastrow.value,
+            _gradient(spins, terms) + jastrow.gradient,
+            kinetic,
+            potential_energy(self.molecule, positions),
+        )
+
+    def _mixing_derivatives(
+        self, spins: tuple[SpinMatrices, SpinMatrices], velocities: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.mixing is not None
+        occupied, virtual = self.mixing.T
+        ratios = [spin.ratios[:, occupied, virtual] for spin in spins if spin.inverse.shape[1]]
+        changes = [
+            velocity[:, occupied, virtual]
+            for spin, velocity in zip(spins, velocities, strict=True)
+            if spin.inverse.shape[1]
+        ]
+        if self.orbitals.restricted:
+            return torch.stack(ratios).sum(0), torch.stack(changes).sum(0)
+        return torch.cat(ratios, 1), torch.cat(changes, 1)
+
+    def _mixed(self, step: Tensor) -> SlaterOrbitals:
+        assert self.mixing is not None
+        found = []
+        parts = [step, step] if self.orbitals.restricted else list(step.chunk(2))
+        for part, coefficients, electrons in zip(
+            parts,
+            (self.orbitals.up, self.orbitals.down),
+            (self.molecule.spin_up, self.molecule.spin_down),
+            strict=True,
+        ):
+            changed = coefficients.clone()
+            for value, (occupied, virtual) in zip(part, self.mixing.tolist(), strict=True):
+                changed[:, occupied] += value * coefficients[:, electrons + virtual]
+            found.append(changed)
+        return self.orbitals.with_coefficients(found[0], found[1])
+
+    def _coefficient_derivatives(
+        self, spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms, velocities: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.expansion is not None
+        up, down = terms.string_ratios
+        up_change = self.expansion.up.ratio_derivatives(spins[0].ratios, velocities[0])
+        down_change = self.expansion.down.ratio_derivatives(spins[1].ratios, velocities[1])
+        total = terms.sum_of_ratios[:, None]
+        coefficients = self.expansion.coefficients
+        whole = ((up_change @ coefficients) * down + (up @ coefficients) * down_change).sum(1, keepdim=True) / total
+        logarithms, energies = [], []
+        for entries in self._free_coefficients():
+            value = sum((up[:, i] * down[:, j] for i, j in entries), torch.zeros_like(total[:, 0])) / total[:, 0]
+            change = sum(
+                (up_change[:, i] * down[:, j] + up[:, i] * down_change[:, j] for i, j in entries),
+                torch.zeros_like(total[:, 0]),
+            )
+            logarithms.append(value)
+            energies.append(change / total[:, 0] - value * whole[:, 0])
+        return torch.stack(logarithms, 1), torch.stack(energies, 1)
+
+    def _free_coefficients(self) -> list[list[tuple[int, int]]]:
+        """Return the entries of the coefficient matrix that vary, those that spin symmetry ties together in one list."""
+        assert self.expansion is not None
+        matrix = self.expansion.coefficients
+        symmetric = matrix.shape[0] == matrix.shape[1] and bool(torch.allclose(matrix, matrix.T, atol=1e-6))
+        free = []
+        for i, j in (matrix.abs() > 1e-4).nonzero().tolist():
+            if (i, j) == (0, 0) or (symmetric and j < i):
+                continue
+            free.append([(i, j), (j, i)] if symmetric and i != j else [(i, j)])
+        return free
+
+
+def _gradient(spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms) -> Tensor:
+    """Return the gradient ``(W, N, 3)`` of the logarithm of the determinants."""
+    return torch.cat(
+        [
+            torch.einsum("wai,cwia->wic", inverse, spin.gradients)
+            for inverse, spin in zip(terms.effective_inverses, spins, strict=True)
+        ],
+        dim=1,
+    )
