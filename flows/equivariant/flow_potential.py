@@ -76,6 +76,12 @@ class EquivariantFlow(Potential):
         if not 0.0 < length < math.inf:
             raise ConfigurationError(f"the reduced length must be positive (nm), got {length}")
         thermal_energy(temperature)
+        kinds = set(zip(particles.atomic_numbers, particles.masses, strict=True))
+        if len(kinds) != 1:
+            raise ConfigurationError(
+                "the flow permutes its particles, so they must be identical; these have the elements and masses "
+                f"{sorted(kinds)}"
+            )
         self.facts = PotentialFacts(particles, temperature=float(temperature))
         self.length, self.dimension = length, dimension
         self.field_settings = field

@@ -16,6 +16,8 @@ from .vector_fields import VectorField, Velocity
 
 _SOFTENING = 1e-6  # squared reduced length added to squared distances: keeps directions finite where two particles meet
 
+_FARTHEST = 40.0  # exponent of Gaussians: what underflows to denormal numbers takes processors ten times the time
+
 
 class GraphFieldSettings(Section):
     """Sizes of a graph field.
@@ -25,6 +27,7 @@ class GraphFieldSettings(Section):
         radial: Gaussians of the distance.
         longest: reduced distance that the Gaussians reach to.
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
+        width: standard deviation of each, in units of the distance to the next.
         frequencies: of the time.
     """
 
@@ -32,6 +35,7 @@ class GraphFieldSettings(Section):
     radial: int = Field(32, ge=2)
     longest: float = Field(8.0, gt=0.0)
     crowding: float = Field(2.0, ge=1.0)
+    width: float = Field(1.3, gt=0.0)
     frequencies: int = Field(4, ge=1)
 
 
@@ -62,27 +66,24 @@ class GraphField(VectorField):
         self.settings, self.count, self.dimension = settings, count, dimension
         self.geometry = PairGeometry(count)
         k, h = settings.radial, settings.hidden
-        steps = torch.linspace(0.0, 1.0, k, dtype=torch.float64)
-        centres = settings.longest * steps**settings.crowding
-        widths = torch.gradient(centres)[0].clamp(min=0.5 * settings.longest / k**settings.crowding) * 1.3
+        centres = settings.longest * torch.linspace(0.0, 1.0, k, dtype=torch.float64) ** settings.crowding
         self.register_buffer("centres", centres.float())
-        self.register_buffer("widths", widths.clamp(min=float(widths.median()) * 0.3).float())
+        self.register_buffer("widths", (settings.width * torch.gradient(centres)[0]).float())
         times = 2 * settings.frequencies + 2
         self.time = _linear(times, h, generator)
         self.time_biases = _linear(h, 4 * h, generator)
-        self.message = _linear(k, h, generator)
+        self.message = _linear(k, h, generator, scale=math.sqrt(k / (4.0 * settings.width)))  # some overlap at a time
         self.particle = _linear(h, h, generator, scale=1.0 / math.sqrt(count))
-        self.pair_radial = _linear(k, h, generator)
+        self.pair_radial = _linear(k, h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
         self.pair_particles = _linear(h, h, generator)
         self.pair_products = _linear(h, h, generator)
         self.pair_hidden = _linear(h, h, generator)
         self.weight = nn.Parameter(torch.zeros(h))
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.kernels = _linear(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        pairs = self._pairs(x)
-        biases = self._time_biases(time, x)
+        pairs, biases = self._pairs(x), self._time_biases(time, x)
         message = silu(self.message(pairs.radial) + biases[0])
         features = silu(self.particle(self.geometry.gather(message)) + biases[1])
         phi = self._weigh(pairs, features, biases)[-1]
@@ -114,14 +115,15 @@ class GraphField(VectorField):
         change = change + (2.0 * difference * change_of_difference) @ self.pair_products.weight.T
         change = _silu_and_slope(before)[1] * change
         change = _silu_and_slope(last)[1] * (change @ self.pair_hidden.weight.T)
-        phi_change = change @ self.weight.to(x.dtype)
+        phi_change = change @ self.weight + 2.0 * stretch.squeeze(-1) * (slopes * biases[4]).sum(-1)
         divergence = (2.0 * self.dimension * phi.squeeze(-1) + phi_change).sum(0)
         return Velocity(geometry.gather_signed(pairs.difference * phi).transpose(0, 1), divergence)
 
     def _pairs(self, x: Tensor) -> _Pairs:
         difference = self.geometry.differences(x.transpose(0, 1))
         distance = (difference.square().sum(-1, keepdim=True) + _SOFTENING).sqrt()
-        radial = torch.exp(-0.5 * ((distance - self.centres) / self.widths).square())
+        exponents = 0.5 * ((distance - self.centres) / self.widths).square()
+        radial = torch.exp(-exponents.clamp(max=_FARTHEST))
         return _Pairs(difference, distance, radial)
 
     def _weigh(
@@ -132,13 +134,17 @@ class GraphField(VectorField):
         before = self.pair_radial(pairs.radial) + self.geometry.sums(self.pair_particles(features)) + biases[2]
         before = before + self.pair_products(difference.square())
         last = self.pair_hidden(silu(before)) + biases[3]
-        return before, difference, last, (silu(last) @ self.weight + self.offset).unsqueeze(-1)
+        phi = silu(last) @ self.weight + (pairs.radial * biases[4]).sum(-1) + biases[5].squeeze(-1)
+        return before, difference, last, phi.unsqueeze(-1)
 
     def _time_biases(self, time: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Return biases of the four layers ``(B, H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``."""
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         angles = math.pi * t * torch.arange(1, self.settings.frequencies + 1, device=x.device, dtype=x.dtype)
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
-        return self.time_biases(silu(self.time(waves))).chunk(4, -1)
+        hidden = silu(self.time(waves))
+        kernels = self.kernels(hidden)
+        return (*self.time_biases(hidden).chunk(4, -1), kernels[:, :-1], kernels[:, -1:])
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
