@@ -11,7 +11,7 @@ from .mean_free import MeanFreeNormal, without_mean
 from .ordinary_equations import Solver, transport
 from .vector_fields import VectorField
 
-_CHUNK = 500  # configurations at once: few enough that the features of all their pairs stay in cache
+_CHUNK = 64  # configurations at once: few enough that the features of all their pairs stay in cache
 
 
 class Drawn(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -42,23 +44,24 @@ def transport(field: VectorField, x: Tensor, solver: Solver, *, backward: bool =
     The integral is that of the direction taken, so ``log p(end) = log p(start) - divergence``.
 
     Raises:
-        ConvergenceError: where adaptive steps become too small or the result is not finite.
+        ConvergenceError: where adaptive steps become too small.
     """
     begin, end = (1.0, 0.0) if backward else (0.0, 1.0)
-    if solver.method == "rk4":
-        return _runge_kutta(field, x, begin, end, solver.steps)
-    return _adaptive(field, x, begin, end, solver)
+    if solver.method == "dopri5":
+        return _adaptive(field, x, begin, end, solver)
+    return runge_kutta(field, x, [begin + (end - begin) * number / solver.steps for number in range(solver.steps + 1)])
 
 
-def _runge_kutta(field: VectorField, x: Tensor, begin: float, end: float, steps: int) -> Solution:
-    step = (end - begin) / steps
+def runge_kutta(field: VectorField, x: Tensor, times: Sequence[float]) -> Solution:
+    """Carry configurations from the first to the last of ``times`` by one step of the classical rule between neighbours."""
     divergence = x.new_zeros(len(x))
-    for number in range(steps):
-        time = begin + number * step
+    for time, following in itertools.pairwise(times):
+        step = following - time
+        middle = x.new_tensor(time + 0.5 * step)
         a = field.with_divergence(x.new_tensor(time), x)
-        b = field.with_divergence(x.new_tensor(time + 0.5 * step), x + 0.5 * step * a.value)
-        c = field.with_divergence(x.new_tensor(time + 0.5 * step), x + 0.5 * step * b.value)
-        d = field.with_divergence(x.new_tensor(time + step), x + step * c.value)
+        b = field.with_divergence(middle, x + 0.5 * step * a.value)
+        c = field.with_divergence(middle, x + 0.5 * step * b.value)
+        d = field.with_divergence(x.new_tensor(following), x + step * c.value)
         x = x + step / 6.0 * (a.value + 2.0 * (b.value + c.value) + d.value)
         divergence = divergence + step / 6.0 * (a.divergence + 2.0 * (b.divergence + c.divergence) + d.divergence)
     return Solution(x, divergence)

@@ -128,3 +128,11 @@ def test_zuko_in_openmm(capsys):
     assert "mean distance" in capsys.readouterr().out
     assert 0.3 < data < 0.7
     assert abs(driven - data) < 0.15
+
+
+def test_equivariant_flow(tmp_path, capsys):
+    share = example("equivariant_flow").main(tmp_path, equilibration=40, frames=5, steps=60, draws=200)
+    assert share > 0.5
+    assert "effective sample size" in capsys.readouterr().out
+    assert {"dw4.flow", "dw4.h5", "dw4.png"} <= {file.name for file in tmp_path.iterdir()}
+    assert flowbridge.load(tmp_path / "dw4.flow").facts.particles.names == ("Ar",) * 4
