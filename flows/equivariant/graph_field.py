@@ -23,7 +23,8 @@ class GraphFieldSettings(Section):
     """Sizes of a graph field.
 
     Attributes:
-        hidden: channels of particles and pairs.
+        hidden: channels of pairs.
+        features: channels of messages and particles.
         radial: Gaussians of the distance.
         longest: reduced distance that the Gaussians reach to.
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
@@ -32,6 +33,7 @@ class GraphFieldSettings(Section):
     """
 
     hidden: int = Field(32, ge=1)
+    features: int = Field(16, ge=1)
     radial: int = Field(32, ge=2)
     longest: float = Field(8.0, gt=0.0)
     crowding: float = Field(2.0, ge=1.0)
@@ -65,18 +67,18 @@ class GraphField(VectorField):
         super().__init__()
         self.settings, self.count, self.dimension = settings, count, dimension
         self.geometry = PairGeometry(count)
-        k, h = settings.radial, settings.hidden
+        k, h, f = settings.radial, settings.hidden, settings.features
         centres = settings.longest * torch.linspace(0.0, 1.0, k, dtype=torch.float64) ** settings.crowding
         self.register_buffer("centres", centres.float())
         self.register_buffer("widths", (settings.width * torch.gradient(centres)[0]).float())
         times = 2 * settings.frequencies + 2
         self.time = _linear(times, h, generator)
-        self.time_biases = _linear(h, 4 * h, generator)
-        self.message = _linear(k, h, generator, scale=math.sqrt(k / (4.0 * settings.width)))  # some overlap at a time
-        self.particle = _linear(h, h, generator, scale=1.0 / math.sqrt(count))
+        self.time_biases = _linear(h, 2 * f + 2 * h, generator)
+        self.message = _linear(k, f, generator, scale=math.sqrt(k / (4.0 * settings.width)))  # some overlap at a time
+        self.particle = _linear(f, f, generator, scale=1.0 / math.sqrt(count))
         self.pair_radial = _linear(k, h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
-        self.pair_particles = _linear(h, h, generator)
-        self.pair_products = _linear(h, h, generator)
+        self.pair_particles = _linear(f, h, generator)
+        self.pair_products = _linear(f, h, generator)
         self.pair_hidden = _linear(h, h, generator)
         self.weight = nn.Parameter(torch.zeros(h))
         self.kernels = _linear(h, k + 1, generator, scale=0.0)
@@ -102,7 +104,7 @@ class GraphField(VectorField):
         message_slope = bend * (slopes @ self.message.weight.T)
         before = self.particle(geometry.gather(message)) + biases[1]
         features, bend = _silu_and_slope(before)
-        # How the features of i change as i moves, (N, B, D, H), and as the other of a pair moves away by its difference.
+        # How the features of i change as i moves, (N, B, D, F), and as the other of a pair moves away by its difference.
         gradient = geometry.gather_signed(direction.unsqueeze(-1) * message_slope.unsqueeze(2))
         gradient = bend.unsqueeze(2) * (gradient @ self.particle.weight.T)
         away = stretch * (message_slope @ self.particle.weight.T)
@@ -138,13 +140,14 @@ class GraphField(VectorField):
         return before, difference, last, phi.unsqueeze(-1)
 
     def _time_biases(self, time: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        """Return biases of the four layers ``(B, H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``."""
+        """Return biases of four layers ``(B, F or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``."""
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         angles = math.pi * t * torch.arange(1, self.settings.frequencies + 1, device=x.device, dtype=x.dtype)
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
         hidden = silu(self.time(waves))
         kernels = self.kernels(hidden)
-        return (*self.time_biases(hidden).chunk(4, -1), kernels[:, :-1], kernels[:, -1:])
+        sizes = 2 * (self.settings.features,) + 2 * (self.settings.hidden,)
+        return (*self.time_biases(hidden).split(sizes, -1), kernels[:, :-1], kernels[:, -1:])
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ...core.errors import ConfigurationError, ConvergenceError
@@ -56,6 +56,7 @@ class LikelihoodStage(Section):
         steps: optimiser steps.
         batch: samples a step.
         solver_steps: of the Runge-Kutta rule from data to prior; one of them is cut in two at random.
+        smoothness: weight of the solver's defect, which keeps the field one that few steps solve.
         learning_rate: peak of the cosine schedule.
         final_learning_rate: its end.
         average: decay of the exponential moving average of the parameters.
@@ -64,7 +65,8 @@ class LikelihoodStage(Section):
 
     steps: NonNegativeInt = 0
     batch: PositiveInt = 64
-    solver_steps: PositiveInt = 10
+    solver_steps: PositiveInt = 6
+    smoothness: NonNegativeFloat = 1.0
     learning_rate: PositiveFloat = 5e-4
     final_learning_rate: PositiveFloat = 1e-5
     average: float = Field(default=0.99, ge=0.0, lt=1.0)
@@ -158,14 +160,15 @@ class ContinuousLikelihoodTraining(StageTraining):
         """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
         generator = self.generator()
         chosen = torch.randint(len(self.samples), (self.stage.batch,), generator=generator)
-        latent, divergence = runge_kutta(self.flow.field, self.samples[chosen], self._times(generator))
-        loss: Tensor = -(self.flow.prior.log_prob(latent) + divergence).mean()
+        latent, divergence, defect = runge_kutta(self.flow.field, self.samples[chosen], self._times(generator))
+        nll = -(self.flow.prior.log_prob(latent) + divergence).mean()
+        loss: Tensor = nll + self.stage.smoothness * defect.mean()
         if not torch.isfinite(loss):
             raise ConvergenceError(
                 f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate, or take more "
                 "solver steps"
             )
-        self.record(nll=float(loss.detach()))
+        self.record(nll=float(nll.detach()))
         return loss
 
     def _times(self, generator: torch.Generator) -> list[float]:
