@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -13,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.energy import as_batched_energy
 from ..core.errors import ConfigurationError
 from ..core.model_files import from_bytes, to_bytes
 from ..core.potential import Particles, Potential, PotentialFacts
@@ -22,6 +19,7 @@ from ..core.spreading import Spread
 from ..core.units import thermal_energy
 from .configuration import FlowConfiguration
 from .coordinate_flow import CoordinateFlow
+from .importance_weights import importance_samples
 from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from .zmatrix import build_zmatrix
 
@@ -144,32 +142,8 @@ class BoltzmannGenerator(Potential):
             :meth:`positions_of`) or whose energy is not finite gets weight 0 and stays in the set, so that the effective sample
             size counts it.
         """
-        energy = as_batched_energy(target)
-        temperature = self.facts.temperature
-        if temperature is None:
-            raise ConfigurationError("this generator has no temperature: weights are not defined")
         draws = self.sample_positions(count, torch.Generator().manual_seed(seed), spread)
-        positions = draws.positions.numpy()
-        energies, _ = energy.energies_and_forces(positions)
-        reduced = energies / thermal_energy(temperature)
-        log_prob = draws.log_prob.numpy()
-        usable = np.isfinite(reduced) & np.isfinite(log_prob)
-        log_weights = np.where(usable, -reduced - log_prob, -np.inf)
-        return WeightedSamples(
-            positions=positions,
-            log_weights=log_weights,
-            reduced_potentials={"target": reduced, "generator": -log_prob},
-            particles=self.facts.particles,
-            temperature=temperature,
-            provenance={
-                "seed": seed,
-                "count": count,
-                "without_finite_energy": int((~usable).sum()),
-                "model_digest": self.model_file.digest if self.model_file else None,
-                "target": str(target) if isinstance(target, (str, Path)) else _type_name(target),
-                "versions": {name: version(name) for name in ("flowbridge", "torch", "numpy")},
-            },
-        )
+        return importance_samples(self, draws, target, seed)
 
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
@@ -226,7 +200,3 @@ def _model_of(blob: bytes) -> BoltzmannGenerator:
     if not isinstance(model, BoltzmannGenerator):
         raise ConfigurationError(f"cannot draw samples of a {type(model).__name__}")
     return model
-
-
-def _type_name(target: object) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}"

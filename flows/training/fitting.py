@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from ...core.compilation.programs import resolved
 from ...core.energy import BatchedEnergy
@@ -22,8 +16,9 @@ from ..boltzmann_generator import BoltzmannGenerator
 from ..molecule_coordinates import Coordinates
 from .configuration import TrainingConfiguration
 from .coverage import coverage_biases, find_wells
-from .modules import FlowTraining, LikelihoodTraining, RefinementTraining
+from .modules import LikelihoodTraining, RefinementTraining
 from .processes import Processes
+from .stage_training import run_stage
 from .target import TargetDensity, TorsionBias
 
 _COVERAGE_SAMPLES = 20_000
@@ -56,16 +51,6 @@ class TrainingResult:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
         return {"curves": self.curves, "biases": [asdict(bias) for bias in self.biases]}
-
-
-class _Steps(IterableDataset[int]):
-    """An endless stream; each step makes its own batch."""
-
-    def __iter__(self) -> Iterator[int]:
-        step = 0
-        while True:
-            yield step
-            step += 1
 
 
 def train(
@@ -113,7 +98,7 @@ def train(
         _compilation(settings, settings.likelihood.steps),
         None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
-    curves = {"likelihood": _run_stage(likelihood, "likelihood", settings, folder, show_progress)}
+    curves = {"likelihood": run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)}
     biases: tuple[TorsionBias, ...] = ()
     if settings.refinement.steps:
         # Every process has found them, but energies may round differently on another machine.
@@ -123,7 +108,7 @@ def train(
             model.flow, settings.refinement, biased, frames, seed, settings.log_interval,
             _compilation(settings, settings.refinement.steps),
         )  # fmt: skip
-        curves["refinement"] = _run_stage(refinement, "refinement", settings, folder, show_progress)
+        curves["refinement"] = run_stage(refinement, "refinement", settings.checkpoint_interval, folder, show_progress)
     return TrainingResult(curves, biases)
 
 
@@ -164,47 +149,3 @@ def _coverage(
         settings.refinement.coverage,
         settings.refinement.coverage_limit,
     )
-
-
-def _run_stage(
-    module: FlowTraining, name: str, settings: TrainingConfiguration, folder: Path, show_progress: bool
-) -> list[dict[str, float]]:
-    """Run one stage from its last checkpoint and leave the averaged parameters in the flow; return its curve."""
-    if not module.stage.steps:
-        return []
-    stage_folder = folder / name
-    checkpoints = ModelCheckpoint(
-        dirpath=stage_folder,
-        filename="step",
-        every_n_train_steps=min(settings.checkpoint_interval, module.stage.steps),
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    callbacks: list[lightning.Callback] = [checkpoints]
-    if show_progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    last = stage_folder / "step.ckpt"
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # A loader of step numbers needs no workers, and a stage may be resumed at its very end.
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*(isinstance\\(treespec|LeafSpec).*")
-        trainer = lightning.Trainer(
-            max_steps=module.stage.steps,
-            accelerator="cpu",
-            **Processes.of_this_training().trainer_arguments(),
-            logger=False,
-            callbacks=callbacks,
-            enable_progress_bar=show_progress,
-            enable_model_summary=False,
-            gradient_clip_val=module.stage.gradient_clip,
-            default_root_dir=stage_folder,
-        )
-        trainer.fit(
-            module,
-            DataLoader(_Steps(), batch_size=None),
-            ckpt_path=str(last) if last.is_file() else None,
-            weights_only=False,  # our own checkpoint of this very run, with optimiser state; models for use are .flow
-        )
-    module.finish()
-    return module.curve

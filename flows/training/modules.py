@@ -7,13 +7,10 @@ resumed from a checkpoint repeats the numbers of an undisturbed one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from ...core.errors import ConvergenceError
 from ..compiled_functions import CompiledSampling
@@ -29,32 +26,17 @@ from .objectives import (
     path_gradients,
     reverse_kl,
 )
+from .stage_training import StageTraining
 from .target import TargetDensity
 
 _NORMALISER_MEMORY = 0.95
 _LIKELIHOOD_OFFSET = 500_000_009  # separates the random streams of data batches and latent batches
 
 
-def cosine(start: float, end: float, step: int, steps: int) -> float:
-    """Return the learning rate of a cosine schedule from ``start`` at step 0 to ``end`` at ``steps``."""
-    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))
+class FlowTraining(StageTraining):
+    """What the stages of a Boltzmann generator share: besides schedule and average, gradients of its likelihood."""
 
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return an exponential moving average of all parameters that starts fast: the first steps are forgotten early."""
-
-    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
-        weight = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
-        torch._foreach_lerp_(averages, current, 1.0 - weight)
-
-    return update
-
-
-class FlowTraining(lightning.LightningModule):
-    """What the stages share: optimiser, schedule, averaged parameters, training curve."""
+    flow: CoordinateFlow
 
     def __init__(
         self,
@@ -64,83 +46,8 @@ class FlowTraining(lightning.LightningModule):
         log_interval: int,
         compilation: str,
     ) -> None:
-        super().__init__()
-        self.flow = flow
-        self.averaged = AveragedModel(flow, multi_avg_fn=averaging(stage.average)).requires_grad_(False)
-        self.stage = stage
-        self.seed = seed
-        self.log_interval = log_interval
+        super().__init__(flow, stage, seed, log_interval)
         self.likelihood = GradientEvaluator(flow, likelihood_gradients, compilation)
-        self.curve: list[dict[str, float]] = []
-
-    def generator(self, offset: int = 0) -> torch.Generator:
-        """Return the generator of the current step."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step + offset)
-
-    def share(self, batch: Tensor) -> Tensor:
-        """Return this process's part of a batch that all processes of a training draw alike.
-
-        The parts are equally large, so that the mean of their gradients is the gradient of the whole batch.
-        """
-        return batch[self.global_rank :: self.trainer.world_size]
-
-    def whole(self, part: Tensor) -> Tensor:
-        """Return the parts ``(B / processes,)`` of all processes, ``(B,)``."""
-        if self.trainer.world_size == 1:
-            return part
-        gathered = self.all_gather(part)
-        if not isinstance(gathered, Tensor):
-            raise TypeError(f"gathering tensors gave a {type(gathered).__name__}")
-        return gathered.flatten()
-
-    def configure_optimizers(self) -> Any:
-        """Adam with a cosine schedule, one scheduler tick a step."""
-        stage = self.stage
-        optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser,
-            lambda step: (
-                cosine(stage.learning_rate, stage.final_learning_rate, step, stage.steps) / stage.learning_rate
-            ),
-        )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and update the averaged parameters: at the end of the batch the checkpoint is written before any hook."""
-        super().optimizer_step(*args, **kwargs)
-        self.averaged.update_parameters(self.flow)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Limit the norm of the gradient; raises ConvergenceError where it is not finite, before it reaches the parameters."""
-        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), gradient_clip_val or math.inf)
-        if not torch.isfinite(norm):
-            raise ConvergenceError(
-                f"the gradient of step {self.global_step} of {type(self).__name__} is not finite: the training has diverged. "
-                "Lower the learning rate of this stage, train longer by likelihood first, or give more frames"
-            )
-
-    def finish(self) -> None:
-        """Leave the averaged parameters in the flow."""
-        self.flow.load_state_dict(self.averaged.module.state_dict())
-
-    def record(self, **values: float) -> None:
-        """Add a point to the training curve and the progress bar."""
-        if self.global_step % self.log_interval == 0:
-            self.curve.append({"step": float(self.global_step), **values})
-        self.log_dict(values, prog_bar=True, logger=False)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the curve."""
-        checkpoint["curve"] = self.curve
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the curve."""
-        self.curve = checkpoint["curve"]
 
 
 class LikelihoodTraining(FlowTraining):

@@ -150,3 +150,11 @@ def test_annealed_samples(model_file, capsys):
     shares = example("annealed_samples").main(str(model_file), count=5, rungs=2, steps=2)
     assert "after annealing" in capsys.readouterr().out
     assert all(20.0 - 1e-6 <= share <= 100.0 for share in shares)
+
+
+def test_equivariant_flow(tmp_path, capsys):
+    share = example("equivariant_flow").main(tmp_path, equilibration=40, frames=5, steps=60, draws=200)
+    assert share > 0.5
+    assert "effective sample size" in capsys.readouterr().out
+    assert {"dw4.flow", "dw4.h5", "dw4.png"} <= {file.name for file in tmp_path.iterdir()}
+    assert flowbridge.load(tmp_path / "dw4.flow").facts.particles.names == ("Ar",) * 4

@@ -1,0 +1,199 @@
+"""An equivariant flow as an energy function: the density of a cluster of particles in simulators' units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...core.errors import ConfigurationError
+from ...core.model_files import register_kind
+from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.samples import WeightedSamples
+from ...core.units import thermal_energy
+from ..boltzmann_generator import FlowSamples
+from ..importance_weights import importance_samples
+from .continuous_flow import ContinuousFlow
+from .graph_field import GraphField, GraphFieldSettings
+from .kernel_field import KernelField, KernelFieldSettings
+from .mean_free import MeanFreeNormal
+from .network_field import NetworkField, NetworkFieldSettings
+from .ordinary_equations import Solver
+from .systems import ParticleSystem
+from .vector_fields import VectorField
+
+_REVISION = 1  # of the meaning of stored parameters: raise it when the same tensors would give another density
+
+FieldSettings: TypeAlias = GraphFieldSettings | KernelFieldSettings | NetworkFieldSettings
+"""Settings decide the field: a graph network, kernel dynamics, or a network without symmetry."""
+
+_FIELDS: dict[str, tuple[type[FieldSettings], Any]] = {
+    "graph": (GraphFieldSettings, GraphField),
+    "kernel": (KernelFieldSettings, KernelField),
+    "network": (NetworkFieldSettings, NetworkField),
+}
+
+
+@register_kind
+class EquivariantFlow(Potential):
+    """A continuous flow of identical particles, with the energy ``-kT log p`` (arXiv 2006.02425, 2306.15030).
+
+    The flow works in reduced lengths: positions in nm are divided by ``length``, and the density per ``nm^((N-1) D)`` on the
+    configurations without their centre is ``p(x / length) / length^((N-1) D)``. In two dimensions it reads x and y, and
+    leaves z alone. Forces are exact derivatives of the solver's steps, so dynamics conserves the energy that is reported.
+
+    Args:
+        particles: N identical particles.
+        dimension: D, 2 or 3.
+        scale: standard deviation of the prior in reduced lengths.
+        field: settings of the velocity field.
+        solver: how the equation is solved.
+        length: nm that one reduced length stands for.
+        temperature: K.
+        seed: of the untrained parameters.
+    """
+
+    kind: ClassVar[str] = "equivariant_flow"
+
+    def __init__(
+        self,
+        particles: Particles,
+        dimension: int,
+        scale: float,
+        field: FieldSettings,
+        solver: Solver | None = None,
+        *,
+        length: float = 1.0,
+        temperature: float = 300.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if dimension not in (2, 3):
+            raise ConfigurationError(f"particles live in 2 or 3 dimensions, got {dimension}")
+        if not 0.0 < length < math.inf:
+            raise ConfigurationError(f"the reduced length must be positive (nm), got {length}")
+        thermal_energy(temperature)
+        kinds = set(zip(particles.atomic_numbers, particles.masses, strict=True))
+        if len(kinds) != 1:
+            raise ConfigurationError(
+                "the flow permutes its particles, so they must be identical; these have the elements and masses "
+                f"{sorted(kinds)}"
+            )
+        self.facts = PotentialFacts(particles, temperature=float(temperature))
+        self.length, self.dimension = length, dimension
+        self.field_settings = field
+        made = _made(field, len(particles), dimension, torch.Generator().manual_seed(seed))
+        self.flow = ContinuousFlow(MeanFreeNormal(len(particles), dimension, scale), made, solver)
+
+    @classmethod
+    def untrained(
+        cls, system: ParticleSystem, samples: Tensor, field: FieldSettings, solver: Solver | None = None, seed: int = 0
+    ) -> Self:
+        """Return a flow for a system, its prior as wide as samples ``(S, N, D)`` in reduced lengths."""
+        centred = samples - samples.mean(1, keepdim=True)
+        scale = math.sqrt(float(centred.square().sum((1, 2)).mean()) / system.degrees_of_freedom)
+        temperature = system.facts.temperature or 300.0
+        return cls(
+            system.facts.particles, system.dimension, scale, field, solver,
+            length=system.length, temperature=temperature, seed=seed,
+        )  # fmt: skip
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Return log-densities ``(B,)``, float64, of positions ``(B, N, 3)`` in nm (density per nm^((N-1) D))."""
+        reduced = positions[..., : self.dimension] / self.length
+        return self.flow.log_prob(reduced) - self._log_volume
+
+    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
+        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
+
+        Raises ConfigurationError when a cell is given: an open cluster has none.
+        """
+        if cell is not None or global_parameters:
+            raise ConfigurationError(
+                "an equivariant flow of an open cluster takes neither a cell nor global parameters"
+            )
+        return -thermal_energy(self._temperature) * self.log_prob(positions)
+
+    def sample_positions(self, count: int, generator: torch.Generator) -> FlowSamples:
+        """Draw ``count`` configurations ``(S, N, 3)`` in nm with their log-densities; centred at the origin."""
+        value, log_prob = self.flow.draw(count, generator)
+        return FlowSamples(pad(self.length * value.double(), (0, 3 - self.dimension)), log_prob - self._log_volume)
+
+    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Potential.example_positions`: samples of the flow."""
+        return self.sample_positions(count, generator).positions
+
+    def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
+        """Draw weighted samples of the Boltzmann distribution of ``target`` at this flow's temperature.
+
+        Args:
+            count: number of samples.
+            target: a Potential such as a :class:`~flowbridge.flows.equivariant.systems.ParticleSystem`, an
+                ``openmm.System``, the path of a model file, or any BatchedEnergy, of the same particles. It must not depend
+                on where their centre is.
+            seed: of the points of the prior.
+
+        Returns:
+            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a configuration whose energy is not finite
+            gets weight 0 and stays in the set, so that the effective sample size counts it.
+        """
+        draws = self.sample_positions(count, torch.Generator().manual_seed(seed))
+        return importance_samples(self, draws, target, seed)
+
+    def configuration(self) -> dict[str, Any]:
+        """See :meth:`Potential.configuration`."""
+        return {
+            "revision": _REVISION,
+            "particles": self.facts.particles.to_dict(),
+            "dimension": self.dimension,
+            "scale": self.flow.prior.scale,
+            "field": {"kind": _name(self.field_settings), "settings": self.field_settings.model_dump(mode="json")},
+            "solver": self.flow.solver.model_dump(mode="json"),
+            "length": self.length,
+            "temperature": self._temperature,
+        }
+
+    @classmethod
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """See :meth:`Potential.from_configuration`."""
+        if configuration.get("revision") != _REVISION:
+            raise ConfigurationError(
+                f"the flow was stored in revision {configuration.get('revision')} of its parameters, this flowbridge reads "
+                f"revision {_REVISION}: train it again, or use the version that the file names"
+            )
+        name = configuration["field"]["kind"]
+        if name not in _FIELDS:
+            raise ConfigurationError(f"a velocity field is one of {', '.join(_FIELDS)}, the file names {name!r}")
+        settings = _FIELDS[name][0].model_validate(configuration["field"]["settings"])
+        return cls(
+            Particles.from_dict(configuration["particles"]),
+            int(configuration["dimension"]),
+            float(configuration["scale"]),
+            settings,
+            Solver.model_validate(configuration["solver"]),
+            length=float(configuration["length"]),
+            temperature=float(configuration["temperature"]),
+        )
+
+    @property
+    def _temperature(self) -> float:
+        temperature = self.facts.temperature
+        if temperature is None:
+            raise ConfigurationError("this flow has no temperature, so its density has no energy scale")
+        return temperature
+
+    @property
+    def _log_volume(self) -> float:
+        return self.flow.prior.degrees_of_freedom * math.log(self.length)
+
+
+def _name(settings: FieldSettings) -> str:
+    return next(name for name, (cls, _) in _FIELDS.items() if isinstance(settings, cls))
+
+
+def _made(settings: FieldSettings, count: int, dimension: int, generator: torch.Generator) -> VectorField:
+    field: VectorField = _FIELDS[_name(settings)][1](count, dimension, settings, generator)
+    return field

@@ -1,0 +1,105 @@
+"""Solving the ordinary differential equation of a flow, and of its density along with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from ...core.errors import ConvergenceError, MissingDependencyError
+from ..configuration import Section
+from .vector_fields import VectorField
+
+
+class Solver(Section):
+    """How an equation is solved.
+
+    Attributes:
+        method: ``rk4``, the classical Runge-Kutta rule of order 4 with equal steps, whose result is an exact function of its
+            input that can be differentiated and compiled; ``dopri5``, steps adapted to tolerances by torchdiffeq.
+        steps: of ``rk4``, from time 0 to 1.
+        rtol: relative tolerance of ``dopri5``.
+        atol: absolute tolerance of ``dopri5``.
+    """
+
+    method: Literal["rk4", "dopri5"] = "rk4"
+    steps: int = Field(20, ge=1)
+    rtol: float = Field(1e-5, gt=0.0)
+    atol: float = Field(1e-6, gt=0.0)
+
+
+class Solution(NamedTuple):
+    """Positions ``(B, N, D)`` at the end, and the integral of the divergence along the way there ``(B,)``."""
+
+    value: Tensor
+    divergence: Tensor
+
+
+class Steps(NamedTuple):
+    """What :func:`runge_kutta` returns: :class:`Solution`, and how far its steps are from the equation ``(B,)``.
+
+    ``defect`` sums, over steps h, ``h^2`` times the squared change of velocity and divergence between the two evaluations in
+    the middle of a step.
+    """
+
+    value: Tensor
+    divergence: Tensor
+    defect: Tensor
+
+
+def transport(field: VectorField, x: Tensor, solver: Solver, *, backward: bool = False) -> Solution:
+    """Carry configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
+
+    The integral is that of the direction taken, so ``log p(end) = log p(start) - divergence``.
+
+    Raises:
+        ConvergenceError: where adaptive steps become too small.
+    """
+    begin, end = (1.0, 0.0) if backward else (0.0, 1.0)
+    if solver.method == "dopri5":
+        return _adaptive(field, x, begin, end, solver)
+    times = [begin + (end - begin) * number / solver.steps for number in range(solver.steps + 1)]
+    return Solution(*runge_kutta(field, x, times)[:2])
+
+
+def runge_kutta(field: VectorField, x: Tensor, times: Sequence[float]) -> Steps:
+    """Carry configurations from the first to the last of ``times`` by one step of the classical rule between neighbours."""
+    divergence = defect = x.new_zeros(len(x))
+    for time, following in itertools.pairwise(times):
+        step = following - time
+        middle = x.new_tensor(time + 0.5 * step)
+        a = field.with_divergence(x.new_tensor(time), x)
+        b = field.with_divergence(middle, x + 0.5 * step * a.value)
+        c = field.with_divergence(middle, x + 0.5 * step * b.value)
+        d = field.with_divergence(x.new_tensor(following), x + step * c.value)
+        x = x + step / 6.0 * (a.value + 2.0 * (b.value + c.value) + d.value)
+        divergence = divergence + step / 6.0 * (a.divergence + 2.0 * (b.divergence + c.divergence) + d.divergence)
+        change = (c.value - b.value).square().sum((1, 2)) + (c.divergence - b.divergence).square()
+        defect = defect + step**2 * change
+    return Steps(x, divergence, defect)
+
+
+def _adaptive(field: VectorField, x: Tensor, begin: float, end: float, solver: Solver) -> Solution:
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise MissingDependencyError(
+            "adaptive steps need torchdiffeq: pip install 'flowbridge[flow-families]'. Fixed steps, method='rk4', do not"
+        ) from error
+
+    def slope(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        velocity = field.with_divergence(time, state[0])
+        return velocity.value, velocity.divergence
+
+    options: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method}
+    try:
+        values, divergences = odeint(slope, (x, x.new_zeros(len(x))), x.new_tensor([begin, end]), **options)
+    except AssertionError as error:  # torchdiffeq asserts that its steps do not vanish
+        raise ConvergenceError(
+            f"the equation of the flow cannot be solved to rtol {solver.rtol:g}, atol {solver.atol:g}: {error}. Raise the "
+            "tolerances, or take fixed steps"
+        ) from error
+    return Solution(values[-1], divergences[-1])

@@ -1,0 +1,217 @@
+"""Training of continuous flows: by optimal-transport flow matching, and by maximum likelihood through the solver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from ...core.errors import ConfigurationError, ConvergenceError
+from ..configuration import Section
+from ..training.stage_training import StageTraining, run_stage
+from .alignment import Coupled, couple
+from .continuous_flow import ContinuousFlow
+from .mean_free import without_mean
+from .ordinary_equations import runge_kutta
+
+_POOL_OFFSET = 700_000_001  # separates the random streams of couplings and batches
+
+
+class FlowMatchingStage(Section):
+    """Regression of the field on straight lines from prior points to samples (arXiv 2210.02747, 2306.15030).
+
+    Attributes:
+        steps: optimiser steps.
+        batch: lines a step.
+        learning_rate: peak of the cosine schedule.
+        final_learning_rate: its end.
+        alignment: whether a line joins a prior point with the permuted and rotated image of a sample that is nearest to it; for
+            a field without these symmetries it must be off.
+        group: prior points and samples among which partners are assigned.
+        pool: lines that are made at once.
+        pool_uses: how often each is used, at one random time after another, before new ones are made.
+        average: decay of the exponential moving average of the parameters.
+        gradient_clip: largest norm of the gradient.
+    """
+
+    steps: NonNegativeInt = 4000
+    batch: PositiveInt = 256
+    learning_rate: PositiveFloat = 4e-3
+    final_learning_rate: PositiveFloat = 2e-5
+    alignment: bool = True
+    group: PositiveInt = 8
+    pool: PositiveInt = 10_240
+    pool_uses: PositiveInt = 4
+    average: float = Field(default=0.999, ge=0.0, lt=1.0)
+    gradient_clip: PositiveFloat = 50.0
+
+
+class LikelihoodStage(Section):
+    """Maximum likelihood, differentiated through the steps of the solver ("discretise, then optimise").
+
+    Attributes:
+        steps: optimiser steps.
+        batch: samples a step.
+        solver_steps: of the Runge-Kutta rule from data to prior; one of them is cut in two at random.
+        smoothness: weight of the solver's defect, which keeps the field one that few steps solve.
+        learning_rate: peak of the cosine schedule.
+        final_learning_rate: its end.
+        average: decay of the exponential moving average of the parameters.
+        gradient_clip: largest norm of the gradient.
+    """
+
+    steps: NonNegativeInt = 0
+    batch: PositiveInt = 64
+    solver_steps: PositiveInt = 6
+    smoothness: NonNegativeFloat = 1.0
+    learning_rate: PositiveFloat = 5e-4
+    final_learning_rate: PositiveFloat = 1e-5
+    average: float = Field(default=0.99, ge=0.0, lt=1.0)
+    gradient_clip: PositiveFloat = 20.0
+
+
+class ContinuousFlowTraining(Section):
+    """Both stages, one after the other.
+
+    Attributes:
+        matching: flow matching.
+        likelihood: maximum likelihood; none by default.
+        checkpoint_interval: steps between checkpoints.
+        log_interval: steps between points of the training curve.
+    """
+
+    matching: FlowMatchingStage = Field(default_factory=FlowMatchingStage)
+    likelihood: LikelihoodStage = Field(default_factory=LikelihoodStage)
+    checkpoint_interval: PositiveInt = 500
+    log_interval: PositiveInt = 25
+
+
+class FlowMatchingTraining(StageTraining):
+    """Flow matching of a continuous flow.
+
+    Args:
+        flow: trained in place.
+        stage: schedule.
+        samples: ``(S, N, D)`` in reduced lengths, without their centres, in the flow's dtype.
+        seed: of couplings and batches.
+        log_interval: steps between points of the training curve.
+    """
+
+    stage: FlowMatchingStage
+    flow: ContinuousFlow
+
+    def __init__(
+        self, flow: ContinuousFlow, stage: FlowMatchingStage, samples: Tensor, seed: int, log_interval: int
+    ) -> None:
+        super().__init__(flow, stage, seed, log_interval)
+        if stage.pool % stage.group or stage.pool < stage.batch:
+            raise ConfigurationError(
+                f"a pool of {stage.pool} lines must be a multiple of the group of {stage.group}, and hold a batch of "
+                f"{stage.batch}"
+            )
+        self.samples = samples
+        self._pool: Coupled | None = None
+        self._pool_number = -1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the mean squared error of the field on one batch of lines, at evenly spread random times."""
+        stage, generator = self.stage, self.generator()
+        lines = self._lines()
+        chosen = torch.randint(len(lines.start), (stage.batch,), generator=generator)
+        start, end = lines.start[chosen], lines.end[chosen]
+        time = (torch.rand(1, generator=generator) + torch.arange(stage.batch) / stage.batch) % 1.0
+        time = time.to(start.dtype)
+        fraction = time[:, None, None]
+        velocity = self.flow.field(time, (1.0 - fraction) * start + fraction * end)
+        loss: Tensor = (velocity - (end - start)).square().sum((1, 2)).mean()
+        self.record(squared_error=float(loss.detach()))
+        return loss
+
+    def _lines(self) -> Coupled:
+        """Return the pool of the current step, which is a function of the seed and its number alone."""
+        stage = self.stage
+        number = self.global_step // max(1, stage.pool * stage.pool_uses // stage.batch)
+        if self._pool is None or number != self._pool_number:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number + _POOL_OFFSET)
+            chosen = torch.randint(len(self.samples), (stage.pool,), generator=generator)
+            start = self.flow.prior.sample(stage.pool, generator, self.samples.dtype)
+            end = self.samples[chosen]
+            self._pool = couple(start, end, stage.group) if stage.alignment else Coupled(start, end)
+            self._pool_number = number
+        return self._pool
+
+
+class ContinuousLikelihoodTraining(StageTraining):
+    """Maximum likelihood of a continuous flow; arguments as for :class:`FlowMatchingTraining`."""
+
+    stage: LikelihoodStage
+    flow: ContinuousFlow
+
+    def __init__(
+        self, flow: ContinuousFlow, stage: LikelihoodStage, samples: Tensor, seed: int, log_interval: int
+    ) -> None:
+        super().__init__(flow, stage, seed, log_interval)
+        self.samples = samples
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
+        generator = self.generator()
+        chosen = torch.randint(len(self.samples), (self.stage.batch,), generator=generator)
+        latent, divergence, defect = runge_kutta(self.flow.field, self.samples[chosen], self._times(generator))
+        nll = -(self.flow.prior.log_prob(latent) + divergence).mean()
+        loss: Tensor = nll + self.stage.smoothness * defect.mean()
+        if not torch.isfinite(loss):
+            raise ConvergenceError(
+                f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate, or take more "
+                "solver steps"
+            )
+        self.record(nll=float(nll.detach()))
+        return loss
+
+    def _times(self, generator: torch.Generator) -> list[float]:
+        """Return the solver's times from 1 to 0, displaced at random.
+
+        At times that are always the same, a field can learn a divergence between them that the solver does not see, and the
+        likelihood rises above that of any density.
+        """
+        steps = self.stage.solver_steps
+        shift = float(torch.rand(1, generator=generator))
+        return [1.0, *((steps - number - shift) / steps for number in range(steps)), 0.0]
+
+
+def train_continuous_flow(
+    flow: ContinuousFlow,
+    samples: Tensor,
+    settings: ContinuousFlowTraining,
+    folder: Path,
+    *,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> dict[str, list[dict[str, float]]]:
+    """Train a flow in place on samples, and return the curves of its stages.
+
+    Args:
+        flow: any continuous flow, equivariant or not.
+        samples: ``(S, N, D)`` in reduced lengths.
+        settings: of the stages.
+        folder: where checkpoints go; training goes on from those it finds, to the same numbers.
+        seed: of all random numbers.
+        show_progress: show a bar for each stage.
+
+    Raises:
+        ConvergenceError: when the training diverges.
+        ValueError: when the samples are not of the flow's particles, or not finite.
+    """
+    expected = (flow.prior.count, flow.prior.dimension)
+    if samples.dim() != 3 or tuple(samples.shape[1:]) != expected or not torch.isfinite(samples).all():
+        raise ValueError(f"samples must be finite, (samples, {expected[0]}, {expected[1]}), got {tuple(samples.shape)}")
+    centred = without_mean(samples.double()).to(flow.dtype)
+    curves = {}
+    matching = FlowMatchingTraining(flow, settings.matching, centred, seed, settings.log_interval)
+    curves["matching"] = run_stage(matching, "matching", settings.checkpoint_interval, folder, show_progress)
+    likelihood = ContinuousLikelihoodTraining(flow, settings.likelihood, centred, seed, settings.log_interval)
+    curves["likelihood"] = run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)
+    return curves
