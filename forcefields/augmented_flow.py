@@ -1,10 +1,10 @@
 """The teacher of flow-matching: a smooth flow of bead coordinates together with auxiliary Gaussian variables.
 
-Koehler et al., J. Chem. Theory Comput. 19, 942 (2023), arXiv 2203.11167. The flow has a density p(R, eta) of bead configurations R
-and auxiliary variables eta that are independent standard normal in the data. Auxiliary variables carry information past the
-layers of torsions, which makes the flow more expressive than its torsions alone allow. The marginal density of R is not known,
-but its mean force is, as an average: at samples (R, eta) of the flow, ``kT grad_R log p(R, eta)`` averages at fixed R to the force
-of the marginal, so that regression on it learns the marginal's force.
+Koehler et al., J. Chem. Theory Comput. 19, 942 (2023), arXiv 2203.11167. The flow has a density p(R, eta) of bead
+configurations R and auxiliary variables eta that are independent standard normal in the data. Auxiliary variables carry
+information past the layers of torsions, which makes the flow more expressive than its torsions alone allow. The marginal
+density of R is not known, but its mean force is, as an average: at samples (R, eta) of the flow, ``kT grad_R log p(R,
+eta)`` averages at fixed R to the force of the marginal, so that regression on it learns the marginal's force.
 """
 
 from __future__ import annotations
@@ -69,6 +69,17 @@ class TeacherSamples(NamedTuple):
     forces: Tensor
 
 
+class Proposals(NamedTuple):
+    """Positions ``(S, n, 3)`` nm, and ``log p(R, eta) - log N(eta)`` ``(S,)`` of the draw that each came from, float64.
+
+    Under weights ``exp(-U(R)/kT)`` over the exponential of that, averages are those of the Boltzmann distribution of U: the
+    auxiliary variables of the target are standard normal and drop out.
+    """
+
+    positions: Tensor
+    log_ratio: Tensor
+
+
 class _Block(nn.Module):
     """Auxiliary variables given the torsions, then each half of the torsions given the other half and the auxiliary ones."""
 
@@ -97,7 +108,7 @@ class _Block(nn.Module):
         self.shift = CircleShift(torsions, generator)
 
     def inverse(self, turns: Tensor, auxiliary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map data to latent: torsions ``(B, T)`` in turns, auxiliary variables ``(B, A)``; and the log-determinant ``(B,)``."""
+        """Map data to latent: torsions ``(B, T)`` in turns, auxiliary variables ``(B, A)``; and give the log-determinant."""
         log_det = turns.new_zeros(len(turns))
         turns, _ = self.shift.inverse(turns)
         for coupling in reversed(self.couplings):
@@ -224,3 +235,18 @@ class FlowTeacher(nn.Module):
                 positions, _ = self.coordinates(coordinates)
             parts.append(TeacherSamples(positions, self.joint_forces(positions, auxiliary)))
         return TeacherSamples(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
+
+    def propose(self, count: int, generator: torch.Generator) -> Proposals:
+        """Draw configurations with what importance weights need; ``log_weight = -U/kT - log_ratio``."""
+        if count < 1:
+            raise ConfigurationError(f"the number of samples must be positive, got {count}")
+        parts = []
+        with torch.no_grad():
+            for start in range(0, count, _CHUNK):
+                coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
+                positions, _ = self.coordinates(coordinates)
+                normal = -0.5 * auxiliary.double().square().sum(-1) - 0.5 * auxiliary.shape[-1] * math.log(
+                    2.0 * math.pi
+                )
+                parts.append(Proposals(positions, self.log_prob(positions, auxiliary) - normal))
+        return Proposals(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))

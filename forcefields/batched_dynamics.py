@@ -1,7 +1,8 @@
 """Langevin dynamics of many replicas at once in torch: one call of a potential moves all of them.
 
-The splitting is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)): half a kick, half a drift, friction and noise
-in closed form, half a drift, half a kick. Its configurations are accurate to fourth order in the time step for high friction.
+The splitting is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)): half a kick, half a drift, friction and
+noise in closed form, half a drift, half a kick. Its configurations are accurate to fourth order in the time step for high
+friction.
 """
 
 from __future__ import annotations
@@ -194,6 +195,6 @@ class LangevinReplicas:
         spot = state.positions[replica] if bool(torch.isfinite(state.positions[replica]).all()) else self._good[replica]
         raise NonFiniteEnergyError(
             f"replica {replica} at {float(self.temperatures[replica]):g} K was stopped near step {state.step}: {what}; "
-            f"{self.potential.describe_strain(spot)}. Shorten the time step ({self.step_ps} ps), train on more data, or add a prior "
-            f"term. The last good positions are of at most {_CHECK_INTERVAL} steps before: {where}"
+            f"{self.potential.describe_strain(spot)}. Shorten the time step ({self.step_ps} ps), train on more data, or "
+            f"add a prior term. The last good positions are of at most {_CHECK_INTERVAL} steps before: {where}"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TINY = 1e-24  # nm^2 or nm^4: keeps roots differentiable where beads coincide or lie on a line, and is lost in rounding elsewhere
+# nm^2 or nm^4: keeps roots differentiable where beads coincide or lie on a line, and is lost in rounding elsewhere.
+_TINY = 1e-24
 
 
 def distances(positions: Tensor, pairs: Tensor) -> Tensor:

@@ -115,6 +115,13 @@ class CoarseGrainedForceField(Potential):
         return self.network.bounded_layers if isinstance(self.network, InvariantNetwork) else []
 
     @property
+    def standardisation(self) -> tuple[Tensor, ...]:
+        """Mean and deviation of the network's features; nothing where it has none."""
+        if not isinstance(self.network, InvariantNetwork):
+            return ()
+        return self.network.features.mean, self.network.features.deviation
+
+    @property
     def lipschitz(self) -> float:
         """The bound; infinite where there is none."""
         bound = self.network.lipschitz if isinstance(self.network, InvariantNetwork) else None
@@ -149,8 +156,8 @@ class CoarseGrainedForceField(Potential):
         """See :meth:`Potential.describe_strain`."""
         worst = self.worst_strain(positions)
         return (
-            f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.facts.particles.label(worst.bead)}, from the term "
-            f"{worst.term!r}"
+            f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.facts.particles.label(worst.bead)}, from "
+            f"the term {worst.term!r}"
         )
 
     def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
@@ -180,8 +187,8 @@ class CoarseGrainedForceField(Potential):
         """See :meth:`Potential.from_configuration`."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
-                f"the force field was stored in revision {configuration.get('revision')} of its parameters, this flowbridge reads "
-                f"revision {_REVISION}: train it again, or use the version that the file names"
+                f"the force field was stored in revision {configuration.get('revision')} of its parameters, this "
+                f"flowbridge reads revision {_REVISION}: train it again, or use the version that the file names"
             )
         prior = PriorEnergy.from_configuration(configuration["prior"])
         stored = configuration["network"]

@@ -1,10 +1,10 @@
 """Force maps: from the forces on atoms to those on beads, as quiet as the physics allows.
 
-A map B of forces belongs to a map M of positions when ``B M^T = 1`` (Noid et al., J. Chem. Phys. 128, 244114 (2008)): the mapped
-forces then average, at fixed beads, to the mean force. Where the simulation constrains distances, the forces of constraints are
-not among those that an engine reports; they cancel when atoms that constraints join have one coefficient. All maps with both
-properties have the same mean force and differ in noise alone; the least noisy one is a constrained least-squares problem (Kraemer
-et al., J. Phys. Chem. Lett. 14, 3970 (2023)), solved here in closed form.
+A map B of forces belongs to a map M of positions when ``B M^T = 1`` (Noid et al., J. Chem. Phys. 128, 244114 (2008)): the
+mapped forces then average, at fixed beads, to the mean force. Where the simulation constrains distances, the forces of
+constraints are not among those that an engine reports; they cancel when atoms that constraints join have one coefficient.
+All maps with both properties have the same mean force and differ in noise alone; the least noisy one is a constrained
+least-squares problem (Kraemer et al., J. Phys. Chem. Lett. 14, 3970 (2023)), solved here in closed form.
 """
 
 from __future__ import annotations
@@ -133,6 +133,6 @@ def _refuse_shared_groups(mapping: Mapping, groups: NDArray[np.int64]) -> None:
             other = owner.setdefault(int(groups[atom]), bead)
             if other != bead:
                 raise ConfigurationError(
-                    f"constraints join {mapping.atoms.label(atom)} of bead {bead} with an atom of bead {other}: the force of the "
-                    "constraint acts between the beads and is not known. Simulate without that constraint"
+                    f"constraints join {mapping.atoms.label(atom)} of bead {bead} with an atom of bead {other}: the force "
+                    "of the constraint acts between the beads and is not known. Simulate without that constraint"
                 )

@@ -1,8 +1,9 @@
 """A graph network of beads that knows types and distances only, so that one set of parameters serves other sequences.
 
-Continuous-filter convolutions of SchNet (Schuett et al., J. Chem. Phys. 148, 241722 (2018)), as Husic et al. (J. Chem. Phys. 153,
-194101 (2020)) use them for coarse-graining. All pairs of beads are neighbours with a smooth cutoff: molecules are small, and shapes
-stay fixed, which compilation asks for. A distance-based energy does not tell mirror images apart: the prior's torsions do.
+Continuous-filter convolutions of SchNet (Schuett et al., J. Chem. Phys. 148, 241722 (2018)), as Husic et al. (J. Chem.
+Phys. 153, 194101 (2020)) use them for coarse-graining. All pairs of beads are neighbours with a smooth cutoff: molecules
+are small, and shapes stay fixed, which compilation asks for. A distance-based energy does not tell mirror images apart: the
+prior's torsions do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lipschitz control: no linear layer stretches any difference of its inputs by more than a bound.
 
 The gradient of the network is then bounded wherever beads go, which keeps the force field tame between and beyond the data. The
-bound is kept by projection after every optimiser step (Gouk et al., Machine Learning 110, 393 (2021)): a weight matrix of spectral
-norm s is divided by ``max(1, s / bound)``.
+bound is kept by projection after every optimiser step (Gouk et al., Machine Learning 110, 393 (2021)): a weight matrix of
+spectral norm s is divided by ``max(1, s / bound)``.
 """
 
 from __future__ import annotations

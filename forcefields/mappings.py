@@ -1,7 +1,7 @@
 """Mappings from atoms to beads: linear, checked, and with the topology of the beads.
 
-A bead is one atom (a slice) or the centre of mass of several. Which beads are bonded is read off the molecule: atoms that belong
-to no bead are given to the nearest one along bonds, and two beads are bonded where a bond joins their atoms.
+A bead is one atom (a slice) or the centre of mass of several. Which beads are bonded is read off the molecule: atoms that
+belong to no bead are given to the nearest one along bonds, and two beads are bonded where a bond joins their atoms.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def require_frames(frames: NDArray[Any], atoms: Particles, what: str) -> None:
     """Refuse arrays that are no finite vectors of these atoms, one frame after the other."""
     if frames.ndim != 3 or frames.shape[1:] != (len(atoms), 3):
         raise MoleculeMismatchError(
-            f"{what} of {len(atoms)} atoms are (frames, {len(atoms)}, 3), got {tuple(frames.shape)}: does the trajectory belong "
-            "to this topology?"
+            f"{what} of {len(atoms)} atoms are (frames, {len(atoms)}, 3), got {tuple(frames.shape)}: does the trajectory "
+            "belong to this topology?"
         )
     bad = ~np.isfinite(frames).all(axis=2)
     if bad.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -52,7 +53,7 @@ class InvariantNetwork(nn.Module):
         generator = torch.Generator().manual_seed(configuration.seed)
         self.features = InvariantFeatures(beads)
         widths = (self.features.count, *(configuration.width,) * configuration.depth)
-        self.hidden = nn.ModuleList(_linear(a, b, generator) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(widths))
         self.output = _linear(widths[-1], 1, generator)
         self.activation = nn.Tanh() if configuration.activation == "tanh" else nn.SiLU()
         self.residual = configuration.residual

@@ -20,8 +20,8 @@ from .batched_dynamics import LangevinReplicas
 class ParallelTempering:
     """Ladders of replicas: each holds one replica at each temperature, and neighbours propose to exchange.
 
-    The energy is the same function at all temperatures (only the thermostats differ), so the ensemble at the lowest temperature is
-    that of plain dynamics there. Odd and even pairs take turns, which moves replicas steadily along the ladder.
+    The energy is the same function at all temperatures (only the thermostats differ), so the ensemble at the lowest
+    temperature is that of plain dynamics there. Odd and even pairs take turns, which moves replicas steadily along the ladder.
 
     Args:
         potential: the energy.

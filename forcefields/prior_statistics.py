@@ -42,8 +42,8 @@ class PriorConfiguration(Section):
         torsion_harmonics: Fourier terms of every torsion; 0 for none.
         torsion_floor: least density of a torsion, relative to uniform, that is inverted: what the data never saw is no
             infinite barrier.
-        repulsion: stiffness k of ``k/2 (d - d0)^2`` for pairs closer than d0, in kT/nm^2; 0 for none. 3200 is the 1600 (d - d0)^2
-            of arXiv 2203.11167.
+        repulsion: stiffness k of ``k/2 (d - d0)^2`` for pairs closer than d0, in kT/nm^2; 0 for none. 3200 is the 1600 (d -
+            d0)^2 of arXiv 2203.11167.
         repulsion_range: d0 in nm for all pairs; None for the ``repulsion_quantile`` of each pair's distances.
         repulsion_quantile: share of the frames in which a pair is closer than its d0.
         repulsion_bonds: pairs that at least so many bonds separate repel each other.
@@ -83,7 +83,8 @@ def fit_prior(
         raise ConfigurationError(f"a prior needs at least {_FEWEST} frames for its statistics, got {len(positions)}")
     if settings.bonds != "none" and not beads.bonds:
         raise ConfigurationError(
-            "the beads have no bonds, and a prior was asked for them: the topology of the atoms lacks its bonds (CONECT), or set "
+            "the beads have no bonds, and a prior was asked for them: the topology of the atoms lacks its bonds "
+            "(CONECT), or set "
             'bonds = "none"'
         )
     share = np.full(len(positions), 1.0 / len(positions)) if weights is None else weights / weights.sum()
@@ -121,9 +122,10 @@ def refuse_broken(beads: Particles, positions: NDArray[Any]) -> None:
         frame, bond = np.argwhere(broken)[0]
         i, j = beads.bonds[bond]
         raise ConfigurationError(
-            f"the molecule is broken in {int(broken.any(axis=1).sum())} of {len(positions)} frames: in frame {frame} beads {i} and "
-            f"{j} ({beads.names[i]}, {beads.names[j]}), which are bonded, are {lengths[frame, bond]:.3f} nm apart, in most frames "
-            f"{np.median(lengths[:, bond]):.3f} nm. Make molecules whole first, say by mdtraj's make_molecules_whole()"
+            f"the molecule is broken in {int(broken.any(axis=1).sum())} of {len(positions)} frames: in frame {frame} "
+            f"beads {i} and {j} ({beads.names[i]}, {beads.names[j]}), which are bonded, are {lengths[frame, bond]:.3f} nm "
+            f"apart, in most frames {np.median(lengths[:, bond]):.3f} nm. Make molecules whole first, say by mdtraj's "
+            "make_molecules_whole()"
         )
 
 

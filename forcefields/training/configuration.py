@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ...core.compilation.programs import CompilationMode
 from ...flows.configuration import Section
 
 Method = Literal["force_matching", "flow_matching", "noised_force_matching"]
@@ -39,8 +40,8 @@ class NoiseConfiguration(Section):
 
     Attributes:
         width: nm, standard deviation of the noise on every bead coordinate.
-        force_share: of the mapped force in the label; the rest is the noise's own force ``kT (R - R') / width^2``. Both have the
-            same average; 0 needs no forces.
+        force_share: of the mapped force in the label; the rest is the noise's own force ``kT (R - R') / width^2``. Both
+            have the same average; 0 needs no forces.
     """
 
     width: PositiveFloat = 0.005
@@ -61,6 +62,7 @@ class CoarseTrainingConfiguration(Section):
         held_out: share of frames that judge but do not train.
         checkpoint_interval: steps between checkpoints.
         log_interval: steps between points of the curve and looks at held-out frames.
+        compilation: whether steps are compiled; auto: where a stage has 3000 of them or more.
     """
 
     method: Method = "flow_matching"
@@ -72,3 +74,4 @@ class CoarseTrainingConfiguration(Section):
     held_out: float = Field(default=0.1, gt=0.0, lt=0.9)
     checkpoint_interval: PositiveInt = 500
     log_interval: PositiveInt = 250
+    compilation: CompilationMode = "auto"

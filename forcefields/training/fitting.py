@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from ..graph_network import GraphConfiguration
 from ..networks import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
+from .gradients import compilation_of
 from .modules import AveragedTraining, StudentTraining, TeacherTraining
 
 _FEWEST = 100
@@ -35,7 +37,7 @@ _OFFSET = 7_919  # separates the seeds of teacher, its samples, and student
 
 @dataclass(frozen=True)
 class BeadFrames:
-    """Frames of beads: positions ``(F, n, 3)`` nm, forces ``(F, n, 3)`` kJ/mol/nm and weights ``(F,)``; the latter may be absent."""
+    """Frames of beads: positions ``(F, n, 3)`` nm; forces ``(F, n, 3)`` kJ/mol/nm and weights ``(F,)`` may be absent."""
 
     positions: Tensor
     forces: Tensor | None = None
@@ -66,18 +68,19 @@ class BeadFrames:
         """Return frames to train on and those held out: the ends of four equal segments, since neighbours are alike."""
         bounds = np.linspace(0, len(self), _SEGMENTS + 1).round().astype(int)
         late = torch.zeros(len(self), dtype=torch.bool)
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             late[end - max(round((end - start) * held_out), 1) : end] = True
         return self[torch.nonzero(~late)[:, 0]], self[torch.nonzero(late)[:, 0]]
 
 
 @dataclass(frozen=True)
 class CoarseTrainingResult:
-    """A trained force field, training curves by stage, and numbers worth reporting."""
+    """A trained force field, training curves by stage, numbers worth reporting, and the flow that taught, if one did."""
 
     force_field: CoarseGrainedForceField
     curves: dict[str, list[dict[str, float]]]
     facts: dict[str, Any] = field(default_factory=dict)
+    teacher: FlowTeacher | None = None
 
 
 class _Steps(IterableDataset[int]):
@@ -123,23 +126,26 @@ def train_force_field(
     """
     if len(frames) < _FEWEST:
         raise ConfigurationError(
-            f"{len(frames)} frames are too few to train a force field: give at least {_FEWEST}, and some thousand for good results"
+            f"{len(frames)} frames are too few to train a force field: give at least {_FEWEST}, and some thousand for good "
+            "results"
         )
     if settings.method == "force_matching" and frames.forces is None:
         raise ConfigurationError(
-            "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give the "
-            "System that they can be computed with, or take method = 'flow_matching', which needs none"
+            "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give "
+            "the System that they can be computed with, or take method = 'flow_matching', which needs none"
         )
     share = None if frames.weights is None else frames.weights.double().numpy()
     fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
     force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
     curves: dict[str, list[dict[str, float]]] = {}
     facts: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
+    flow: FlowTeacher | None = None
     if settings.method == "flow_matching":
-        frames, curves["teacher"], found = _taught(
-            beads, frames, force_field, teacher, settings, folder, seed, show_progress
+        flow, curves["teacher"], found = train_teacher(
+            beads, frames, temperature, teacher, settings, folder, seed, show_progress
         )
-        facts |= found
+        frames, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
+        facts |= found | samples
     train_set, held_out = frames.split(settings.held_out)
     noise = settings.noise if settings.method == "noised_force_matching" else None
     if noise is not None and noise.force_share > 0.0 and frames.forces is None:
@@ -147,34 +153,35 @@ def train_force_field(
     student = StudentTraining(
         force_field, settings.student, train_set.positions, train_set.forces, train_set.weights,
         (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval, noise,
+        compilation_of(settings.compilation, settings.student.steps),
     )  # fmt: skip
     curves["student"] = run_stage(student, folder / "student", settings.checkpoint_interval, show_progress)
     facts |= {"held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
-    return CoarseTrainingResult(force_field.eval(), curves, facts)
+    return CoarseTrainingResult(force_field.eval(), curves, facts, flow)
 
 
-def _taught(
+def train_teacher(
     beads: Particles,
     frames: BeadFrames,
-    force_field: CoarseGrainedForceField,
+    temperature: float,
     configuration: TeacherConfiguration,
     settings: CoarseTrainingConfiguration,
     folder: Path,
     seed: int,
-    show_progress: bool,
-) -> tuple[BeadFrames, list[dict[str, float]], dict[str, Any]]:
-    """Train the flow on frames; return its samples with joint forces, the curve, and numbers worth reporting."""
-    temperature = force_field.facts.temperature or 0.0
+    show_progress: bool = False,
+) -> tuple[FlowTeacher, list[dict[str, float]], dict[str, Any]]:
+    """Train a flow on frames by likelihood; return it, its training curve, and numbers worth reporting.
+
+    Arguments and errors as for :func:`train_force_field`.
+    """
     train_set, held_out = frames.split(settings.held_out)
-    chosen = train_set.positions.double().numpy()
-    flow = FlowTeacher.untrained(beads, temperature, chosen, configuration)
+    flow = FlowTeacher.untrained(beads, temperature, train_set.positions.double().numpy(), configuration)
     module = TeacherTraining(
         flow, settings.teacher, train_set.positions, train_set.weights, held_out.positions, held_out.weights, seed,
-        settings.log_interval,
+        settings.log_interval, compilation_of(settings.compilation, settings.teacher.steps),
     )  # fmt: skip
     curve = run_stage(module, folder / "teacher", settings.checkpoint_interval, show_progress)
-    samples, facts = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
-    return samples, curve, {**facts, "held_out_negative_log_likelihood": module.best}
+    return flow, curve, {"held_out_negative_log_likelihood": module.best}
 
 
 def teacher_frames(
@@ -183,8 +190,8 @@ def teacher_frames(
     """Return samples of a teacher that a student can learn from, with weights where the prior repels, and what was left out.
 
     Samples with enormous joint forces (spots where the flow has bent space) would carry the whole loss; they are left out and
-    counted. Where the prior has a repulsion, samples count by ``exp(-U_repulsion / kT)``: the flow knows no excluded volume, and
-    its clashes are none of the student's business (arXiv 2203.11167).
+    counted. Where the prior has a repulsion, samples count by ``exp(-U_repulsion / kT)``: the flow knows no excluded volume,
+    and its clashes are none of the student's business (arXiv 2203.11167).
 
     Raises:
         NonFiniteEnergyError: when less than half of the samples can be used.

@@ -13,12 +13,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...core.errors import ConfigurationError, ConvergenceError
 from ...core.units import thermal_energy
+from ...flows.compiled_functions import CompiledFlowFunction
 from ...flows.molecule_coordinates import Coordinates
+from ...flows.training.compiled_gradients import with_gradients
 from ...flows.training.modules import averaging, cosine
 from ..augmented_flow import FlowTeacher
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..lipschitz import SpectralBound, project_exactly
 from .configuration import NoiseConfiguration, Stage
+from .gradients import augmented_likelihood_gradients, network_force_gradients
 
 _MOST_HELD_OUT = 4096
 _LARGEST_SEED = 2**62
@@ -60,8 +63,8 @@ class AveragedTraining(lightning.LightningModule):
         loss = self.loss(torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) % _LARGEST_SEED))
         if not torch.isfinite(loss):
             raise ConvergenceError(
-                f"the loss of step {self.global_step} of {type(self).__name__} is {loss.item()}: lower its learning_rate, or look "
-                "for frames with broken molecules or enormous forces"
+                f"the loss of step {self.global_step} of {type(self).__name__} is {loss.item()}: lower its learning_rate, or "
+                "look for frames with broken molecules or enormous forces"
             )
         if self.global_step % self.log_interval == 0:
             self.curve.append({"step": float(self.global_step), "loss": float(loss.detach())})
@@ -131,6 +134,7 @@ class TeacherTraining(AveragedTraining):
         held_out_weights: their weights.
         seed: of batches and auxiliary variables.
         log_interval: steps between points of the curve.
+        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
     def __init__(
@@ -143,8 +147,10 @@ class TeacherTraining(AveragedTraining):
         held_out_weights: Tensor | None,
         seed: int,
         log_interval: int,
+        compilation: str = "never",
     ) -> None:
         super().__init__(teacher.flow, stage, seed, log_interval)
+        self.evaluate = CompiledFlowFunction(teacher.flow, augmented_likelihood_gradients, compilation)
         dtype = teacher.flow.dtype
         self.auxiliary = teacher.flow.configuration.auxiliary
         self.data = _coordinates(teacher, positions, dtype)
@@ -161,9 +167,8 @@ class TeacherTraining(AveragedTraining):
         """See :meth:`AveragedTraining.loss`."""
         chosen = drawn(len(self.data.stiff), self.weights, self.stage.batch, generator)
         auxiliary = torch.randn(len(chosen), self.auxiliary, generator=generator, dtype=self.data.stiff.dtype)
-        data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
-        value: Tensor = -self.trained.log_prob(data, auxiliary).mean()  # type: ignore[operator]
-        return value
+        loss, *gradients = self.evaluate(self.data.circular[chosen], self.data.stiff[chosen], auxiliary)
+        return with_gradients(loss, self.trained, tuple(gradients))
 
     def held_out_loss(self, trained: nn.Module) -> float | None:
         """See :meth:`AveragedTraining.held_out_loss`."""
@@ -197,6 +202,7 @@ class StudentTraining(AveragedTraining):
         seed: of the batches.
         log_interval: steps between points of the curve.
         noise: for noised force matching.
+        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
     def __init__(
@@ -210,10 +216,12 @@ class StudentTraining(AveragedTraining):
         seed: int,
         log_interval: int,
         noise: NoiseConfiguration | None = None,
+        compilation: str = "never",
     ) -> None:
         if force_field.network is None or force_field.facts.temperature is None:
             raise ConfigurationError("only a force field with a network and a temperature can be trained")
         super().__init__(force_field.network, stage, seed, log_interval)
+        self.evaluate = CompiledFlowFunction(force_field.network, network_force_gradients, compilation)
         self.dtype_of_network = next(force_field.network.parameters()).dtype
         self.kt = thermal_energy(force_field.facts.temperature)
         self.force_field, self.noise = force_field, noise
@@ -228,8 +236,8 @@ class StudentTraining(AveragedTraining):
         """Return what the prior leaves of forces, in kT/nm."""
         if forces is None:
             raise ConfigurationError(
-                "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give "
-                "the System that they can be computed with, or take method = 'flow_matching', which needs none"
+                "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, "
+                "give the System that they can be computed with, or take method = 'flow_matching', which needs none"
             )
         parts = [self.force_field.prior.energy_and_forces(part).forces for part in positions.double().split(8192)]
         return ((forces.double() - torch.cat(parts)) / self.kt).to(self.dtype_of_network)
@@ -259,8 +267,8 @@ class StudentTraining(AveragedTraining):
     def loss(self, generator: torch.Generator) -> Tensor:
         """See :meth:`AveragedTraining.loss`."""
         positions, labels = self._batch(self.stage.batch, generator)
-        found = network_forces(self.trained, positions, training=True)
-        return (found - labels).square().mean() / self.scale
+        loss, *gradients = self.evaluate(positions, labels, *self.force_field.standardisation)
+        return with_gradients(loss, self.trained, tuple(gradients)) / self.scale
 
     def held_out_loss(self, trained: nn.Module) -> float | None:
         """See :meth:`AveragedTraining.held_out_loss`."""
@@ -274,7 +282,7 @@ class StudentTraining(AveragedTraining):
             labels = self._residual(positions[chosen], None if forces is None else forces[chosen])
         else:
             moved, labels = self._noised(positions[chosen], None if forces is None else forces[chosen], generator)
-        found = network_forces(trained, moved, training=False)
+        found = network_forces(trained, moved)
         return float((found - labels).double().square().mean() / self.scale)
 
     def after_step(self) -> None:
@@ -309,9 +317,9 @@ def drawn(frames: int, weights: Tensor | None, count: int, generator: torch.Gene
     return torch.searchsorted(cumulative, points, right=True).clamp(max=frames - 1)
 
 
-def network_forces(network: nn.Module, positions: Tensor, *, training: bool) -> Tensor:
-    """Return the network's forces ``(B, n, 3)`` in kT/nm, with a graph for training."""
+def network_forces(network: nn.Module, positions: Tensor) -> Tensor:
+    """Return the network's forces ``(B, n, 3)`` in kT/nm."""
     with torch.enable_grad():
         leaf = positions.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(network(leaf).sum(), leaf, create_graph=training)
-    return -gradient if training else -gradient.detach()
+        (gradient,) = torch.autograd.grad(network(leaf).sum(), leaf)
+    return -gradient

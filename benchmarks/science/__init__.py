@@ -1,0 +1,1 @@
+"""Science at training scale: what methods reach, one command each."""
