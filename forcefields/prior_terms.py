@@ -174,7 +174,7 @@ class PriorEnergy(Potential):
         """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
         refuse_cell(cell, global_parameters)
         positions = positions.double()
-        energy = positions.new_zeros(len(positions))
+        energy = (0.0 * positions).sum((1, 2))  # a function of the positions also where there is no term
         for term in self.terms:
             energy = energy + term(positions)
         return energy

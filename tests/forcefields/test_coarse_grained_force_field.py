@@ -33,9 +33,7 @@ def built(bead_frames, network):
 
 
 def openmm_energy(system, positions):
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-    )
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions)
     state = context.getState(energy=True, forces=True)
     return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
@@ -72,7 +70,9 @@ class TestEnergy:
         mapping, frames = bead_frames
         longer = _doubled(mapping.beads)
         chain = np.concatenate([frames[:40], frames[:40] + [0.0, 0.0, 0.9]], axis=1)
-        prior = fit_prior(longer, chain + 0.01 * np.random.default_rng(0).standard_normal(chain.shape), 300.0, _NO_BONDS)
+        prior = fit_prior(
+            longer, chain + 0.01 * np.random.default_rng(0).standard_normal(chain.shape), 300.0, _NO_BONDS
+        )
         other = CoarseGrainedForceField.untrained(prior, network, 300.0, torch.from_numpy(chain)).double()
         other.network.load_state_dict(small.network.state_dict())
         far = chain.copy()

@@ -61,7 +61,9 @@ class TestForces:
                 state = context.getState(energy=True, forces=True)
                 energy, forces = prior.energy_and_forces(torch.from_numpy(frame)[None])
                 assert np.isclose(state.getPotentialEnergy()._value, float(energy), rtol=1e-9)
-                assert np.allclose(state.getForces(asNumpy=True)._value, forces[0].numpy(), atol=1e-6 * forces.abs().max())
+                assert np.allclose(
+                    state.getForces(asNumpy=True)._value, forces[0].numpy(), atol=1e-6 * forces.abs().max()
+                )
 
     def test_fourier_torsions_are_what_their_formula_says(self, bead_frames):
         _, frames = bead_frames
