@@ -122,7 +122,7 @@ def _run_to_file(run: LangevinRun) -> Path:
     return run.file
 
 
-def save_arrays(file: Path, **arrays: FloatArray) -> None:
+def save_arrays(file: Path, **arrays: np.ndarray[Any, Any]) -> None:
     """Write an npz file atomically: readers see the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")

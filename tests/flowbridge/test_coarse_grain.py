@@ -8,13 +8,14 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from flowbridge.command_line import application
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.model_files import load
-from flowbridge.workflows import coarse_grain
-from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
 from openmm import app, unit
 from typer.testing import CliRunner
+
+from flowbridge.command_line import application
+from flowbridge.workflows import coarse_grain
+from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

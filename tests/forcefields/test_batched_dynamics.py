@@ -108,7 +108,7 @@ class TestStopped:
     def test_a_step_that_is_too_long(self):
         start = 0.01 * torch.ones(2, 3, 3, dtype=torch.float64)
         run = LangevinReplicas(Springs(1e6), start, 300.0, step_ps=0.05, seed=1)
-        with pytest.raises(NonFiniteEnergyError, match="energy is (inf|nan)"):
+        with pytest.raises(NonFiniteEnergyError, match=r"energy is (inf|nan)"):
             run.step(3000)
 
     def test_the_force_field_names_the_term(self, force_field):

@@ -1,11 +1,12 @@
 """The force field: forces, symmetry, Lipschitz bound, files, and the same energy everywhere."""
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
 import torch
 from flowbridge.calculators import PotentialCalculator
-from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
+from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.model_files import load, save
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.graph_network import GraphConfiguration
@@ -69,7 +70,7 @@ class TestEnergy:
         small = built(bead_frames, network)
         mapping, frames = bead_frames
         longer = _doubled(mapping.beads)
-        chain = np.concatenate([frames[:40], frames[:40] + [0.0, 0.0, 0.9]], axis=1)
+        chain = np.concatenate([frames[:40], frames[:40] + np.array([0.0, 0.0, 0.9])], axis=1)
         prior = fit_prior(
             longer, chain + 0.01 * np.random.default_rng(0).standard_normal(chain.shape), 300.0, _NO_BONDS
         )
@@ -149,12 +150,33 @@ class TestDoors:
         assert end.step == 40
         assert np.isfinite(end.potential_energy)
 
+    def test_beads_that_fly_apart_stop_the_run(self, force_field, bead_frames, tmp_path):
+        """A bond without a spring: the run names what broke, and what pulls where."""
+        weak = force_field.prior
+        weak.term("bonds").stiffness[1] = 1e-9
+        weak.term("angles").stiffness.zero_()
+        weak.term("repulsion").stiffness.zero_()
+        save(weak, tmp_path / "weak.flow")
+        write_bead_pdb(weak.facts.particles, bead_frames[1][0], tmp_path / "beads.pdb")
+        run = ModelDynamics(
+            tmp_path / "weak.flow",
+            tmp_path / "beads.pdb",
+            tmp_path / "out",
+            40_000,
+            friction_per_ps=0.1,
+            frame_interval=100,
+        )
+        with pytest.raises(
+            NonFiniteEnergyError, match=r"which are bonded, have flown apart.*the largest force.*out\.dcd"
+        ):
+            run_model_dynamics(run)
+        frames = mdtraj.load(str(tmp_path / "out.dcd"), top=str(tmp_path / "beads.pdb"))
+        assert 0 < len(frames) < 400
+
     def test_beads_with_other_names_are_refused(self, force_field, bead_frames, file, tmp_path):
         beads = force_field.facts.particles
         topology = topology_from_particles(beads)
         list(topology.atoms)[1].name = "XX"
-        import mdtraj
-
         mdtraj.Trajectory(bead_frames[1][:1].astype(np.float32), topology).save_pdb(str(tmp_path / "other.pdb"))
         pdb = app.PDBFile(str(tmp_path / "other.pdb"))
         for atom in pdb.topology.atoms():

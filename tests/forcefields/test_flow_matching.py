@@ -216,7 +216,7 @@ class TestMethods:
 
     def test_noise_without_forces(self, known, tmp_path):
         """The noise's own force has the same average: regression of one label on the other has slope one."""
-        beads, truth, frames = known
+        beads, _truth, frames = known
         field = CoarseGrainedForceField.untrained(PriorEnergy(beads, [], 300.0), NETWORK, 300.0, frames.positions)
         noise = settings("noised_force_matching", noise={"width": 0.02, "force_share": 0.0}).noise
         stage = settings("force_matching").student

@@ -7,26 +7,27 @@ from flowbridge.core.potential import Particles
 from flowbridge.forcefields.force_maps import ForceMap, optimised_force_map, plain_force_map
 from flowbridge.forcefields.mappings import centre_of_mass_mapping, five_beads, slice_mapping
 
+STIFFNESS = np.array([50.0, 20.0])
+KT = 2.5
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """Three particles joined by springs, with forces; the outer two are to be beads."""
+    particles = Particles(("A", "B", "C"), (0, 0, 0), (1.0, 2.0, 3.0), ((0, 1), (1, 2)))
+    random = np.random.default_rng(0)
+    ends = random.standard_normal((200_000, 2, 3))
+    weights = STIFFNESS / STIFFNESS.sum()
+    noise = np.sqrt(KT / STIFFNESS.sum()) * random.standard_normal((len(ends), 3))
+    middle = weights[0] * ends[:, 0] + weights[1] * ends[:, 1] + noise
+    positions = np.stack([ends[:, 0], middle, ends[:, 1]], axis=1)
+    first = -STIFFNESS[0] * (positions[:, 0] - positions[:, 1])
+    last = -STIFFNESS[1] * (positions[:, 2] - positions[:, 1])
+    return particles, positions, np.stack([first, -first - last, last], axis=1)
+
 
 class TestHarmonicChain:
-    """Three particles on a line of springs; the first and last are beads, so that the mean force is known."""
-
-    stiffness = np.array([50.0, 20.0])
-    kt = 2.5
-
-    @pytest.fixture(scope="class")
-    def chain(self):
-        particles = Particles(("A", "B", "C"), (0, 0, 0), (1.0, 2.0, 3.0), ((0, 1), (1, 2)))
-        random = np.random.default_rng(0)
-        ends = random.standard_normal((200_000, 2, 3))
-        weights = self.stiffness / self.stiffness.sum()
-        middle = (weights[0] * ends[:, 0] + weights[1] * ends[:, 1]) + np.sqrt(
-            self.kt / self.stiffness.sum()
-        ) * random.standard_normal((len(ends), 3))
-        positions = np.stack([ends[:, 0], middle, ends[:, 1]], axis=1)
-        first = -self.stiffness[0] * (positions[:, 0] - positions[:, 1])
-        last = -self.stiffness[1] * (positions[:, 2] - positions[:, 1])
-        return particles, positions, np.stack([first, -first - last, last], axis=1)
+    """The mean force between the outer particles is known."""
 
     @pytest.mark.parametrize("kind", ["plain", "optimised"])
     def test_mean_force(self, chain, kind):
@@ -34,7 +35,7 @@ class TestHarmonicChain:
         mapping = slice_mapping(particles, [0, 2])
         found = plain_force_map(mapping) if kind == "plain" else optimised_force_map(mapping, forces)
         beads, mapped = mapping.positions(positions), found.forces(forces)
-        effective = self.stiffness.prod() / self.stiffness.sum()
+        effective = STIFFNESS.prod() / STIFFNESS.sum()
         expected = -effective * (beads[:, 0] - beads[:, 1])
         # Regression of the noisy force on the exact mean force: slope one.
         slope = (mapped[:, 0] * expected).sum() / np.square(expected).sum()
@@ -45,7 +46,7 @@ class TestHarmonicChain:
         """Adding the middle's force in proportion to its springs takes out all the noise."""
         particles, _positions, forces = chain
         found = optimised_force_map(slice_mapping(particles, [0, 2]), forces)
-        share = self.stiffness / self.stiffness.sum()
+        share = STIFFNESS / STIFFNESS.sum()
         assert np.allclose(found.weights, [[1.0, share[0], 0.0], [0.0, share[1], 1.0]], atol=2e-3)
 
 

@@ -13,7 +13,6 @@ from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, 
 from flowbridge.integrations.openmm import particle_system
 from flowbridge.integrations.openmm.prior_forces import add_prior_forces
 from flowbridge.integrations.openmm.torsion_bias import torsion_angles
-from openmm import unit
 
 ALL = PriorConfiguration(torsion_harmonics=3, repulsion=3200.0, repulsion_quantile=0.2)
 

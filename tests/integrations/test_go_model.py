@@ -44,7 +44,7 @@ class TestGoModel:
         assert np.abs(forces).max() < 10.0  # kJ/mol/nm; a stretched bond has a thousand
 
     def test_the_sequence_is_that_of_cln025(self, model):
-        assert model.beads.residue_names == tuple("TYR TYR ASP PRO GLU THR GLY THR TRP TYR".split())
+        assert model.beads.residue_names == ("TYR", "TYR", "ASP", "PRO", "GLU", "THR", "GLY", "THR", "TRP", "TYR")
         lengths = np.linalg.norm(np.diff(model.native, axis=0), axis=1)
         assert np.allclose(lengths, 0.38, atol=0.01)
 
