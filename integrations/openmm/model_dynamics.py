@@ -117,7 +117,8 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
                 raise NonFiniteEnergyError(
                     f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. In the last good frame "
                     f"{potential.describe_strain(torch.from_numpy(files.last))}. "
-                    f"The {step // run.frame_interval} frames before are in {run.file('.dcd')}; shorten the time step, or start from a relaxed structure (minimise)"
+                    f"The {step // run.frame_interval} frames before are in {run.file('.dcd')}; "
+                    "shorten the time step, or start from a relaxed structure (minimise)"
                 ) from error
             step += run.frame_interval
             unsaved += 1
