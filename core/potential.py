@@ -160,6 +160,16 @@ class Potential(torch.nn.Module):
         particles = len(self.facts.particles)
         return 0.1 * particles ** (1 / 3) * torch.randn(count, particles, 3, generator=generator, dtype=torch.float64)
 
+    def describe_strain(self, positions: Tensor) -> str:
+        """Return a sentence on what is worst about a configuration ``(N, 3)`` in nm, for the message of a stopped run.
+
+        The default names the particle with the largest force; a subclass that knows its terms may name them.
+        """
+        _, forces = self.energy_and_forces(positions.detach().double()[None])
+        sizes = torch.nan_to_num(forces[0], nan=float("inf")).norm(dim=-1)
+        worst = int(sizes.argmax())
+        return f"the largest force, {float(sizes[worst]):.3g} kJ/mol/nm, is on {self.facts.particles.label(worst)}"
+
     def configuration(self) -> dict[str, Any]:
         """Return all that :meth:`from_configuration` needs besides the tensors, ready for JSON."""
         raise TypeError(f"{type(self).__name__} cannot be saved: it has no configuration()")

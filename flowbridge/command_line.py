@@ -140,6 +140,23 @@ def train(
         from_trajectory.run(workflow, scheduler)
 
 
+@application.command("coarse-grain")
+def coarse_grain(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to coarse-grain, and how.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the results; default: as in CONFIG.toml.")] = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Coarse-grain a molecule: reference frames, beads, force field, its simulation, and how good it is.
+
+    Finished stages are kept: after an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .workflows import coarse_grain as workflow
+
+        workflow.run(config, output, workers)
+
+
 @application.command()
 def reference(config: ConfigurationFile, workers: Workers = None, debug: Debug = False) -> None:
     """Compute the reference free energy of a workflow anew (long) and store it beside CONFIG.toml."""

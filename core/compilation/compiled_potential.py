@@ -78,6 +78,10 @@ class CompiledPotential(Potential):
             parts.append(EnergyAndForces(result.energy[:count], result.forces[:count]))
         return EnergyAndForces(torch.cat([part.energy for part in parts]), torch.cat([part.forces for part in parts]))
 
+    def describe_strain(self, positions: Tensor) -> str:
+        """See :meth:`Potential.describe_strain`; of the original."""
+        return self.potential.describe_strain(positions)
+
     def __reduce__(self) -> tuple[type[CompiledPotential], tuple[object, ...]]:
         """Copy and pickle as the original with the place of its program: a loaded program belongs to its process."""
         return type(self), (self.potential, self.folder, self.batch, self.dtype, self.device)

@@ -128,7 +128,7 @@ def _run_for_file(run: LangevinRun) -> tuple[Path, Trajectory]:
     return run.file, run_langevin(run)
 
 
-def save_arrays(file: Path, **arrays: FloatArray) -> None:
+def save_arrays(file: Path, **arrays: np.ndarray[Any, Any]) -> None:
     """Write an npz file atomically: readers see the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")

@@ -103,6 +103,8 @@ def check_elements(topology: app.Topology, molecule: Particles, chosen: Sequence
     for index, position in place.items():
         expected = molecule.atomic_numbers[position % size]
         element = atoms[index].element
+        if expected == 0 and atoms[index].name == molecule.names[position % size]:
+            continue  # a bead: file formats guess elements from names, so the name is what counts
         if (0 if element is None else element.atomic_number) != expected:
             wanted = "no element" if expected == 0 else app.Element.getByAtomicNumber(expected).symbol
             given = "no element" if element is None else element.symbol

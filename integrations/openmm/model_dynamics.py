@@ -13,16 +13,18 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import openmm
+import torch
 from openmm import app, unit
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.model_files import load
-from ...core.potential import Potential
+from ...core.potential import Particles, Potential
 from .dynamics import save_arrays
 from .forces import add_potential, particle_system
 
 _COLUMNS = "step,time (ps),potential energy (kJ/mol),kinetic energy (kJ/mol),temperature (K)\n"
 _CHECKPOINT_EVERY = 50  # frames: what an interruption loses at most
+_APART = 3.0  # times the length of a bond in the structure: what no bond reaches
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
     if before is None:
         _start(run, simulation, temperature)
     progress = Progress(step, 0, *_energies(simulation)[::2])
-    with _opened(run, simulation, appending=before is not None) as files:
+    with _opened(run, simulation, potential, appending=before is not None) as files:
         unsaved = 0
         while step < run.steps:
             try:
@@ -113,9 +115,10 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
             except (openmm.OpenMMException, ValueError) as error:
                 reason = str(error).partition("\n\nTraceback")[0].rstrip(".")  # OpenMM appends where Python was
                 raise NonFiniteEnergyError(
-                    f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. The "
-                    f"{step // run.frame_interval} frames before are in {run.file('.dcd')}; shorten the time step, or start "
-                    "from a relaxed structure (minimise)"
+                    f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. In the last good frame "
+                    f"{potential.describe_strain(torch.from_numpy(files.last))}. "
+                    f"The {step // run.frame_interval} frames before are in {run.file('.dcd')}; "
+                    "shorten the time step, or start from a relaxed structure (minimise)"
                 ) from error
             step += run.frame_interval
             unsaved += 1
@@ -224,15 +227,42 @@ def _energies(simulation: app.Simulation) -> tuple[float, float, float]:
 class _Files:
     """The open trajectory and table of a run."""
 
-    def __init__(self, trajectory: app.DCDFile, stream: BinaryIO, table: TextIO) -> None:
+    def __init__(
+        self,
+        trajectory: app.DCDFile,
+        stream: BinaryIO,
+        table: TextIO,
+        particles: Particles,
+        start: np.ndarray[Any, np.dtype[np.float64]],
+    ) -> None:
         self.trajectory, self.stream, self.table = trajectory, stream, table
+        self.particles, self.last = particles, start
+        self._bonds = np.array(particles.bonds, dtype=int).reshape(-1, 2)
+        self._limits = _APART * self._lengths(start)
+
+    def _lengths(self, positions: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        i, j = self._bonds.T
+        lengths: np.ndarray[Any, np.dtype[np.float64]] = np.linalg.norm(positions[i] - positions[j], axis=1)
+        return lengths
+
+    def _refuse_broken(self, positions: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        broken = np.flatnonzero(self._lengths(positions) > self._limits)
+        if len(broken):
+            i, j = self._bonds[broken[0]]
+            raise ValueError(
+                f"{self.particles.label(int(i))} and {self.particles.label(int(j))}, which are bonded, have flown apart to "
+                f"{self._lengths(positions)[broken[0]]:.3g} nm"
+            )
 
     def write(self, simulation: app.Simulation, step: int, done_now: int) -> Progress:
-        """Write a frame; raises ValueError where energy or positions are not finite, before anything is written."""
+        """Write a frame; raises ValueError where energies are not finite or bonds are broken, before anything is written."""
         potential, kinetic, temperature = _energies(simulation)
         if not np.isfinite([potential, kinetic]).all():
             raise ValueError(f"potential energy {potential} and kinetic energy {kinetic} kJ/mol")
         state = simulation.context.getState(positions=True)
+        positions = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
+        self._refuse_broken(positions)
+        self.last = positions
         self.trajectory.writeModel(state.getPositions(asNumpy=True), periodicBoxVectors=state.getPeriodicBoxVectors())
         time = state.getTime().value_in_unit(unit.picosecond)
         self.table.write(f"{step},{time:.6f},{potential:.6f},{kinetic:.6f},{temperature:.3f}\n")
@@ -252,7 +282,9 @@ class _Files:
 
 
 @contextmanager
-def _opened(run: ModelDynamics, simulation: app.Simulation, *, appending: bool) -> Iterator[_Files]:
+def _opened(
+    run: ModelDynamics, simulation: app.Simulation, potential: Potential, *, appending: bool
+) -> Iterator[_Files]:
     """Open the trajectory and the table, new or at their ends."""
     dcd, csv = run.file(".dcd"), run.file(".csv")
     with dcd.open("r+b" if appending else "w+b") as stream, csv.open("a" if appending else "w") as table:
@@ -262,4 +294,6 @@ def _opened(run: ModelDynamics, simulation: app.Simulation, *, appending: bool) 
             stream, simulation.topology, run.step_fs / 1000.0 * unit.picosecond, run.frame_interval, run.frame_interval,
             append=appending,
         )  # fmt: skip
-        yield _Files(trajectory, stream, table)
+        state = simulation.context.getState(positions=True)
+        start = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
+        yield _Files(trajectory, stream, table, potential.facts.particles, start)

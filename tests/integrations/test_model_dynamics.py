@@ -147,7 +147,7 @@ class TestRefused:
         rows = table(hot)  # what there was before is there
         assert f"between steps {len(rows)} and" in str(failure.value)
         assert f"The {len(rows)} frames before are in" in str(failure.value)
-        assert len(rows) >= 2
+        assert len(rows) >= 1
         assert len(mdtraj.load(str(hot.file(".dcd")), top=str(STRUCTURE))) == len(rows)
 
     def test_bad_settings(self, run):

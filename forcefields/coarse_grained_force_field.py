@@ -1,0 +1,201 @@
+"""A coarse-grained force field: a prior in closed form plus a network, as a Potential like any other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from ..core.errors import ConfigurationError
+from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.units import thermal_energy
+from .graph_network import GraphConfiguration
+from .networks import InvariantConfiguration, InvariantNetwork, build_network
+from .prior_terms import PriorEnergy, refuse_cell
+
+_REVISION = 1  # of the meaning of stored parameters
+_EXAMPLES = 32  # frames kept with the model, to compile and check it with
+_SHAKEN = 0.002  # nm
+
+
+class Strain(NamedTuple):
+    """The worst spot of a configuration: the bead with the largest force, and the term of the energy that pulls it."""
+
+    bead: int
+    force: float
+    term: str
+
+
+class CoarseGrainedForceField(Potential):
+    """``U(R) = prior(R) + kT network(R)``, a potential of mean force at one temperature (kJ/mol, nm).
+
+    Args:
+        beads: the particles; from :class:`~flowbridge.forcefields.mappings.Mapping`.
+        temperature: K.
+        prior: terms in closed form.
+        configuration: of the network; None for the prior alone.
+        examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
+    """
+
+    kind: ClassVar[str] = "coarse_grained_force_field"
+    examples: Tensor
+
+    def __init__(
+        self,
+        beads: Particles,
+        temperature: float,
+        prior: PriorEnergy,
+        configuration: InvariantConfiguration | GraphConfiguration | None,
+        examples: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if len(prior.facts.particles) != len(beads):
+            raise ConfigurationError(
+                f"the prior is of {len(prior.facts.particles)} beads, the force field of {len(beads)}"
+            )
+        self.facts = PotentialFacts(beads, periodic=False, temperature=temperature)
+        self.prior = prior
+        self.network_configuration = configuration
+        self.network = None if configuration is None else build_network(beads, configuration)
+        self.register_buffer("examples", torch.zeros(_EXAMPLES, len(beads), 3, dtype=torch.float64))
+        if examples is not None:
+            self.set_examples(examples)
+
+    @classmethod
+    def untrained(
+        cls,
+        prior: PriorEnergy,
+        configuration: InvariantConfiguration | GraphConfiguration,
+        temperature: float,
+        positions: Tensor,
+        weights: Tensor | None = None,
+    ) -> Self:
+        """Return a force field with a fresh network whose features are standardised on frames ``(F, n, 3)`` nm.
+
+        Args:
+            prior: fitted to the same frames; see :func:`~flowbridge.forcefields.prior_statistics.fit_prior`.
+            configuration: of the network.
+            temperature: of the frames, K.
+            positions: the frames.
+            weights: of the frames ``(F,)``; None for equal ones.
+        """
+        force_field = cls(prior.facts.particles, temperature, prior, configuration, positions)
+        share = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
+        if isinstance(force_field.network, InvariantNetwork):
+            force_field.network.features.fit(positions, share / share.sum())
+        return force_field
+
+    def set_examples(self, positions: Tensor) -> None:
+        """Keep an even choice of frames ``(F, n, 3)`` as examples."""
+        chosen = torch.linspace(0, len(positions) - 1, _EXAMPLES).round().long()
+        self.examples.copy_(positions[chosen].double())
+
+    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
+        """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
+        refuse_cell(cell, global_parameters)
+        energy: Tensor = self.prior(positions)
+        if self.network is None:
+            return energy
+        return energy + self.network_energy(positions)
+
+    def network_energy(self, positions: Tensor) -> Tensor:
+        """Return the network's part ``(B,)`` in kJ/mol, float64."""
+        if self.network is None:
+            return positions.new_zeros(len(positions), dtype=torch.float64)
+        dtype = next(self.network.parameters()).dtype
+        value: Tensor = self.network(positions.to(dtype))
+        return thermal_energy(self._temperature) * value.double()
+
+    @property
+    def bounded_layers(self) -> list[torch.nn.Linear]:
+        """Layers of the network whose spectral norm stays below :attr:`lipschitz`."""
+        return self.network.bounded_layers if isinstance(self.network, InvariantNetwork) else []
+
+    @property
+    def standardisation(self) -> tuple[Tensor, ...]:
+        """Mean and deviation of the network's features; nothing where it has none."""
+        if not isinstance(self.network, InvariantNetwork):
+            return ()
+        return self.network.features.mean, self.network.features.deviation
+
+    @property
+    def lipschitz(self) -> float:
+        """The bound; infinite where there is none."""
+        bound = self.network.lipschitz if isinstance(self.network, InvariantNetwork) else None
+        return math.inf if bound is None else bound
+
+    def network_only(self) -> Self:
+        """Return the force field without its prior, whose terms an engine computes natively; parameters are shared."""
+        bare = type(self)(
+            self.facts.particles, self._temperature, PriorEnergy(self.facts.particles, [], self._temperature),
+            self.network_configuration, self.examples,
+        )  # fmt: skip
+        bare.network = self.network
+        return bare
+
+    def worst_strain(self, positions: Tensor) -> Strain:
+        """Return the bead of a configuration ``(n, 3)`` with the largest force, and the part of the energy behind it."""
+        with torch.enable_grad():
+            leaf = positions.detach().double()[None].requires_grad_(True)
+            parts = {term.kind: term(leaf).sum() for term in self.prior.prior_terms}
+            parts["network"] = self.network_energy(leaf).sum()
+            forces = {
+                name: -torch.autograd.grad(part, leaf, allow_unused=True, materialize_grads=True)[0][0]
+                for name, part in parts.items()
+                if part.requires_grad
+            }
+        total = torch.nan_to_num(sum(forces.values(), torch.zeros_like(leaf[0])), nan=float("inf")).norm(dim=-1)
+        bead = int(total.argmax())
+        sizes = {name: float(torch.nan_to_num(force[bead], nan=float("inf")).norm()) for name, force in forces.items()}
+        return Strain(bead, float(total[bead]), max(sizes, key=lambda name: sizes[name]))
+
+    def describe_strain(self, positions: Tensor) -> str:
+        """See :meth:`Potential.describe_strain`."""
+        worst = self.worst_strain(positions)
+        return (
+            f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.facts.particles.label(worst.bead)}, from "
+            f"the term {worst.term!r}"
+        )
+
+    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Potential.example_positions`: training frames, slightly shaken."""
+        frames = self.examples[torch.randint(len(self.examples), (count,), generator=generator)].cpu()
+        return frames + _SHAKEN * torch.randn(frames.shape, generator=generator, dtype=torch.float64)
+
+    @property
+    def _temperature(self) -> float:
+        temperature = self.facts.temperature
+        if temperature is None:
+            raise ConfigurationError("this force field has no temperature, so its network has no energy scale")
+        return temperature
+
+    def configuration(self) -> dict[str, Any]:
+        """See :meth:`Potential.configuration`."""
+        network = self.network_configuration
+        return {
+            "revision": _REVISION,
+            "temperature": self.facts.temperature,
+            "prior": self.prior.configuration(),
+            "network": None if network is None else network.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """See :meth:`Potential.from_configuration`."""
+        if configuration.get("revision") != _REVISION:
+            raise ConfigurationError(
+                f"the force field was stored in revision {configuration.get('revision')} of its parameters, this "
+                f"flowbridge reads revision {_REVISION}: train it again, or use the version that the file names"
+            )
+        prior = PriorEnergy.from_configuration(configuration["prior"])
+        stored = configuration["network"]
+        network = None if stored is None else _NETWORKS.validate_python(stored)
+        return cls(prior.facts.particles, float(configuration["temperature"]), prior, network)
+
+
+_NETWORKS: TypeAdapter[InvariantConfiguration | GraphConfiguration] = TypeAdapter(
+    InvariantConfiguration | GraphConfiguration
+)

@@ -1,0 +1,256 @@
+"""From bead frames to a coarse-grained force field: force matching, flow-matching, noised force matching."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ...core.potential import Particles
+from ...core.statistics import effective_sample_percent
+from ...core.units import thermal_energy
+from ..augmented_flow import FlowTeacher, TeacherConfiguration
+from ..coarse_grained_force_field import CoarseGrainedForceField
+from ..graph_network import GraphConfiguration
+from ..networks import InvariantConfiguration
+from ..prior_statistics import PriorConfiguration, fit_prior
+from .configuration import CoarseTrainingConfiguration
+from .gradients import compilation_of
+from .modules import AveragedTraining, StudentTraining, TeacherTraining
+
+_FEWEST = 100
+_SEGMENTS = 4
+_OFFSET = 7_919  # separates the seeds of teacher, its samples, and student
+
+
+@dataclass(frozen=True)
+class BeadFrames:
+    """Frames of beads: positions ``(F, n, 3)`` nm; forces ``(F, n, 3)`` kJ/mol/nm and weights ``(F,)`` may be absent."""
+
+    positions: Tensor
+    forces: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.forces is not None and self.forces.shape != self.positions.shape:
+            raise ConfigurationError(
+                f"positions {tuple(self.positions.shape)} and forces {tuple(self.forces.shape)} do not belong together"
+            )
+        if self.weights is not None:
+            good = self.weights.shape == (len(self.positions),) and bool(
+                torch.isfinite(self.weights).all() and (self.weights >= 0.0).all() and self.weights.sum() > 0.0
+            )
+            if not good:
+                raise ConfigurationError(
+                    f"weights of {len(self.positions)} frames must be as many finite numbers, none negative and not all zero"
+                )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, chosen: Tensor | slice) -> BeadFrames:
+        forces = None if self.forces is None else self.forces[chosen]
+        return BeadFrames(self.positions[chosen], forces, None if self.weights is None else self.weights[chosen])
+
+    def split(self, held_out: float) -> tuple[BeadFrames, BeadFrames]:
+        """Return frames to train on and those held out: the ends of four equal segments, since neighbours are alike."""
+        bounds = np.linspace(0, len(self), _SEGMENTS + 1).round().astype(int)
+        late = torch.zeros(len(self), dtype=torch.bool)
+        for start, end in itertools.pairwise(bounds):
+            late[end - max(round((end - start) * held_out), 1) : end] = True
+        return self[torch.nonzero(~late)[:, 0]], self[torch.nonzero(late)[:, 0]]
+
+
+@dataclass(frozen=True)
+class CoarseTrainingResult:
+    """A trained force field, training curves by stage, numbers worth reporting, and the flow that taught, if one did."""
+
+    force_field: CoarseGrainedForceField
+    curves: dict[str, list[dict[str, float]]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    teacher: FlowTeacher | None = None
+
+
+class _Steps(IterableDataset[int]):
+    """An endless stream; each step makes its own batch."""
+
+    def __iter__(self) -> Iterator[int]:
+        step = 0
+        while True:
+            yield step
+            step += 1
+
+
+def train_force_field(
+    beads: Particles,
+    frames: BeadFrames,
+    temperature: float,
+    prior: PriorConfiguration,
+    network: InvariantConfiguration | GraphConfiguration,
+    teacher: TeacherConfiguration,
+    settings: CoarseTrainingConfiguration,
+    folder: Path,
+    seed: int,
+    show_progress: bool = False,
+) -> CoarseTrainingResult:
+    """Fit a prior to frames and train a network on top of it.
+
+    Args:
+        beads: with their bonds.
+        frames: of one ensemble; forces are needed by force matching only.
+        temperature: of the frames, K.
+        prior: which terms it has.
+        network: its sizes.
+        teacher: the flow's sizes (flow-matching only).
+        settings: method and schedules.
+        folder: where checkpoints go; training continues from those it finds there.
+        seed: of everything random.
+        show_progress: show a bar for each stage.
+
+    Raises:
+        ConfigurationError: for too few frames, broken molecules, and missing forces.
+        ConvergenceError: when a loss is not finite.
+        NonFiniteEnergyError: when most samples of the teacher are of no use.
+    """
+    if len(frames) < _FEWEST:
+        raise ConfigurationError(
+            f"{len(frames)} frames are too few to train a force field: give at least {_FEWEST}, and some thousand for good "
+            "results"
+        )
+    if settings.method == "force_matching" and frames.forces is None:
+        raise ConfigurationError(
+            "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give "
+            "the System that they can be computed with, or take method = 'flow_matching', which needs none"
+        )
+    share = None if frames.weights is None else frames.weights.double().numpy()
+    fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
+    force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
+    curves: dict[str, list[dict[str, float]]] = {}
+    facts: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
+    flow: FlowTeacher | None = None
+    if settings.method == "flow_matching":
+        flow, curves["teacher"], found = train_teacher(
+            beads, frames, temperature, teacher, settings, folder, seed, show_progress
+        )
+        frames, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
+        facts |= found | samples
+    train_set, held_out = frames.split(settings.held_out)
+    noise = settings.noise if settings.method == "noised_force_matching" else None
+    if noise is not None and noise.force_share > 0.0 and frames.forces is None:
+        raise ConfigurationError("noised force matching without forces needs force_share = 0")
+    student = StudentTraining(
+        force_field, settings.student, train_set.positions, train_set.forces, train_set.weights,
+        (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval, noise,
+        compilation_of(settings.compilation, settings.student.steps),
+    )  # fmt: skip
+    curves["student"] = run_stage(student, folder / "student", settings.checkpoint_interval, show_progress)
+    facts |= {"held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
+    return CoarseTrainingResult(force_field.eval(), curves, facts, flow)
+
+
+def train_teacher(
+    beads: Particles,
+    frames: BeadFrames,
+    temperature: float,
+    configuration: TeacherConfiguration,
+    settings: CoarseTrainingConfiguration,
+    folder: Path,
+    seed: int,
+    show_progress: bool = False,
+) -> tuple[FlowTeacher, list[dict[str, float]], dict[str, Any]]:
+    """Train a flow on frames by likelihood; return it, its training curve, and numbers worth reporting.
+
+    Arguments and errors as for :func:`train_force_field`.
+    """
+    train_set, held_out = frames.split(settings.held_out)
+    flow = FlowTeacher.untrained(beads, temperature, train_set.positions.double().numpy(), configuration)
+    module = TeacherTraining(
+        flow, settings.teacher, train_set.positions, train_set.weights, held_out.positions, held_out.weights, seed,
+        settings.log_interval, compilation_of(settings.compilation, settings.teacher.steps),
+    )  # fmt: skip
+    curve = run_stage(module, folder / "teacher", settings.checkpoint_interval, show_progress)
+    return flow, curve, {"held_out_negative_log_likelihood": module.best}
+
+
+def teacher_frames(
+    teacher: FlowTeacher, force_field: CoarseGrainedForceField, settings: CoarseTrainingConfiguration, seed: int
+) -> tuple[BeadFrames, dict[str, Any]]:
+    """Return samples of a teacher that a student can learn from, with weights where the prior repels, and what was left out.
+
+    Samples with enormous joint forces (spots where the flow has bent space) would carry the whole loss; they are left out and
+    counted. Where the prior has a repulsion, samples count by ``exp(-U_repulsion / kT)``: the flow knows no excluded volume,
+    and its clashes are none of the student's business (arXiv 2203.11167).
+
+    Raises:
+        NonFiniteEnergyError: when less than half of the samples can be used.
+    """
+    kt = thermal_energy(teacher.temperature)
+    drawn = teacher.sample(settings.samples, torch.Generator().manual_seed(seed))
+    mean_square = (drawn.forces / kt).square().mean((1, 2))
+    usable = torch.isfinite(mean_square) & (mean_square < settings.largest_mean_square_force)
+    if float(usable.double().mean()) < 0.5:
+        raise NonFiniteEnergyError(
+            f"only {int(usable.sum())} of {len(usable)} samples of the teacher have forces below "
+            f"{settings.largest_mean_square_force:g} (kT/nm)^2: train it longer, raise minimum_width, or raise the limit"
+        )
+    positions, forces = drawn.positions[usable], drawn.forces[usable]
+    facts: dict[str, Any] = {"teacher_samples": len(usable), "teacher_samples_left_out": int((~usable).sum())}
+    repulsion = force_field.prior.term("repulsion")
+    if repulsion is None:
+        return BeadFrames(positions, forces), facts
+    log_weights = -repulsion(positions) / kt
+    facts["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
+    return BeadFrames(positions, forces, log_weights.exp()), facts
+
+
+def run_stage(
+    module: AveragedTraining, folder: Path, checkpoint_interval: int, show_progress: bool
+) -> list[dict[str, float]]:
+    """Run one stage from its last checkpoint, leave the best parameters in what was trained, and return the curve."""
+    checkpoints = ModelCheckpoint(
+        dirpath=folder,
+        filename="step",
+        every_n_train_steps=min(checkpoint_interval, module.stage.steps),
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    callbacks: list[lightning.Callback] = [checkpoints]
+    if show_progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    last = folder / "step.ckpt"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # A loader of step numbers needs no workers, and a stage may be resumed at its very end.
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*(isinstance\\(treespec|LeafSpec).*")
+        trainer = lightning.Trainer(
+            max_steps=module.stage.steps,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            callbacks=callbacks,
+            enable_progress_bar=show_progress,
+            enable_model_summary=False,
+            gradient_clip_val=module.stage.gradient_clip,
+            default_root_dir=folder,
+        )
+        trainer.fit(
+            module,
+            DataLoader(_Steps(), batch_size=None),
+            ckpt_path=str(last) if last.is_file() else None,
+            weights_only=False,  # our own checkpoint of this very run, with optimiser state; models for use are .flow
+        )
+    module.finish()
+    return module.curve

@@ -1,0 +1,64 @@
+"""Small chains of beads, and a force field of capped alanine's five beads."""
+
+import networkx as nx
+import numpy as np
+import openmm
+import pytest
+import torch
+from flowbridge.core.potential import Particles
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
+from flowbridge.forcefields.mappings import five_beads
+from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
+from flowbridge.integrations.openmm.dynamics import LangevinRun, run_langevin
+from openmm import app
+
+
+def chain(count: int) -> Particles:
+    return Particles(
+        names=("CA",) * count,
+        atomic_numbers=(0,) * count,
+        masses=(110.0,) * count,
+        bonds=tuple((i, i + 1) for i in range(count - 1)),
+        residue_names=("ALA",) * count,
+        residue_indices=tuple(range(count)),
+    )
+
+
+@pytest.fixture(scope="session")
+def alanine_run(alanine):
+    """Positions and forces of capped alanine with constrained hydrogens, and the constraints."""
+    system = app.ForceField("amber99sbildn.xml", "amber99_obc.xml").createSystem(
+        alanine.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds
+    )
+    xml = openmm.XmlSerializer.serialize(system)
+    run = LangevinRun(xml, alanine.positions, 300.0, 0.002, 5.0, 2000, 25, 1200, 1, None)
+    pairs = [tuple(system.getConstraintParameters(n)[:2]) for n in range(system.getNumConstraints())]
+    return run_langevin(run), pairs
+
+
+@pytest.fixture(scope="session")
+def bead_frames(alanine, alanine_run):
+    """The mapping to five beads, and its frames ``(F, 5, 3)``."""
+    mapping = five_beads(alanine.particles)
+    return mapping, mapping.positions(alanine_run[0].positions)
+
+
+@pytest.fixture
+def force_field(bead_frames) -> CoarseGrainedForceField:
+    """A small force field with a network that is not trained but does not vanish, double precision."""
+    mapping, frames = bead_frames
+    prior = fit_prior(mapping.beads, frames, 300.0, PriorConfiguration(torsion_harmonics=2, repulsion=3200.0))
+    network = InvariantConfiguration(width=16, depth=2)
+    return CoarseGrainedForceField.untrained(prior, network, 300.0, torch.from_numpy(frames)).double().eval()
+
+
+def random_rotation(random: np.random.Generator) -> np.ndarray:
+    q, r = np.linalg.qr(random.standard_normal((3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q if np.linalg.det(q) > 0 else -q
+
+
+def connected(particles: Particles) -> bool:
+    graph = nx.Graph(particles.bonds)
+    return len(graph) == len(particles) and nx.is_connected(graph)
