@@ -52,7 +52,7 @@ class DaskSpread:
 
     def __init__(self, client: distributed.Client, patience: float = _PATIENCE) -> None:
         self._client = client
-        address = client.scheduler.address if client.scheduler is not None else "no scheduler"
+        address = str(client.scheduler.address) if client.scheduler is not None else "no scheduler"
         try:
             client.wait_for_workers(1, timeout=patience)
         except TimeoutError as error:

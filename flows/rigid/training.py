@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
-from ..training.modules import averaging, cosine
+from ..training.stage_training import averaging, cosine
 from .configuration import TrainingConfiguration
 from .crystal import CrystalCoordinates, RigidBijection
 from .harmonic import HarmonicBase, HarmonicMap, UniformBase

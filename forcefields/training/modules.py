@@ -16,7 +16,7 @@ from ...core.units import thermal_energy
 from ...flows.compiled_functions import CompiledFlowFunction
 from ...flows.molecule_coordinates import Coordinates
 from ...flows.training.compiled_gradients import with_gradients
-from ...flows.training.modules import averaging, cosine
+from ...flows.training.stage_training import averaging, cosine
 from ..augmented_flow import FlowTeacher
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..lipschitz import SpectralBound, project_exactly
