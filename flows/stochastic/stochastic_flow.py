@@ -9,7 +9,7 @@ of ``y_T`` is needed, or known; averages over ``exp(-u)/Z`` are averages over pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +111,7 @@ class StochasticFlow(nn.Module):
                 value, change = moved.value, moved.log_ratio
                 acceptance.append(_mean(moved.acceptance))
             else:
-                assert isinstance(step, Bijection)
-                value, change = step.inverse(value)
+                value, change = cast(Bijection, step).inverse(value)
             log_ratio = log_ratio - change
         log_weights = log_ratio - self.target(data) - self.prior.log_prob(value)
         return Paths(value, data, log_ratio, log_weights, tuple(reversed(acceptance)))
