@@ -101,8 +101,11 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Potentia
 
 
 def to_bytes(potential: Potential) -> bytes:
-    """Return what :func:`save` would write, for a journey to another process; raises ModelFileError as it does."""
-    return _encoded(potential, _NO_FILE, {}, datetime.now(UTC))
+    """Return what :func:`save` would write, for a journey to another process; raises ModelFileError as it does.
+
+    The same potential gives the same bytes.
+    """
+    return _encoded(potential, _NO_FILE, {}, datetime.fromtimestamp(0, UTC))
 
 
 def from_bytes(blob: bytes) -> Potential:

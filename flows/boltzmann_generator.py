@@ -24,6 +24,7 @@ from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from .zmatrix import build_zmatrix
 
 _REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
+_SMALLEST_JOB = 256  # configurations that are worth a journey to another process
 _CHUNK = 8192  # configurations at once: large enough to amortise dispatch, small enough to stay in cache
 
 
@@ -181,9 +182,12 @@ class _Draw:
 
 
 def spread_positions(model: BoltzmannGenerator, latents: list[Coordinates], spread: Spread) -> list[FlowSamples]:
-    """Return the samples of chunks of latent variables, computed elsewhere."""
+    """Return the samples of latent variables, computed elsewhere in pieces that keep all jobs busy."""
     blob = to_bytes(model)
-    jobs = [_Draw(n, blob, latent.circular.numpy(), latent.stiff.numpy()) for n, latent in enumerate(latents)]
+    circular, stiff = (torch.cat(list(parts)) for parts in zip(*latents, strict=True))
+    size = min(max(_SMALLEST_JOB, -(-len(stiff) // (2 * spread.slots))), _CHUNK)
+    pieces = zip(circular.split(size), stiff.split(size), strict=True)
+    jobs = [_Draw(number, blob, *(part.numpy() for part in piece)) for number, piece in enumerate(pieces)]
     made = {number: (positions, log_prob) for number, positions, log_prob in spread(_positions_of_draw, jobs)}
     return [FlowSamples(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
 

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from flowbridge.core.errors import ModelFileError
-from flowbridge.core.model_files import load, matches_its_file, read_header, register_kind, save
+from flowbridge.core.model_files import from_bytes, load, matches_its_file, read_header, register_kind, save, to_bytes
 from flowbridge.core.model_format import FORMAT_VERSION, encode
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
 
@@ -434,3 +434,13 @@ def test_readers_never_see_half_a_file_and_a_killed_writer_leaves_a_whole_one(mo
         writer.wait()
         writer.stdout.close()
     load(model)
+
+
+def test_bytes_of_one_potential_are_the_same_and_give_it_back(morse):
+    blob = to_bytes(morse)
+    assert to_bytes(morse) == blob
+    again = from_bytes(blob)
+    assert again.model_file is None
+    assert torch.equal(again.spring_lengths, morse.spring_lengths)
+    with pytest.raises(ModelFileError, match="a model in memory"):
+        from_bytes(blob[:-1])

@@ -127,6 +127,7 @@ class TestEnergies:
 
 def test_weighted_samples_are_those_drawn_here(system, generator, spread, monkeypatch):
     monkeypatch.setattr("flowbridge.flows.boltzmann_generator._CHUNK", 50)
+    monkeypatch.setattr("flowbridge.flows.boltzmann_generator._SMALLEST_JOB", 25)
     here = generator.sample(120, OpenMMEnergy(system, "Reference", workers=1), seed=4)
     there = generator.sample(120, SpreadEnergy(system, spread, "Reference"), seed=4, spread=spread)
     np.testing.assert_allclose(there.positions, here.positions, rtol=0, atol=1e-6)
