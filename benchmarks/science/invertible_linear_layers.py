@@ -141,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["accuracy", "cost", "regression", "modes", "alanine"])
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind on the modes")
     parser.add_argument("--output", type=Path, default=Path("runs/invertible_linear"))
     options = parser.parse_args()
     small = options.small
@@ -152,7 +153,7 @@ def main() -> None:
     elif options.part == "regression":
         regression(4 if small else 16, 50 if small else 4000)
     elif options.part == "modes":
-        compare_on_modes(options.output, seeds=1 if small else 3, steps=30 if small else 3000)
+        compare_on_modes(options.output, seeds=1 if small else options.seeds, steps=30 if small else 2000)
     else:
         compare_on_alanine(options.output, small=small)
 
