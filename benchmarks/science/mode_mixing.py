@@ -126,15 +126,15 @@ def _modes_run(kind: str, seed: int, steps: int) -> dict[str, Any]:
         }
 
 
-def compare_on_alanine(output: Path, *, small: bool) -> dict[str, Any]:
+def compare_on_alanine(output: Path, frames: Path, *, small: bool) -> dict[str, Any]:
     """Train couplings on alanine dipeptide at 1000 K; print likelihood, weight of phi > 0 and torsions; return the numbers."""
-    alanine = simulated_alanine(output / "alanine", 400 if small else 10_000)
+    alanine = simulated_alanine(frames, 400 if small else 5000)
     exact, _ = _phi_weight(alanine, alanine.test)
     results: dict[str, Any] = {"phi > 0 in dynamics": exact}
     for kind in KINDS:
         file = output / f"alanine-{kind}{'-small' if small else ''}.json"
         if not file.is_file():
-            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 1000))
+            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 500))
         results[kind] = json.loads(file.read_text())
     rows = [
         [kind, f"{run['nll']:.3f}", f"{100 * run['phi']:.1f} ± {100 * run['phi_error']:.1f}"]
