@@ -71,7 +71,7 @@ def main(steps: int = 2000, figure: str = "rank_one_layers.png") -> dict[str, fl
     with drawn(Path(figure), 3.6) as canvas:
         for axis, (name, points) in zip(canvas.subplots(1, 3), drawings.items(), strict=True):
             counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=100, range=[[-2.8, 2.8], [-2.8, 2.8]])
-            axis.imshow(np.sqrt(counts), origin="lower", cmap="magma_r", vmax=12.0)
+            axis.imshow(np.sqrt(counts), origin="lower", cmap="BuPu", vmax=12.0)
             axis.set_title(name if name == "data" else f"{name}   NLL {results[name]:.2f}")
             axis.set_axis_off()
     print(f"figure in {figure}")

@@ -6,6 +6,7 @@ python -m benchmarks.science.invertible_linear_layers accuracy|cost|regression|m
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,42 @@ from flowbridge.flows.invertible_linear.merging import MergingSchedule
 from flowbridge.flows.invertible_linear.rank_one_matrix import MergeLimits, RankOneMatrix
 
 from flowbridge.workflows.progress import track
+from flowbridge.workflows.stages import write_json
 
 from ..harness import paired, ratio, report
 from .linear_parametrisations import PARAMETRISATIONS, LinearModel, training_step
 from .mode_mixing import compare_on_alanine, compare_on_modes
 
 
-def accuracy(updates: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+def accuracy(output: Path, updates: int, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Make random updates, as an optimiser would, and compare inverse and determinant with direct ones 20 times on the way."""
     results, rows = {}, []
     for size in sizes:
-        matrix = RankOneMatrix(size, seed=1, dtype=torch.float64)
-        optimiser = torch.optim.SGD([matrix.u], lr=1.0)
-        schedule = MergingSchedule(matrix, optimiser, every=1)
-        generator = torch.Generator().manual_seed(2)
-        worst = {"inverse": 0.0, "log_det": 0.0, "residual": 0.0, "condition": 0.0}
-        for number in track(range(1, updates + 1), f"n = {size}", updates):
-            matrix.u.grad = 0.05 / math.sqrt(size) * torch.randn(size, generator=generator, dtype=torch.float64)
-            optimiser.step()
-            if number % max(updates // 20, 1) == 0:
-                _compare(matrix, worst)
-        results[size] = {**worst, "merges": int(matrix.merges), "held_back": schedule.held_back}
-        numbers = [f"{worst[name]:.1e}" for name in ("inverse", "residual", "log_det", "condition")]
-        rows.append([str(size), *numbers, str(int(matrix.merges)), str(schedule.held_back)])
+        file = output / f"accuracy-{updates}-{size}.json"
+        if not file.is_file():
+            output.mkdir(parents=True, exist_ok=True)
+            write_json(file, _random_walk(size, updates))
+        results[str(size)] = found = json.loads(file.read_text())
+        numbers = [f"{found[name]:.1e}" for name in ("inverse", "residual", "log_det", "condition")]
+        rows.append([str(size), *numbers, str(found["merges"]), str(found["held_back"])])
     columns = ["n", "inverse, relative", "|A X - 1|", "log det", "condition", "merges", "held back"]
     name = "invertible_linear_accuracy" + ("_small" if updates < 100_000 else "")
     report(name, f"{updates} updates, float64: largest errors", columns, rows, results)
     return results
+
+
+def _random_walk(size: int, updates: int) -> dict[str, Any]:
+    matrix = RankOneMatrix(size, seed=1, dtype=torch.float64)
+    optimiser = torch.optim.SGD([matrix.u], lr=1.0)
+    schedule = MergingSchedule(matrix, optimiser, every=1)
+    generator = torch.Generator().manual_seed(2)
+    worst = {"inverse": 0.0, "log_det": 0.0, "residual": 0.0, "condition": 0.0}
+    for number in track(range(1, updates + 1), f"n = {size}", updates):
+        matrix.u.grad = 0.05 / math.sqrt(size) * torch.randn(size, generator=generator, dtype=torch.float64)
+        optimiser.step()
+        if number % max(updates // 20, 1) == 0:
+            _compare(matrix, worst)
+    return {**worst, "merges": int(matrix.merges), "held_back": schedule.held_back}
 
 
 def _compare(matrix: RankOneMatrix, worst: dict[str, float]) -> None:
@@ -69,7 +79,7 @@ def cost(sizes: tuple[int, ...], rounds: int, *, small: bool) -> dict[str, Any]:
         steps = {name: training_step(make(size)) for name, make in PARAMETRISATIONS.items()}
         cases = {name: step for name, step in steps.items() if name != "P4"}
         cases["P4"] = lambda step=steps["P4"]: [step() for _ in range(cycle)]
-        timings = paired(cases, work={"P4": cycle}, rounds=rounds, seconds=0.02 if small else 0.3)
+        timings = paired(cases, work={"P4": cycle}, rounds=rounds, seconds=0.02 if small else 0.1)
         for name in PARAMETRISATIONS:
             medians[name].append(timings[name].median)
         gains.append(ratio(timings["dense"], timings["P4"]))
@@ -88,11 +98,15 @@ def _exponent(sizes: tuple[int, ...], values: list[float]) -> str:
 
 
 def regression(size: int, steps: int) -> dict[str, Any]:
-    """Regress onto random matrices of either sign, from identities of either sign; return relative errors."""
+    """Regress onto random matrices of either sign, from identities of either sign; return relative errors.
+
+    Singular values of the targets lie between 0.7 and 1.3: a matrix of the other sign cannot come nearer than the smallest.
+    """
     results, rows = {}, []
     for sign in (1, -1):
         generator = torch.Generator().manual_seed(3)
-        target = torch.randn(size, size, generator=generator, dtype=torch.float64) / math.sqrt(size)
+        turns = [torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0] for _ in "ab"]
+        target = turns[0] @ torch.diag(torch.linspace(0.7, 1.3, size, dtype=torch.float64)) @ turns[1]
         target[0] *= sign * float(torch.linalg.det(target).sign())
         for name in ("P4, det > 0", "P4, det < 0", "LU", "dense"):
             model = _regression_model(name, size)
@@ -137,20 +151,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["accuracy", "cost", "regression", "modes", "alanine"])
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind on the modes")
     parser.add_argument("--output", type=Path, default=Path("runs/invertible_linear"))
+    parser.add_argument(
+        "--frames", type=Path, default=Path("runs/stochastic_flows/alanine"), help="of alanine dipeptide"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 101, 512], help="for accuracy")
     options = parser.parse_args()
     small = options.small
     torch.set_num_threads(1)
     if options.part == "accuracy":
-        accuracy(200 if small else 100_000, (8, 16) if small else (32, 101, 512))
+        accuracy(options.output, 200 if small else 100_000, (8, 16) if small else tuple(options.sizes))
     elif options.part == "cost":
-        cost((16, 32) if small else (32, 64, 128, 256, 512, 1024), 2 if small else 5, small=small)
+        cost((16, 32) if small else (32, 64, 128, 256, 512, 1024), 2 if small else 3, small=small)
     elif options.part == "regression":
-        regression(4 if small else 32, 50 if small else 6000)
+        regression(4 if small else 16, 50 if small else 4000)
     elif options.part == "modes":
-        compare_on_modes(options.output, seeds=1 if small else 3, steps=30 if small else 3000)
+        compare_on_modes(options.output, seeds=1 if small else options.seeds, steps=30 if small else 2000)
     else:
-        compare_on_alanine(options.output, small=small)
+        compare_on_alanine(options.output, options.frames, small=small)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,6 @@ def found_weights(value: Tensor) -> tuple[Tensor, float]:
 
 def compare_on_modes(output: Path, seeds: int, steps: int) -> dict[str, Any]:
     """Train on eight modes of different weights; print weights and likelihood; return the numbers."""
-    data, test = modes(50_000, 1), modes(20_000, 2)
     entropy = (
         float(-(mode_weights() * mode_weights().log()).sum()) + 2.0 * math.log(_WIDTH) + math.log(2.0 * math.pi) + 1.0
     )
@@ -91,24 +90,11 @@ def compare_on_modes(output: Path, seeds: int, steps: int) -> dict[str, Any]:
     for kind in KINDS:
         runs = []
         for seed in range(seeds):
-            generator = torch.Generator().manual_seed(seed)
-            layers: list[Bijection] = []
-            for number in range(_COUPLINGS):
-                layers += [
-                    Coupling(2, [0], Affine(), (64, 64), generator),
-                    mixing_layer(kind, [1, 0], 100 * seed + number),
-                ]
-            flow = Chain(layers)
-            train_likelihood(flow, data, steps, 256, 2e-3, seed)
-            with torch.no_grad():
-                value = flow(torch.randn(50_000, 2, generator=torch.Generator().manual_seed(9))).value
-                shares, between = found_weights(value)
-                runs.append({
-                    "nll": float(negative_log_likelihood(flow, test)),
-                    "weights": shares.tolist(),
-                    "error": float((shares - mode_weights()).abs().sum()),
-                    "between": between,
-                })  # fmt: skip
+            file = output / f"modes-{steps}-{kind}-{seed}.json"
+            if not file.is_file():
+                output.mkdir(parents=True, exist_ok=True)
+                write_json(file, _modes_run(kind, seed, steps))
+            runs.append(json.loads(file.read_text()))
         results[kind] = runs
         means = [statistics.mean(run[name] for run in runs) for name in ("nll", "error", "between")]
         spread = statistics.stdev([run["nll"] for run in runs]) if seeds > 1 else math.nan
@@ -121,15 +107,34 @@ def compare_on_modes(output: Path, seeds: int, steps: int) -> dict[str, Any]:
     return results
 
 
-def compare_on_alanine(output: Path, *, small: bool) -> dict[str, Any]:
+def _modes_run(kind: str, seed: int, steps: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[Bijection] = []
+    for number in range(_COUPLINGS):
+        layers.append(Coupling(2, [0], Affine(), (64, 64), generator))
+        layers.append(mixing_layer(kind, [1, 0], 100 * seed + number))
+    flow = Chain(layers)
+    train_likelihood(flow, modes(50_000, 1), steps, 256, 2e-3, seed)
+    with torch.no_grad():
+        value = flow(torch.randn(50_000, 2, generator=torch.Generator().manual_seed(9))).value
+        shares, between = found_weights(value)
+        return {
+            "nll": float(negative_log_likelihood(flow, modes(20_000, 2))),
+            "weights": shares.tolist(),
+            "error": float((shares - mode_weights()).abs().sum()),
+            "between": between,
+        }
+
+
+def compare_on_alanine(output: Path, frames: Path, *, small: bool) -> dict[str, Any]:
     """Train couplings on alanine dipeptide at 1000 K; print likelihood, weight of phi > 0 and torsions; return the numbers."""
-    alanine = simulated_alanine(output / "alanine", 400 if small else 10_000)
+    alanine = simulated_alanine(frames, 400 if small else 5000)
     exact, _ = _phi_weight(alanine, alanine.test)
     results: dict[str, Any] = {"phi > 0 in dynamics": exact}
     for kind in KINDS:
         file = output / f"alanine-{kind}{'-small' if small else ''}.json"
         if not file.is_file():
-            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 1000))
+            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 500))
         results[kind] = json.loads(file.read_text())
     rows = [
         [kind, f"{run['nll']:.3f}", f"{100 * run['phi']:.1f} ± {100 * run['phi_error']:.1f}"]

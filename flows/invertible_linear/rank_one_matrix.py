@@ -22,23 +22,28 @@ _SEEDS = 1_000_003  # between the random directions of one matrix and those of t
 
 @dataclass(frozen=True)
 class MergeLimits:
-    """How far a perturbation may change the determinant.
+    """How far a perturbation may change the determinant and the inverse.
 
     Attributes:
         log_factor: range of ``log (1 + v^T A^-1 u)`` that :meth:`RankOneMatrix.penalty` does not punish; u is held back 2 below
             it, and nothing is merged 4 below it.
         log_det: range of ``log |det W|``, likewise; u is held back at its lower end, nothing is merged more than 0.5 outside.
+        condition: largest product of the Frobenius norms of W and its inverse (n for an orthogonal matrix), at most 0.05 over
+            the rounding of the dtype; u is held back there. Rounding times this is what the inverse is good to.
         patience: merges that may be put off one after the other before inverse and determinant are computed directly.
     """
 
     log_factor: tuple[float, float] = (-2.0, 15.0)
     log_det: tuple[float, float] = (-math.inf, math.inf)
+    condition: float = 1e6
     patience: int = 10
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("log_factor", self.log_factor), ("log_det", self.log_det)):
             if not low < high:
                 raise ConfigurationError(f"{name} must be a range (low, high), got ({low}, {high})")
+        if not self.condition > 1.0:
+            raise ConfigurationError(f"condition must be more than 1, got {self.condition}")
         if self.patience < 0:
             raise ConfigurationError(f"patience cannot be negative, got {self.patience}")
 
@@ -128,16 +133,39 @@ class RankOneMatrix(nn.Module):
 
     @torch.no_grad()
     def hold_back(self, limits: MergeLimits) -> bool:
-        """Shorten u where the determinant would change its sign or fall below ``limits``; return whether that was done.
+        """Shorten u where the determinant would change its sign, or W leave ``limits``; return whether that was done.
 
         Along u the factor is a straight line from 1, so one division finds the length at which it is as small as it may be.
         """
-        _, factor = self._direction_and_factor()
-        smallest = limits.smallest_factor(float(self.log_det))
-        if not float(factor) < smallest:
+        direction, factor = self._direction_and_factor()
+        share, smallest = 1.0, limits.smallest_factor(float(self.log_det))
+        if float(factor) < smallest:
+            share = (1.0 - smallest) / (1.0 - float(factor))
+        share = min(share, self._share_within(limits.condition, direction, float(factor)))
+        if not share < 1.0:
             return False
-        self.u.mul_((1.0 - smallest) / (1.0 - float(factor)))
+        self.u.mul_(share)
         return True
+
+    def _share_within(self, condition: float, direction: Tensor, factor: float) -> float:
+        """Return the largest share of u, at most 1, with which the inverse is no larger than ``condition`` allows.
+
+        With the share s the inverse is ``X - c d w^T``, ``d = A^-1 u``, ``w = v^T A^-1``, ``c = s / (1 + s (factor - 1))``,
+        whose squared norm is a parabola in c. An inverse that is too large already may not become larger.
+        """
+        across = self.v @ self.inverse
+        present = float(self.inverse.square().sum())
+        steepness = float(direction.square().sum() * across.square().sum())
+        slope = float(direction @ (self.inverse @ across))
+        allowed = min(condition, 0.05 / torch.finfo(self.matrix.dtype).eps)
+        largest = allowed / float(torch.linalg.vector_norm(self.matrix))
+        room = max(largest**2 - present, 0.0)
+        if steepness == 0.0:
+            return 1.0
+        bound = (slope + math.sqrt(slope**2 + steepness * room)) / steepness
+        if factor > 0.0 and 1.0 / factor <= bound:
+            return 1.0
+        return bound / (1.0 + bound * (1.0 - factor))
 
     @torch.no_grad()
     def merge(self, limits: MergeLimits | None = None) -> bool:
@@ -153,7 +181,8 @@ class RankOneMatrix(nn.Module):
                 "a perturbation of rank one is NaN or infinite: training has diverged; go back to a checkpoint from before and "
                 "lower the learning rate"
             )
-        direction, factor = self._direction_and_factor()
+        direction = self._refined_direction()
+        factor = 1.0 + self.v @ direction
         log_factor = float(factor.abs().log())
         if not (limits or MergeLimits()).allow(log_factor, float(self.log_det) + log_factor):
             return False
@@ -235,6 +264,22 @@ class RankOneMatrix(nn.Module):
         """Return ``A^-1 u`` and ``1 + v^T A^-1 u``."""
         direction = self.inverse @ self.u
         return direction, 1.0 + self.v @ direction
+
+    def _refined_direction(self) -> Tensor:
+        """Return ``A^-1 u`` after a step of refinement; where it needed more than that, the inverse is corrected first.
+
+        A merge with a small factor multiplies what is wrong with the inverse by the factor's reciprocal, so a few of them in a
+        row can spoil it between two scheduled corrections, and with it the determinant for good. The residual ``u - A A^-1 u``
+        shows that at the price of one product.
+        """
+        direction = self.inverse @ self.u
+        residual = self.u - self.matrix @ direction
+        allowed = torch.finfo(direction.dtype).eps ** 0.6 * torch.linalg.vector_norm(self.u)
+        if not bool(torch.linalg.vector_norm(residual) <= allowed):
+            self.correct_inverse()
+            direction = self.inverse @ self.u
+            residual = self.u - self.matrix @ direction
+        return direction + self.inverse @ residual
 
     def _residual(self, inverse: Tensor) -> float:
         product = self.matrix @ inverse

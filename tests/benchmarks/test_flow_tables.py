@@ -62,11 +62,11 @@ def test_errors_of_free_energies_vanish_for_exact_samples(science):
     assert biased.reweighted.bias < 0.2
 
 
-def test_accuracy_and_regression(science, capsys):
+def test_accuracy_and_regression(science, tmp_path, capsys):
     table = science("invertible_linear_layers")
-    found = table.accuracy(60, (8,))
-    assert found[8]["residual"] < 1e-10
-    assert found[8]["log_det"] < 1e-10
+    found = table.accuracy(tmp_path, 60, (8,))
+    assert found["8"]["residual"] < 1e-10
+    assert found["8"]["log_det"] < 1e-10
     assert set(table.regression(3, 20)) >= {"1 P4, det > 0", "-1 LU"}
     assert "det of the target" in capsys.readouterr().out
 

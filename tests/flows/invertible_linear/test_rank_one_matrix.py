@@ -184,3 +184,45 @@ def test_a_singular_perturbation_is_left_alone_by_evaluation():
     matrix.eval()
     assert int(matrix.merges) == 0
     assert float(matrix.u[0]) == -1.0
+
+
+def test_held_back_perturbations_keep_sign_and_condition():
+    """A random walk that would cross the singular matrices again and again stays on its side, and well conditioned."""
+    matrix, limits = RankOneMatrix(6, 1, dtype=DOUBLE), MergeLimits(condition=300.0)
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(1500):
+        with torch.no_grad():
+            matrix.u.copy_(0.5 * torch.randn(6, generator=generator, dtype=DOUBLE))
+        norm = float(torch.linalg.vector_norm(matrix.matrix))
+        before = float(torch.linalg.vector_norm(matrix.inverse))
+        if matrix.hold_back(limits):
+            held += 1
+        after = float(torch.linalg.vector_norm(torch.linalg.inv(matrix.dense())))
+        assert after < max(300.0 / norm, before) * (1.0 + 1e-9)
+        assert matrix.sign() == 1
+        matrix.merge(limits)
+    assert held > 50
+    sign, log_det = torch.linalg.slogdet(matrix.matrix)
+    assert int(sign) == 1
+    assert abs(float(matrix.log_det - log_det)) < 1e-10
+
+
+def test_as_little_is_held_back_as_the_condition_asks_for():
+    matrix, limits = RankOneMatrix(4, 0, dtype=DOUBLE), MergeLimits(log_factor=(-12.0, 15.0), condition=50.0)
+    with torch.no_grad():
+        matrix.u.copy_(-matrix.v / matrix.v.square().sum() * 0.999)
+    assert matrix.hold_back(limits)
+    largest = 50.0 / float(torch.linalg.vector_norm(matrix.matrix))
+    assert float(torch.linalg.vector_norm(torch.linalg.inv(matrix.dense()))) == pytest.approx(largest)
+    assert not matrix.hold_back(MergeLimits(log_factor=(-12.0, 15.0), condition=50.1))
+
+
+def test_a_spoiled_inverse_is_repaired_before_it_spoils_the_determinant():
+    matrix = perturbed(8)
+    matrix.inverse.add_(1e-6 * normal(8, 8, seed=4))
+    dense = matrix.dense().detach()
+    assert matrix.merge()
+    assert abs(float(matrix.log_det - torch.linalg.slogdet(dense)[1])) < 1e-12
+    with pytest.raises(ConfigurationError, match="more than 1"):
+        MergeLimits(condition=0.5)
