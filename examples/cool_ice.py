@@ -46,29 +46,31 @@ def simulated(ice: RigidWater, places: np.ndarray, temperature: float, frames: i
 def draw(file: Path, warm: WeightedSamples, cooled: WeightedSamples, cold: WeightedSamples, box: np.ndarray) -> None:
     """Draw where the atoms are, and how the energy is distributed."""
     with drawn(file, 3.9) as figure:
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.15))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.1))
         for axes, samples, title in (
             (left, warm, f"simulated at {WARM:g} K"),
             (middle, cooled.resample(len(warm), seed=1), f"carried to {COLD:g} K, resampled"),
         ):
             shown = samples.positions[:: max(1, len(samples) // 150)].reshape(-1, 16, 4, 3)[..., [0, 2]]
             shown = shown - np.floor(warm.positions[0].reshape(16, 4, 3)[:, :1, [0, 2]] / box[[0, 2]]) * box[[0, 2]]
-            for sites, colour, size in (((1, 2), MD, 1.5), ((0,), REWEIGHTED, 2.5)):
+            for sites, colour, size, atom in (((1, 2), MD, 1.5, "H"), ((0,), REWEIGHTED, 2.5, "O")):
                 points = shown[:, :, list(sites)].reshape(-1, 2)
-                axes.plot(*points.T, ".", color=colour, markersize=size, markeredgewidth=0, alpha=0.5, rasterized=True)
+                axes.plot(*points.T, ".", color=colour, markersize=size, markeredgewidth=0, alpha=0.5)
+                axes.plot([], [], "o", color=colour, markersize=5, markeredgewidth=0, label=atom)
             axes.set(title=title, xlabel="x (nm)", ylabel="z (nm)", aspect="equal")
-            axes.set(xlim=(-0.1, box[0] + 0.1), ylim=(-0.15, box[2] + 0.1))
+            axes.set(xlim=(-0.1, box[0] + 0.1), ylim=(-0.15, box[2] + 0.22))
+        left.legend(loc="upper center", ncols=2)
         for samples, colour, label in (
             (warm, MD, f"simulated, {WARM:g} K"),
             (cold, REFERENCE, f"simulated, {COLD:g} K"),
             (cooled, REWEIGHTED, f"carried and weighted, {COLD:g} K"),
         ):
             energy = samples.reduced_potentials["target"] * thermal_energy(samples.temperature) / 16
-            edges = np.linspace(*np.quantile(energy, (0.001, 0.999)), 28)
+            edges = np.linspace(*np.quantile(energy, (0.001, 0.999)), 19)
             right.hist(energy, edges, weights=samples.weights, density=True, histtype="step", color=colour, label=label)
-        right.set(title="energy", xlabel="kJ/mol a molecule", yticks=[])
+        right.set(title="energy", xlabel="kJ/mol a molecule", yticks=[], box_aspect=0.87)
         right.spines["left"].set_visible(False)
-        right.set_ylim(0, right.get_ylim()[1] * 1.45)
+        right.set_ylim(0, right.get_ylim()[1] * 1.5)
         right.legend(loc="upper right")
 
 
