@@ -70,7 +70,7 @@ FULL = Plan(
     (100.0, 50.0),
     TrainingConfiguration(steps=4000, batch=32, learning_rate=1e-3, checkpoint_interval=500),
     TrainingConfiguration(steps=4000, batch=32, learning_rate=1e-3, checkpoint_interval=500),
-    TrainingConfiguration(steps=3000, batch=256, learning_rate=2e-2, checkpoint_interval=500),
+    TrainingConfiguration(steps=3000, batch=256, learning_rate=2e-2, average=0.995, checkpoint_interval=500),
     20_000,
     20_000,
 )

@@ -111,7 +111,7 @@ def trained(body: Body, settings: TrainingConfiguration, frames: int, folder: Pa
     """Return a generator that learned from independent orientations."""
     orientations = independent_orientations(body, OpenMMEnergy(body.system(), "Reference", 1), frames, seed)
     data = CrystalCoordinates(torch.zeros(frames, 1, 3, dtype=torch.float64), orientations)
-    design = RigidFlowConfiguration(orientations="convex_gradient", components=12, repetitions=4, seed=seed)
+    design = RigidFlowConfiguration(orientations="convex_gradient", components=16, repetitions=4, seed=seed)
     bodies = RigidBodies(torch.from_numpy(SITES), 1)
     model = RigidBodyGenerator.of_one_body(PARTICLES, TEMPERATURE, bodies, torch.zeros(3), design)
     train_by_likelihood(model.flow, model.base, data, settings, folder, seed)
