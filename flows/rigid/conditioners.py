@@ -136,5 +136,5 @@ class ConstantParameters(nn.Module):
         self.values = nn.Parameter(torch.zeros(count, outputs, dtype=torch.float64))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return ``(B, M, outputs)`` for features ``(B, M, ...)``."""
-        return self.values.expand(len(features), -1, -1)
+        """Return ``(1, M, outputs)``, which goes with every configuration, for features ``(B, M, ...)``."""
+        return self.values.unsqueeze(0)

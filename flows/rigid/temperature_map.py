@@ -138,7 +138,8 @@ class RigidBodyMap(Potential):
             "samples": dict(samples.provenance),
         }
         reduced = energies / thermal_energy(temperature_of(self.facts))
-        generator = self._reduced_base(samples, energy) - log_det
+        # Where the map spreads samples out, their density falls.
+        generator = self._reduced_base(samples, energy) + log_det
         return weighted(moved, reduced, generator, self.facts, provenance, samples.log_weights)
 
     def configuration_map(self) -> PositionMap:

@@ -158,3 +158,14 @@ def test_equivariant_flow(tmp_path, capsys):
     assert "effective sample size" in capsys.readouterr().out
     assert {"dw4.flow", "dw4.h5", "dw4.png"} <= {file.name for file in tmp_path.iterdir()}
     assert flowbridge.load(tmp_path / "dw4.flow").facts.particles.names == ("Ar",) * 4
+
+
+def test_cool_ice(tmp_path, capsys):
+    """The harmonic contraction of ice from 250 K to 100 K; the free energy is -41.86 kT a molecule."""
+    pytest.importorskip("genice2", reason="GenIce2 is not installed: pip install 'flowbridge[flow-families]'")
+    percent, difference, error = example("cool_ice").main(frames=120, figure=tmp_path / "cooled.png")
+    assert percent > 10
+    assert abs(difference / 16 + 41.863) < 4 * error / 16 + 0.006
+    assert error / 16 < 0.02
+    assert "effective sample size at 100 K" in capsys.readouterr().out
+    assert (tmp_path / "cooled.png").stat().st_size > 10_000

@@ -18,6 +18,7 @@ from flowbridge.flows.rigid.quaternions import random_orientations
 from flowbridge.flows.rigid.relaxation import relaxed
 from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import Frames, draws_of, train_by_likelihood, train_by_work
+from flowbridge.flows.rigid.works import summary, works_of
 
 import flowbridge
 
@@ -231,6 +232,22 @@ class TestMap:
         expected = -slope * 120.0  # <u> = -T df/dT
         estimate = carried.average(carried.reduced_potentials["target"])
         assert float(estimate.value) == pytest.approx(expected, abs=4 * float(estimate.error))
+
+    def test_log_weights_are_the_works_with_the_other_sign(self, three_bodies):
+        crystal, hot = drawn_from(three_bodies, 300.0, 200)
+        model = RigidBodyMap.untrained(
+            three_bodies.bodies, crystal, hot, 120.0, RigidFlowConfiguration.model_validate(SMALL)
+        )
+        shaken(model.flow)
+        frames, target = model.frames(hot, three_bodies.energy), model.ensemble(three_bodies.energy)
+        works = works_of(model.flow, frames.coordinates, frames.reduced, target)
+        assert works.std() > 1.0
+        weighted = model.weighted_samples(hot, three_bodies.energy)
+        # The first body stays where it was, on its site in these samples.
+        assert np.allclose(weighted.log_weights, -works, atol=1e-6)
+        found = summary(works)
+        assert found.free_energy <= found.mean
+        assert found.effective_percent == pytest.approx(weighted.effective_sample_percent(), rel=1e-6)
 
     def test_saved_and_loaded(self, three_bodies, tmp_path):
         crystal, hot = drawn_from(three_bodies, 300.0, 200)

@@ -1,0 +1,297 @@
+"""Rigid-body flows (arXiv 2301.11355): a tetrahedral body in a field, and ice XI cooled from 250 K.
+
+    python -m benchmarks.science.rigid_body_flows              # both; hours of one core the first time, resumable
+    python -m benchmarks.science.rigid_body_flows tetrahedron  # minutes
+    python -m benchmarks.science.rigid_body_flows --small      # seconds: everything runs, nothing is learned
+
+Ice is carried from 250 K to 100 K and 50 K by the harmonic contraction alone, and by a flow that was trained on three
+quarters of the frames; effective sample sizes are of the rest. MBAR over a ladder of temperatures is the judge. A
+generator that starts from the harmonic crystal needs no simulation at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flowbridge.core.errors import OverlapError
+from flowbridge.core.targeted_free_energy import targeted_free_energy
+from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
+from flowbridge.flows.rigid.generator import RigidBodyGenerator
+from flowbridge.flows.rigid.relaxation import RelaxedCrystal
+from flowbridge.flows.rigid.temperature_map import RigidBodyMap
+from flowbridge.flows.rigid.training import draws_of, train_by_work
+from flowbridge.flows.rigid.works import summary, works_of
+from flowbridge.integrations.openmm.rigid_water import RigidSystemEnergy, RigidWater
+from rich.console import Console
+
+import flowbridge as fb
+from flowbridge.workflows.stages import Stage
+
+from ..harness import report
+from .ice import Protocol, crystal_of, mbar_reference, samples_of, simulate
+from .tetrahedral_body import BODIES, Body, judged, trained
+
+PUBLISHED = {100.0: -41.8569, 50.0: -114.2515}
+"""MBAR, kT a molecule, and for 100 K an effective sample size of 23.75 %: result files of github.com/noegroup/rigid-flows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of everything.
+
+    Attributes:
+        protocol: of the simulations of ice.
+        targets: temperatures that ice is cooled to, K.
+        map_training: of the flow that carries samples.
+        generator_training: of the generator of ice.
+        body_training: of the generator of the tetrahedral body.
+        body_frames: orientations it learns from.
+        samples: that generators are judged by.
+    """
+
+    protocol: Protocol
+    targets: tuple[float, ...]
+    map_training: TrainingConfiguration
+    generator_training: TrainingConfiguration
+    body_training: TrainingConfiguration
+    body_frames: int
+    samples: int
+
+
+FULL = Plan(
+    Protocol(),
+    (100.0, 50.0),
+    TrainingConfiguration(steps=4000, batch=32, learning_rate=1e-3, checkpoint_interval=500),
+    TrainingConfiguration(steps=4000, batch=32, learning_rate=1e-3, checkpoint_interval=500),
+    TrainingConfiguration(steps=3000, batch=256, learning_rate=2e-2, average=0.995, checkpoint_interval=500),
+    20_000,
+    20_000,
+)
+SMALL = Plan(
+    Protocol(
+        ladder=(205.0, 168.0, 137.0, 112.0, 100.0),
+        base_runs=2,
+        frames=100,
+        interval=10,
+        equilibration=1000,
+        friction=10.0,
+    ),
+    (100.0,),
+    TrainingConfiguration(steps=4, batch=8, checkpoint_interval=2),
+    TrainingConfiguration(steps=4, batch=8, checkpoint_interval=2),
+    TrainingConfiguration(steps=40, batch=64, learning_rate=2e-2, checkpoint_interval=20),
+    500,
+    500,
+)
+
+
+def body_results(body: Body, plan: Plan, output: Path, seed: int) -> dict[str, Any]:
+    """Return what a generator of the tetrahedral body gives."""
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        model = trained(body, plan.body_training, plan.body_frames, folder, seed)
+        fb.save(model, folder / "body.flow")
+        return judged(body, model.sample(plan.samples, body.system(), seed + 1))
+
+    inputs = {
+        "charges": list(body.charges), "strength": body.strength, "training": plan.body_training.model_dump(mode="json"),
+        "frames": plan.body_frames, "samples": plan.samples, "seed": seed,
+    }  # fmt: skip
+    return _results(Stage.completed(output, "tetrahedron", inputs, work))
+
+
+class Ice:
+    """The crystal, its simulations and what flows make of them."""
+
+    def __init__(self, plan: Plan, output: Path, seed: int) -> None:
+        self.plan, self.output, self.seed = plan, output, seed
+        self.water, self.crystal = crystal_of(plan.protocol)
+        self.inputs = {**plan.protocol.inputs(), "seed": seed}
+        self.energy = RigidSystemEnergy(self.water.system, plan.protocol.platform, workers=1)
+        self.simulations = Stage.completed(output, "simulate", self.inputs, self._simulate)
+
+    def reference(self) -> dict[str, Any]:
+        """Return MBAR's free energies a molecule."""
+        found = mbar_reference(self.plan.protocol, self.water, self.simulations.folder)
+        count = self.water.bodies.count
+        return {f"{t:g}": {"value": e.value / count, "error": e.error / count} for t, e in found.items()}
+
+    def map_results(self, temperature: float, steps: int) -> dict[str, Any]:
+        """Return what a map from the base to ``temperature`` gives, after so many steps of training."""
+        settings = self.plan.map_training.model_copy(update={"steps": steps})
+        inputs = {**self.inputs, "temperature": temperature, "training": settings.model_dump(mode="json")}
+        return _results(Stage.completed(self.output, "map", inputs, partial(self._map, temperature, settings)))
+
+    def generator_results(self, temperature: float) -> dict[str, Any]:
+        """Return what a generator at ``temperature`` gives."""
+        settings = self.plan.generator_training
+        inputs = {
+            "repeats": list(self.plan.protocol.repeats), "method": self.plan.protocol.method, "temperature": temperature,
+            "training": settings.model_dump(mode="json"), "samples": self.plan.samples, "seed": self.seed,
+        }  # fmt: skip
+        return _results(
+            Stage.completed(self.output, "generator", inputs, partial(self._generator, temperature, settings))
+        )
+
+    def _simulate(self, folder: Path) -> dict[str, Any]:
+        simulate(self.plan.protocol, self.water, self.crystal, folder, self.seed)
+        return {"minimum": self.crystal.energy}
+
+    def _map(self, temperature: float, settings: TrainingConfiguration, folder: Path) -> dict[str, Any]:
+        samples = samples_of(self.plan.protocol, self.water, self.simulations.folder, self.plan.protocol.base)
+        design = RigidFlowConfiguration(repetitions=4 if settings.steps else 0, closed="forward", seed=self.seed)
+        crystal = self.crystal.crystal
+        model = RigidBodyMap.untrained(self.water.bodies, crystal, samples, temperature, design)
+        frames, target = model.frames(samples, self.energy), model.ensemble(self.energy)
+        cut = len(frames) * 3 // 4
+        training, held_out = frames[:cut], frames[cut:]
+        if settings.steps:
+            # A part of the training frames decides when to stop: those that are reported are never looked at.
+            stop = cut * 9 // 10
+            train_by_work(
+                model.flow, frames[:stop].draw, target, settings, folder, self.seed, held_out=frames[stop:cut]
+            )
+        fb.save(model, folder / "cooling.flow")
+        found = {
+            name: summary(works_of(model.flow, part.coordinates, part.reduced, target))._asdict()
+            for name, part in (("training", training), ("held_out", held_out))
+        }
+        return {**found, **self._both_directions(model, samples.subset(slice(cut, None)), temperature)}
+
+    def _both_directions(self, model: RigidBodyMap, samples: Any, temperature: float) -> dict[str, Any]:
+        cold = samples_of(self.plan.protocol, self.water, self.simulations.folder, temperature)
+        try:
+            found = targeted_free_energy(samples, cold, self.energy, self.energy, model.configuration_map())
+        except OverlapError as error:
+            return {"both_directions": None, "reason": str(error)}
+        return {"both_directions": {"value": found.difference.value, "error": found.difference.error}}
+
+    def _generator(self, temperature: float, settings: TrainingConfiguration, folder: Path) -> dict[str, Any]:
+        model = generator_of(self.water, self.crystal, temperature, self.seed)
+        if settings.steps:
+            train_by_work(model.flow, draws_of(model.base), model.ensemble(self.energy), settings, folder, self.seed)
+        fb.save(model, folder / "ice.flow")
+        samples = model.sample(self.plan.samples, self.energy, self.seed + 1)
+        weights = samples.log_weights
+        replicas = np.random.default_rng(self.seed).choice(weights, (200, len(weights)))
+        estimates = np.log(len(weights)) - np.logaddexp.reduce(replicas, axis=1)
+        return {
+            "effective_percent": samples.effective_sample_percent(),
+            "free_energy": float(np.log(len(weights)) - np.logaddexp.reduce(weights)),
+            "error": float(estimates.std()),
+        }
+
+
+def generator_of(water: RigidWater, crystal: RelaxedCrystal, temperature: float, seed: int) -> RigidBodyGenerator:
+    """Return an untrained generator of the crystal at ``temperature``."""
+    return RigidBodyGenerator.harmonic(
+        water.particles,
+        temperature,
+        water.bodies,
+        crystal.crystal,
+        crystal.curvature,
+        RigidFlowConfiguration(seed=seed),
+    )
+
+
+def _results(stage: Stage) -> dict[str, Any]:
+    if stage.results is None:
+        raise RuntimeError(f"the stage in {stage.folder} has no results")
+    return stage.results
+
+
+def report_bodies(plan: Plan, output: Path, seed: int) -> dict[str, Any]:
+    """Train, print and return what there is on the tetrahedral body."""
+    found = {body.name: body_results(body, plan, output, seed) for body in BODIES}
+    rows = []
+    for name, one in found.items():
+        modes = zip(one["modes"], one["mode_errors"], one["modes_exact"], strict=True)
+        rows.append(
+            (
+                name,
+                f"{one['effective_percent']:.1f} %",
+                ", ".join(f"{value:.3f}({1000 * error:.0f})" for value, error, _ in modes),
+                ", ".join(f"{value:.3f}" for value in one["modes_exact"]),
+                f"{one['free_energy']:.3f} / {one['free_energy_exact']:.3f}",
+                f"{one['wall_seconds']:.0f} s",
+            )
+        )
+    columns = ("tetrahedral body", "ESS", "weights of the modes", "exact", "free energy / exact, kT", "time")
+    name = "rigid_body_flows_tetrahedron" + ("_small" if plan is SMALL else "")
+    report(name, "Rigid-body flows: a body in a field at 100 K", columns, rows, {"seed": seed, "bodies": found})
+    return found
+
+
+def report_ice(plan: Plan, output: Path, seed: int) -> dict[str, Any]:
+    """Simulate, train, print and return what there is on ice."""
+    ice = Ice(plan, output, seed)
+    count = ice.water.bodies.count
+    reference = ice.reference()
+    generators = {t: ice.generator_results(t) for t in (plan.protocol.base, *plan.targets)}
+    rows, found = [], {}
+    for temperature in plan.targets:
+        maps = {
+            "harmonic contraction": ice.map_results(temperature, 0),
+            "trained flow": ice.map_results(temperature, plan.map_training.steps),
+        }
+        judge = reference[f"{temperature:g}"]
+        rows.append((f"{temperature:g} K: MBAR", "", f"{judge['value']:.4f} +- {judge['error']:.4f}", "", ""))
+        rows.append(("published MBAR (ESS at 100 K: 23.75 %)", "", f"{PUBLISHED[temperature]:.4f}", "", ""))
+        for name, one in maps.items():
+            both = one["both_directions"]
+            rows.append(
+                (
+                    name,
+                    f"{one['held_out']['effective_percent']:.1f} %",
+                    f"{one['held_out']['free_energy'] / count:.4f}",
+                    f"{both['value'] / count:.4f} +- {both['error'] / count:.4f}" if both else "no overlap",
+                    f"{one['wall_seconds']:.0f} s",
+                )
+            )
+        cold, warm = generators[temperature], generators[plan.protocol.base]
+        difference = (cold["free_energy"] - warm["free_energy"]) / count
+        error = float(np.hypot(cold["error"], warm["error"])) / count
+        rows.append(
+            (
+                "generators, no simulation",
+                f"{cold['effective_percent']:.1f} %",
+                f"{difference:.4f} +- {error:.4f}",
+                "",
+                f"{cold['wall_seconds']:.0f} s",
+            )
+        )
+        found[f"{temperature:g}"] = {"mbar": judge, "maps": maps}
+    columns = ("ice XI, 16 molecules", "ESS, held out", "F - F(250 K), kT a molecule", "both directions", "time")
+    results = {"seed": seed, "temperatures": found, "generators": {f"{t:g}": one for t, one in generators.items()}}
+    name = "rigid_body_flows_ice" + ("_small" if plan is SMALL else "")
+    report(name, "Rigid-body flows: ice cooled from 250 K", columns, rows, results)
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", nargs="?", choices=("tetrahedron", "ice"), help="both where left out")
+    parser.add_argument("--small", action="store_true", help="a run of seconds, to see that everything works")
+    parser.add_argument("--output", type=Path, default=Path("runs/rigid_body_flows"), help="where stages are kept")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    plan = SMALL if options.small else FULL
+    Console().print(f"stages are kept in {options.output}", highlight=False, soft_wrap=True)
+    if options.system != "ice":
+        report_bodies(plan, options.output, options.seed)
+    if options.system != "tetrahedron":
+        report_ice(plan, options.output, options.seed)
+
+
+if __name__ == "__main__":
+    main()
