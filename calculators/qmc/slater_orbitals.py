@@ -52,9 +52,10 @@ def slater_shells(molecule: Molecule) -> list[Shell]:
     """Return the Slater functions for a molecule: geometric series of exponents, from the tail to the core."""
     shells = []
     for center, number in enumerate(molecule.numbers):
-        exponents = _series(0.6, 1.6, max(1.35 * number, 2.5))
+        # The hydrogenic exponent is among them: with it the orbital of a bare nucleus is exact.
+        exponents = [*_series(0.6, 1.6, max(1.35 * number, 2.5)), float(number)]
         shells += [Shell(center, 0, family, z) for family in ("slater", "slater_r") for z in exponents]
-        shells += [Shell(center, 1, "slater", z) for z in _series(0.7, 1.75, max(2.2, 1.3 * number))]
+        shells += [Shell(center, 1, "slater", z) for z in _series(0.7, 1.75, max(2.2, 1.5 * number))]
         shells += [Shell(center, 2, "slater", z) for z in ((1.1, 2.2) if number < 5 else (1.2, 2.2, 4.0))]
     return shells
 

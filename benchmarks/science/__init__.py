@@ -1,0 +1,1 @@
+"""Tables of the published methods, made anew from one command each."""
