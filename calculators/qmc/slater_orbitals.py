@@ -83,7 +83,8 @@ def slater_orbitals(molecule: Molecule, orbitals: MolecularOrbitals, grid: Quadr
     shared = orbitals.up is orbitals.down or (
         orbitals.up.shape == orbitals.down.shape and bool(np.array_equal(orbitals.up, orbitals.down))
     )
-    fits, misfits = [], []
+    fits: list[Tensor] = []
+    misfits: list[float] = []
     for coefficients, occupied in ((orbitals.up, molecule.spin_up), (orbitals.down, molecule.spin_down)):
         if fits and shared:
             fits.append(fits[0])
