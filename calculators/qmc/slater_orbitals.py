@@ -23,6 +23,7 @@ LARGEST_MISFIT = 2e-3
 
 _GRADIENT_WEIGHT = 0.25  # bohr^2
 _RIDGE = 1e-9
+_NEGLIGIBLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -170,4 +171,6 @@ def _orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrat
         values = functions.evaluate(points, coefficients).values
         overlap += (values * weights) @ values.T
     values, vectors = torch.linalg.eigh(overlap)
-    return coefficients @ (vectors * values.rsqrt() @ vectors.T)
+    found = coefficients @ (vectors * values.rsqrt() @ vectors.T)
+    # What symmetry forbids is exactly zero then, and need not be evaluated.
+    return torch.where(found.abs() > _NEGLIGIBLE * found.abs().max(), found, torch.zeros_like(found))
