@@ -240,11 +240,13 @@ def density(
     spin: Annotated[int | None, typer.Option(help="Unpaired electrons.  [default: as few as possible]")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
     orbitals: Annotated[str, typer.Option(help="natural (of CCSD) or hartree-fock.")] = "natural",
+    basis: Annotated[str, typer.Option(help="Gaussian basis of the orbitals.")] = "cc-pvtz",
     virtual: Annotated[int, typer.Option(min=0, help="Virtual orbitals that the optimiser may mix in.")] = 0,
     active_space: Annotated[
         tuple[int, int] | None, typer.Option(help="Electrons and orbitals of a CASSCF expansion.")
     ] = None,
     model: Annotated[str, typer.Option(help="Of the density: linear, neural.")] = "linear",
+    iterations: Annotated[int, typer.Option(min=0, help="Of the optimiser.")] = 4,
     walkers: Annotated[int, typer.Option(min=32, help="Markov chains.")] = 1024,
     sweeps: Annotated[int, typer.Option(min=3, help="Recorded configurations of each.")] = 60,
     reference: Annotated[str, typer.Option(help="Compare with hf, ccsd or none.")] = "ccsd",
@@ -264,8 +266,9 @@ def density(
         if reference not in ("hf", "ccsd", "none"):
             raise ConfigurationError(f"the reference must be hf, ccsd or none, got {reference!r}")
         parameters = {
-            "charge": charge, "spin": spin, "orbitals": orbitals, "virtual": virtual, "active_space": active_space,
-            "model": model, "walkers": walkers, "sweeps": sweeps, "samples": samples, "seed": seed,
+            "charge": charge, "spin": spin, "orbitals": orbitals, "basis": basis, "virtual": virtual,
+            "active_space": active_space, "model": model, "iterations": iterations, "walkers": walkers,
+            "sweeps": sweeps, "samples": samples, "seed": seed,
         }  # fmt: skip
         compute_and_print(
             DensityRequest(structure, output or Path("runs") / structure.stem, parameters, spacing, reference)

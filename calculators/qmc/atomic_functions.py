@@ -139,6 +139,17 @@ def solid_harmonics(d: Tensor, degree: int) -> tuple[list[Tensor], list[list[Ten
     raise ConfigurationError(f"functions of degree {degree} are not known: give a degree from 0 to {MAXIMUM_DEGREE}")
 
 
+class _Block(NamedTuple):
+    """One component of the shells of one kind on one nucleus, which are evaluated together."""
+
+    center: int
+    degree: int
+    family: str
+    component: int
+    parameters: Tensor  # (S, 1)
+    first: int  # place of the first of them in the order of evaluation
+
+
 class AtomicFunctions:
     """A set of functions on nuclei, evaluated at once.
 
@@ -168,13 +179,14 @@ class AtomicFunctions:
         self.count = start
         # Shells of one kind on one nucleus are evaluated together, hence in an order of their own.
         order: list[int] = []
-        self._groups: list[tuple[int, int, str, Tensor]] = []
+        self._blocks: list[_Block] = []
         for (center, degree, family), members in groups.items():
             parameters = torch.tensor([p for _, p in members], dtype=torch.float64)[:, None]
-            self._groups.append((center, degree, family, parameters))
-            order += [first + m for m in range(2 * degree + 1) for first, _ in members]
-        self._place = torch.empty(self.count, dtype=torch.long)
-        self._place[torch.tensor(order, dtype=torch.long)] = torch.arange(self.count)
+            for component in range(2 * degree + 1):
+                self._blocks.append(_Block(center, degree, family, component, parameters, len(order)))
+                order += [first + component for first, _ in members]
+        self._order = torch.tensor(order, dtype=torch.long)
+        self._place = torch.argsort(self._order)
 
     def evaluate(self, points: Tensor, coefficients: Tensor | None = None, derivatives: int = 0) -> FunctionValues:
         """Return the functions, or linear combinations of them, at ``points`` ``(P, 3)``.
@@ -184,27 +196,15 @@ class AtomicFunctions:
             coefficients: ``(K, M)`` for M combinations of the K functions; None for the functions themselves.
             derivatives: 0 for values, 1 with gradients, 2 with Laplacians.
         """
-        matrix = None if coefficients is None else coefficients[self._inverse_place()].T.contiguous()
-        values = points.new_empty(self.count, len(points))
-        gradients = points.new_empty(3, self.count, len(points)) if derivatives >= 1 else points.new_empty(0)
-        laplacians = points.new_empty(self.count, len(points)) if derivatives >= 2 else points.new_empty(0)
-        start = 0
-        for center, degree, family, parameters in self._groups:
-            d = (points - self.centers[center]).T.contiguous()
-            r = (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).sqrt().clamp_min(_TINY)
-            radial = RADIAL_FAMILIES[family](r, parameters, degree)
-            harmonics, slopes = solid_harmonics(d, degree)
-            for harmonic, slope in zip(harmonics, slopes, strict=True):
-                rows = slice(start, start + len(parameters))
-                torch.mul(radial.value, harmonic, out=values[rows])
-                for axis in range(3 if derivatives >= 1 else 0):
-                    torch.mul(radial.slope, harmonic * d[axis], out=gradients[axis, rows])
-                    part = slope[axis]
-                    if part is not None:
-                        gradients[axis, rows].addcmul_(radial.value, part[None])
-                if derivatives >= 2:
-                    torch.mul(radial.laplacian, harmonic, out=laplacians[rows])
-                start = rows.stop
+        matrix = None if coefficients is None else coefficients[self._order].T
+        # Functions that no combination has, such as those that symmetry forbids, are left out.
+        used = [True] * self.count if matrix is None else (matrix != 0.0).any(0).tolist()
+        blocks = self._used_blocks(used)
+        rows = sum(len(block.parameters) for block in blocks)
+        values = points.new_empty(rows, len(points))
+        gradients = points.new_empty(3, rows, len(points)) if derivatives >= 1 else points.new_empty(0)
+        laplacians = points.new_empty(rows, len(points)) if derivatives >= 2 else points.new_empty(0)
+        self._fill(points, blocks, values, gradients, laplacians, derivatives)
         if matrix is None:
             place = self._place
             return FunctionValues(
@@ -212,11 +212,47 @@ class AtomicFunctions:
                 gradients[:, place] if derivatives >= 1 else gradients,
                 laplacians[place] if derivatives >= 2 else laplacians,
             )
+        kept = torch.cat([torch.arange(b.first, b.first + len(b.parameters)) for b in blocks]) if blocks else []
+        matrix = matrix[:, kept].contiguous()
         return FunctionValues(
             matrix @ values,
             torch.matmul(matrix, gradients) if derivatives >= 1 else gradients,
             matrix @ laplacians if derivatives >= 2 else laplacians,
         )
 
-    def _inverse_place(self) -> Tensor:
-        return torch.argsort(self._place)
+    def _used_blocks(self, used: list[bool]) -> list[_Block]:
+        return [block for block in self._blocks if any(used[block.first : block.first + len(block.parameters)])]
+
+    def _fill(
+        self,
+        points: Tensor,
+        blocks: list[_Block],
+        values: Tensor,
+        gradients: Tensor,
+        laplacians: Tensor,
+        derivatives: int,
+    ) -> None:
+        away: dict[int, tuple[Tensor, Tensor]] = {}
+        radials: dict[tuple[int, int, str], RadialValues] = {}
+        start = 0
+        for block in blocks:
+            if block.center not in away:
+                d = (points - self.centers[block.center]).T.contiguous()
+                away[block.center] = d, (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).sqrt().clamp_min(_TINY)
+            d, r = away[block.center]
+            kind = (block.center, block.degree, block.family)
+            if kind not in radials:
+                radials[kind] = RADIAL_FAMILIES[block.family](r, block.parameters, block.degree)
+            radial = radials[kind]
+            harmonics, slopes = solid_harmonics(d, block.degree)
+            harmonic, slope = harmonics[block.component], slopes[block.component]
+            rows = slice(start, start + len(block.parameters))
+            torch.mul(radial.value, harmonic, out=values[rows])
+            for axis in range(3 if derivatives >= 1 else 0):
+                torch.mul(radial.slope, harmonic * d[axis], out=gradients[axis, rows])
+                part = slope[axis]
+                if part is not None:
+                    gradients[axis, rows].addcmul_(radial.value, part[None])
+            if derivatives >= 2:
+                torch.mul(radial.laplacian, harmonic, out=laplacians[rows])
+            start = rows.stop

@@ -170,6 +170,8 @@ class QMCCalculator(Calculator):
                 "noisy, and lack the Pulay term, so that they serve analysis and neither relaxation nor dynamics"
             )
         super().calculate(atoms, properties, system_changes)
+        if self.atoms is None:
+            raise InputError("no Atoms were calculated yet: pass atoms, or attach the calculator to them")
         if self._run is None or set(system_changes) - self.ignored_changes:
             self._run = self._new_run(self.atoms)
         run = self._run

@@ -131,6 +131,13 @@ class DensityProperties:
         Raises:
             ConfigurationError: for a point on a nucleus.
         """
+        return jackknife(self.potential_replicas(points))
+
+    def potential_replicas(self, points: Array) -> Tensor:
+        """Return the electrostatic potential ``(1 + R, Q)`` of the density and its jackknife replicas.
+
+        Arguments and errors as for :meth:`electrostatic_potential`.
+        """
         from .potentials import hartree_fock_potential
 
         places = torch.as_tensor(np.asarray(points, dtype=np.float64)).reshape(-1, 3)
@@ -144,7 +151,7 @@ class DensityProperties:
         for part in places.split(max(1, 8_000_000 // len(self.grid.points))):
             kernel = 1.0 / torch.cdist(part, self.grid.points).clamp_min(1e-6)
             parts.append(rest @ kernel.T)
-        return jackknife(nuclear - reference.potential(places) - torch.cat(parts, 1))
+        return nuclear - reference.potential(places) - torch.cat(parts, 1)
 
     def radial_density(self, atom: int, radii: Array) -> Estimate[Array]:
         """Return the spherical average of the density about an atom at ``radii`` (bohr), in e/bohr^3."""

@@ -125,10 +125,10 @@ class ElectronSamples:
         return max(1.0, float(energies.mean(0).var()) / within * len(energies))
 
     def check_equilibrium(self) -> None:
-        """Compare the first third of the run with the last, walker by walker.
+        """Compare the first third of the run with the last, walker by walker: energies and the size of the electron cloud.
 
         Raises:
-            ConvergenceError: when the energy drifted by more than chance explains, or hardly any move was accepted.
+            ConvergenceError: when one of them drifted by more than chance explains, or hardly any move was accepted.
             NonFiniteEnergyError: for a NaN or infinite local energy.
         """
         energies = self.local_energy
@@ -140,14 +140,21 @@ class ElectronSamples:
                 f"only {100 * self.acceptance:.1f} % of the moves were accepted: the walkers hardly move. Equilibrate longer, "
                 "so that the step is adapted, or look for a wave function that went astray"
             )
-        third = len(energies) // 3
-        change = energies[-third:].mean(0) - energies[:third].mean(0)
-        mean, error = float(change.mean()), float(change.std()) / math.sqrt(len(change))
-        if abs(mean) > _DRIFT_LIMIT * error + 1e-6:
-            raise ConvergenceError(
-                f"the walkers were not in equilibrium: the energy changed by {mean:.4f} Hartree from the first to the last "
-                f"third of the run, {abs(mean) / max(error, 1e-12):.0f} standard errors. Equilibrate longer (equilibration=...)"
-            )
+        size = (self.positions - self.molecule.centers.mean(0)).square().sum((2, 3)).sqrt()
+        for name, values in (
+            ("local energy", energies),
+            ("potential energy", self.potential),
+            ("size of the electron cloud", size),
+        ):
+            third = len(values) // 3
+            change = values[-third:].mean(0) - values[:third].mean(0)
+            mean, error = float(change.mean()), float(change.std()) / math.sqrt(len(change))
+            if abs(mean) > _DRIFT_LIMIT * error + 1e-6:
+                raise ConvergenceError(
+                    f"the walkers were not in equilibrium: the {name} changed by {mean:.4f} (atomic units) from the first to "
+                    f"the last third of the run, {abs(mean) / max(error, 1e-12):.0f} standard errors. Equilibrate longer "
+                    "(equilibration=...)"
+                )
 
 
 def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ LARGEST_MISFIT = 2e-3
 
 _GRADIENT_WEIGHT = 0.25  # bohr^2
 _RIDGE = 1e-9
+_NEGLIGIBLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def slater_shells(molecule: Molecule) -> list[Shell]:
     """Return the Slater functions for a molecule: geometric series of exponents, from the tail to the core."""
     shells = []
     for center, number in enumerate(molecule.numbers):
-        exponents = _series(0.6, 1.6, max(1.35 * number, 2.5))
+        # The hydrogenic exponent is among them: with it the orbital of a bare nucleus is exact.
+        exponents = [*_series(0.6, 1.6, max(1.35 * number, 2.5)), float(number)]
         shells += [Shell(center, 0, family, z) for family in ("slater", "slater_r") for z in exponents]
-        shells += [Shell(center, 1, "slater", z) for z in _series(0.7, 1.75, max(2.2, 1.3 * number))]
+        shells += [Shell(center, 1, "slater", z) for z in _series(0.7, 1.75, max(2.2, 1.5 * number))]
         shells += [Shell(center, 2, "slater", z) for z in ((1.1, 2.2) if number < 5 else (1.2, 2.2, 4.0))]
     return shells
 
@@ -82,7 +84,8 @@ def slater_orbitals(molecule: Molecule, orbitals: MolecularOrbitals, grid: Quadr
     shared = orbitals.up is orbitals.down or (
         orbitals.up.shape == orbitals.down.shape and bool(np.array_equal(orbitals.up, orbitals.down))
     )
-    fits, misfits = [], []
+    fits: list[Tensor] = []
+    misfits: list[float] = []
     for coefficients, occupied in ((orbitals.up, molecule.spin_up), (orbitals.down, molecule.spin_down)):
         if fits and shared:
             fits.append(fits[0])
@@ -168,4 +171,6 @@ def _orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrat
         values = functions.evaluate(points, coefficients).values
         overlap += (values * weights) @ values.T
     values, vectors = torch.linalg.eigh(overlap)
-    return coefficients @ (vectors * values.rsqrt() @ vectors.T)
+    found = coefficients @ (vectors * values.rsqrt() @ vectors.T)
+    # What symmetry forbids is exactly zero then, and need not be evaluated.
+    return torch.where(found.abs() > _NEGLIGIBLE * found.abs().max(), found, torch.zeros_like(found))

@@ -59,8 +59,11 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
     with _complete(path):
         samples = ElectronSamples(
             Molecule.from_dict(content["molecule"]),
-            *(tensors[name].double() for name in ("positions", "scores", "kinetic", "potential")),
-            acceptance=float(content.get("acceptance", 1.0)),
+            tensors["positions"].double(),
+            tensors["scores"].double(),
+            tensors["kinetic"].double(),
+            tensors["potential"].double(),
+            float(content.get("acceptance", 1.0)),
         )
     _require_same(path, samples.molecule, molecule)
     return samples
