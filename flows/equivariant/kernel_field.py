@@ -27,12 +27,12 @@ class KernelFieldSettings(Section):
         time_width: of each, in units of time.
     """
 
-    distances: int = Field(50, ge=2)
-    longest: float = Field(8.0, gt=0.0)
-    crowding: float = Field(1.0, ge=1.0)
-    width: float = Field(2.0, gt=0.0)
-    times: int = Field(10, ge=2)
-    time_width: float = Field(0.3, gt=0.0)
+    distances: int = Field(default=50, ge=2)
+    longest: float = Field(default=8.0, gt=0.0)
+    crowding: float = Field(default=1.0, ge=1.0)
+    width: float = Field(default=2.0, gt=0.0)
+    times: int = Field(default=10, ge=2)
+    time_width: float = Field(default=0.3, gt=0.0)
 
 
 class KernelField(VectorField):
