@@ -16,7 +16,7 @@ def test_a_pair_in_a_double_well_against_quadrature():
     """Populations of both wells, across a barrier of more than 4 kT, and the mean distance."""
     system = DoubleWellParticles(2)
     settings = ReplicaExchangeSettings(
-        chains=100, temperatures=(1.0, 2.0, 4.0), leapfrog_steps=6, equilibration=100, thinning=4, frames=100
+        chains=100, temperatures=(1.0, 2.0, 4.0), leapfrog_steps=6, equilibration=250, thinning=4, frames=100
     )
     run = ReplicaExchange(system, settings, seed=1)
     x = run.run()
