@@ -129,7 +129,10 @@ def smaller(case: Case) -> Case:
         training=training.model_copy(
             update={
                 "matching": training.matching.model_copy(update={"steps": 10, "batch": 32, "pool": 64}),
-                "likelihood": training.likelihood.model_copy(update={"steps": 2, "batch": 8, "solver_steps": 2}),
+                "likelihood": tuple(
+                    stage.model_copy(update={"steps": 2, "batch": 8, "solver_steps": 2})
+                    for stage in training.likelihood
+                ),
             }
         ),
     )

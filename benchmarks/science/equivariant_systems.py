@@ -68,7 +68,10 @@ CASES: dict[str, Case] = {
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=4000, batch=512, learning_rate=6e-3, group=16),
-            likelihood=LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),
+            likelihood=(
+                LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),
+                LikelihoodStage(steps=600, batch=256, solver_steps=4, learning_rate=3e-3, average=0.98),
+            ),
         ),
         (0.1, 85.0),
         (1.62, 0.01),
@@ -81,7 +84,7 @@ CASES: dict[str, Case] = {
         Solver(steps=6),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=256, learning_rate=6e-3, group=4),
-            likelihood=LikelihoodStage(steps=150, batch=64, solver_steps=4, learning_rate=2e-3, average=0.95),
+            likelihood=(LikelihoodStage(steps=300, batch=64, solver_steps=4, learning_rate=3e-3, average=0.97),),
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
