@@ -84,7 +84,7 @@ CASES: dict[str, Case] = {
         Solver(steps=6),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=256, learning_rate=6e-3, group=4),
-            likelihood=(LikelihoodStage(steps=300, batch=64, solver_steps=4, learning_rate=3e-3, average=0.97),),
+            likelihood=(LikelihoodStage(steps=300, batch=64, solver_steps=3, learning_rate=3e-3, average=0.97),),
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
