@@ -83,8 +83,8 @@ CASES: dict[str, Case] = {
         GraphFieldSettings(hidden=32, radial=64, longest=5.5, crowding=2.0),
         Solver(steps=6),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=2500, batch=256, learning_rate=6e-3, group=4),
-            likelihood=(LikelihoodStage(steps=300, batch=64, solver_steps=3, learning_rate=3e-3, average=0.97),),
+            matching=FlowMatchingStage(steps=2000, batch=256, learning_rate=6e-3, group=4),
+            likelihood=(LikelihoodStage(steps=240, batch=64, solver_steps=3, learning_rate=3e-3, average=0.97),),
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
@@ -93,7 +93,7 @@ CASES: dict[str, Case] = {
     "LJ55": Case(
         LennardJonesCluster(55),
         ReplicaExchangeSettings(
-            chains=40, temperatures=(1.0, 1.12, 1.26), leapfrog_steps=10, equilibration=400, frames=50, thinning=10
+            chains=40, temperatures=(1.0, 1.12, 1.26), leapfrog_steps=10, equilibration=250, frames=30, thinning=5
         ),
     ),
 }
