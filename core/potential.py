@@ -124,6 +124,10 @@ class Potential(torch.nn.Module):
 
     facts: PotentialFacts
 
+    one_program: ClassVar[bool] = True
+    """Whether adapters compile energy and forces as one program unless told otherwise. False where that takes many minutes,
+    as for an integral over many steps; ``compilation="always"`` still does it."""
+
     model_file: ModelFile | None = None
     """Where this potential was last loaded from or saved to (see :mod:`flowbridge.core.model_files`)."""
 

@@ -30,7 +30,7 @@ import flowbridge
 from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import Stage
 
-TEST = 5000  # reference samples that no training sees
+TEST = 2000  # reference samples that no training sees
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,16 @@ CASES: dict[str, Case] = {
     "DW4": Case(
         DoubleWellParticles(),
         ReplicaExchangeSettings(
-            temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=275, spread=2.0
+            temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=100, spread=2.0
         ),
-        GraphFieldSettings(hidden=32, radial=32, longest=10.0, crowding=1.0),
+        GraphFieldSettings(hidden=48, features=32, radial=32, longest=10.0, crowding=1.0),
         Solver(steps=10),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=4000, batch=512, learning_rate=4e-3),
-            likelihood=LikelihoodStage(steps=400, batch=256, solver_steps=6, learning_rate=1e-3),
+            matching=FlowMatchingStage(steps=4000, batch=512, learning_rate=6e-3, group=16),
+            likelihood=(
+                LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),
+                LikelihoodStage(steps=600, batch=256, solver_steps=4, learning_rate=3e-3, average=0.98),
+            ),
         ),
         (0.1, 85.0),
         (1.62, 0.01),
@@ -76,12 +79,12 @@ CASES: dict[str, Case] = {
     ),
     "LJ13": Case(
         LennardJonesCluster(13),
-        ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=325),
+        ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=300),
         GraphFieldSettings(hidden=32, radial=64, longest=5.5, crowding=2.0),
         Solver(steps=6),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=4000, batch=256, learning_rate=4e-3, group=4),
-            likelihood=LikelihoodStage(steps=400, batch=64, solver_steps=4, learning_rate=1e-3),
+            matching=FlowMatchingStage(steps=2000, batch=256, learning_rate=6e-3, group=4),
+            likelihood=(LikelihoodStage(steps=240, batch=64, solver_steps=3, learning_rate=3e-3, average=0.97),),
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
@@ -90,7 +93,7 @@ CASES: dict[str, Case] = {
     "LJ55": Case(
         LennardJonesCluster(55),
         ReplicaExchangeSettings(
-            chains=40, temperatures=(1.0, 1.12, 1.26), leapfrog_steps=10, equilibration=400, frames=50, thinning=10
+            chains=40, temperatures=(1.0, 1.12, 1.26), leapfrog_steps=10, equilibration=250, frames=30, thinning=5
         ),
     ),
 }

@@ -40,7 +40,8 @@ def accelerated(
     """Return the compiled form of a potential, or the potential itself, as ``mode`` says.
 
     Args:
-        potential: in the dtype and on the device it will be used with.
+        potential: in the dtype and on the device it will be used with. One that is not ``one_program`` is compiled in the mode
+            ``always`` only.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
         digest: of the model file that the potential was loaded from, if it is unchanged but for its dtype; without it the
             potential is traced, for some seconds, before the cache can be asked.
@@ -55,7 +56,7 @@ def accelerated(
         UserWarning: with the reason where ``auto`` has to do without.
     """
     chosen = resolved(mode)
-    if chosen == "never":
+    if chosen == "never" or (chosen == "auto" and not potential.one_program):
         return potential
     try:
         return compiled(potential, digest=digest, batch=batch, dtype=dtype, build=chosen != "cached") or potential

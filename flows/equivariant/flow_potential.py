@@ -57,6 +57,7 @@ class EquivariantFlow(Potential):
     """
 
     kind: ClassVar[str] = "equivariant_flow"
+    one_program: ClassVar[bool] = False  # a step of the solver with its derivative is 2000 operations
 
     def __init__(
         self,

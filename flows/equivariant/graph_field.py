@@ -32,13 +32,13 @@ class GraphFieldSettings(Section):
         frequencies: of the time.
     """
 
-    hidden: int = Field(32, ge=1)
-    features: int = Field(16, ge=1)
-    radial: int = Field(32, ge=2)
-    longest: float = Field(8.0, gt=0.0)
-    crowding: float = Field(2.0, ge=1.0)
-    width: float = Field(1.3, gt=0.0)
-    frequencies: int = Field(4, ge=1)
+    hidden: int = Field(default=32, ge=1)
+    features: int = Field(default=16, ge=1)
+    radial: int = Field(default=32, ge=2)
+    longest: float = Field(default=8.0, gt=0.0)
+    crowding: float = Field(default=2.0, ge=1.0)
+    width: float = Field(default=1.3, gt=0.0)
+    frequencies: int = Field(default=4, ge=1)
 
 
 class _Pairs(NamedTuple):

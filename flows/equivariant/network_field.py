@@ -21,8 +21,8 @@ class NetworkFieldSettings(Section):
         layers: hidden layers.
     """
 
-    hidden: int = Field(64, ge=1)
-    layers: int = Field(2, ge=1)
+    hidden: int = Field(default=64, ge=1)
+    layers: int = Field(default=2, ge=1)
 
 
 class NetworkField(VectorField):
@@ -37,14 +37,14 @@ class NetworkField(VectorField):
         self.settings, self.count, self.dimension = settings, count, dimension
         sizes = [count * dimension + 1] + [settings.hidden] * settings.layers + [count * dimension]
         modules: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
+        last = len(sizes) - 2
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             layer = nn.Linear(inputs, outputs)
             with torch.no_grad():
-                layer.weight.copy_(torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs))
+                noise = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
+                layer.weight.copy_(torch.zeros_like(noise) if number == last else noise)  # it starts at rest
                 layer.bias.zero_()
             modules += [layer, nn.SiLU()]
-        with torch.no_grad():
-            modules[-2].weight.zero_()  # type: ignore[union-attr,operator]
         self.network = nn.Sequential(*modules[:-1])
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ class Solver(Section):
     """
 
     method: Literal["rk4", "dopri5"] = "rk4"
-    steps: int = Field(20, ge=1)
-    rtol: float = Field(1e-5, gt=0.0)
-    atol: float = Field(1e-6, gt=0.0)
+    steps: int = Field(default=20, ge=1)
+    rtol: float = Field(default=1e-5, gt=0.0)
+    atol: float = Field(default=1e-6, gt=0.0)
 
 
 class Solution(NamedTuple):

@@ -165,7 +165,7 @@ class ReplicaExchange:
         rate = accept.double().mean(1)
         self.accepted += rate
         if adapt:
-            self.step_sizes = self.step_sizes * torch.exp(0.3 * (rate - _ACCEPTANCE))
+            self.step_sizes = self.step_sizes * torch.exp(0.1 * (rate - _ACCEPTANCE))
 
     def _exchange(self, offset: int) -> None:
         """Let neighbours of the ladder swap configurations: (0,1), (2,3), .. in even sweeps, (1,2), .. in odd ones."""

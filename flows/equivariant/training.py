@@ -63,7 +63,7 @@ class LikelihoodStage(Section):
         gradient_clip: largest norm of the gradient.
     """
 
-    steps: NonNegativeInt = 0
+    steps: NonNegativeInt = 300
     batch: PositiveInt = 64
     solver_steps: PositiveInt = 6
     smoothness: NonNegativeFloat = 1.0
@@ -74,17 +74,17 @@ class LikelihoodStage(Section):
 
 
 class ContinuousFlowTraining(Section):
-    """Both stages, one after the other.
+    """Stages, one after the other.
 
     Attributes:
         matching: flow matching.
-        likelihood: maximum likelihood; none by default.
+        likelihood: maximum likelihood, in any number of stages; none by default.
         checkpoint_interval: steps between checkpoints.
         log_interval: steps between points of the training curve.
     """
 
     matching: FlowMatchingStage = Field(default_factory=FlowMatchingStage)
-    likelihood: LikelihoodStage = Field(default_factory=LikelihoodStage)
+    likelihood: tuple[LikelihoodStage, ...] = ()
     checkpoint_interval: PositiveInt = 500
     log_interval: PositiveInt = 25
 
@@ -212,6 +212,8 @@ def train_continuous_flow(
     curves = {}
     matching = FlowMatchingTraining(flow, settings.matching, centred, seed, settings.log_interval)
     curves["matching"] = run_stage(matching, "matching", settings.checkpoint_interval, folder, show_progress)
-    likelihood = ContinuousLikelihoodTraining(flow, settings.likelihood, centred, seed, settings.log_interval)
-    curves["likelihood"] = run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)
+    for number, stage in enumerate(settings.likelihood):
+        name = f"likelihood-{number + 1}"
+        likelihood = ContinuousLikelihoodTraining(flow, stage, centred, seed + number, settings.log_interval)
+        curves[name] = run_stage(likelihood, name, settings.checkpoint_interval, folder, show_progress)
     return curves

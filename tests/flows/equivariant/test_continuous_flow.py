@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.compilation.building import accelerated
 from flowbridge.core.errors import ConfigurationError, ModelFileError
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
@@ -169,7 +170,7 @@ def test_saved_loaded_and_used_by_openmm_and_ase(potential, tmp_path):
     assert torch.equal(loaded.energy_and_forces(positions).forces, expected.forces)
 
     system = particle_system(str(file))
-    add_potential(system, str(file), compilation="never")
+    add_potential(system, str(file))
     context = Context(system, VerletIntegrator(0.001), Platform.getPlatform("Reference"))
     context.setPositions(positions[0].numpy())
     state = context.getState(energy=True, forces=True)
@@ -178,11 +179,16 @@ def test_saved_loaded_and_used_by_openmm_and_ase(potential, tmp_path):
     np.testing.assert_allclose(forces, expected.forces[0].numpy(), rtol=1e-6, atol=1e-6)
 
     atoms = Atoms("Ar4", positions=10.0 * positions[0].numpy())
-    atoms.calc = PotentialCalculator(str(file), compilation="never")
+    atoms.calc = PotentialCalculator(str(file))
     assert atoms.get_potential_energy() / (units.kJ / units.mol) == pytest.approx(expected.energy.item())
     np.testing.assert_allclose(
         atoms.get_forces() / (units.kJ / units.mol / units.nm), expected.forces[0].numpy(), rtol=1e-6, atol=1e-6
     )
+
+
+def test_no_engine_compiles_all_steps_unasked(potential):
+    """It would take a quarter of an hour."""
+    assert accelerated(potential, mode="auto") is potential
 
 
 @pytest.mark.parametrize("name", SETTINGS)

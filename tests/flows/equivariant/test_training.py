@@ -53,17 +53,17 @@ def test_flow_matching_and_likelihood_learn(pair, tmp_path):
     assert curves["matching"][-1]["squared_error"] < curves["matching"][0]["squared_error"]
 
     model = untrained(pair, KernelFieldSettings(distances=16, times=4))
-    settings = ContinuousFlowTraining(matching=FlowMatchingStage(steps=0), likelihood=LIKELIHOOD)
+    settings = ContinuousFlowTraining(matching=FlowMatchingStage(steps=0), likelihood=(LIKELIHOOD,))
     curves = train_continuous_flow(model.flow, samples, settings, tmp_path / "likelihood", seed=1)
     assert entropy - 0.05 < -model.flow.log_prob(test).mean().item() < entropy + 0.7 * (before - entropy)
-    assert curves["likelihood"][0]["nll"] == pytest.approx(before, abs=0.3)
+    assert curves["likelihood-1"][0]["nll"] == pytest.approx(before, abs=0.3)
 
 
 def test_interrupted_training_gives_the_same_parameters(pair, tmp_path):
     """With pools of lines that change between checkpoints."""
     settings = ContinuousFlowTraining(
         matching=MATCHING.model_copy(update={"steps": 30, "pool": 256, "pool_uses": 2}),
-        likelihood=LIKELIHOOD.model_copy(update={"steps": 4}),
+        likelihood=(LIKELIHOOD.model_copy(update={"steps": 4}),) * 2,
         checkpoint_interval=10,
     )
     whole = untrained(pair)
