@@ -20,6 +20,8 @@ from flowbridge.integrations.openmm.model_dynamics import ModelDynamics, run_mod
 from flowbridge.integrations.openmm.prior_forces import add_coarse_grained_force_field
 from openmm import app
 
+from flowbridge.testing import check_potential
+
 NETWORKS = [
     InvariantConfiguration(width=16, depth=2),
     InvariantConfiguration(width=16, depth=3, activation="silu", residual=True),
@@ -87,6 +89,15 @@ class TestEnergy:
         x = force_field.examples[:1]
         with pytest.raises(ConfigurationError, match="neither a cell"):
             force_field(x, torch.eye(3)[None])
+
+
+@pytest.mark.filterwarnings("ignore:this potential is in no model file")
+@pytest.mark.parametrize("network", NETWORKS[1:], ids=["silu", "graph"])
+def test_conformance(bead_frames, network):
+    """All that is asked of any potential, through every adapter at hand."""
+    model = built(bead_frames, network)
+    report = check_potential(model, torch.from_numpy(bead_frames[1][:3]))
+    assert len(report.checks) > 8
 
 
 class TestLipschitz:
