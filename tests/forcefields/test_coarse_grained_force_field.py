@@ -6,6 +6,7 @@ import openmm
 import pytest
 import torch
 from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.compilation.tracing import trace
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.model_files import load, save
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
@@ -98,6 +99,19 @@ def test_conformance(bead_frames, network):
     model = built(bead_frames, network)
     report = check_potential(model, torch.from_numpy(bead_frames[1][:3]))
     assert len(report.checks) > 8
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=["tanh", "silu", "graph"])
+@pytest.mark.parametrize("batch", [1, 16])
+def test_recorded_for_the_compiler(bead_frames, network, batch):
+    """The graph that is compiled gives the same energies and forces, at configurations that it was not recorded with."""
+    model = built(bead_frames, network).requires_grad_(False)
+    x = torch.from_numpy(bead_frames[1][: 2 * batch])
+    program = trace(model, x[:batch], None, ())
+    energy, forces = program.module()(x[batch:])
+    expected = model.energy_and_forces(x[batch:])
+    assert torch.allclose(energy, expected.energy, rtol=1e-10)
+    assert torch.allclose(forces, expected.forces, atol=1e-8 * float(expected.forces.abs().max()))
 
 
 class TestLipschitz:
