@@ -53,7 +53,7 @@ _PROPOSALS = 200_000
 _STUDENT_FRAMES = 100_000
 
 SMALL: dict[str, Any] = {
-    "sampling": {"runs": 4, "frames": 250, "equilibration_steps": 500, "bias": None},
+    "sampling": {"runs": 2, "frames": 500, "equilibration_steps": 500, "bias": None},
     "network": {"width": 32, "depth": 2},
     "teacher": {"blocks": 1, "hidden": [16], "stiff": {"couplings": 1, "hidden": [16]}},
     "training": {

@@ -53,7 +53,7 @@ def measure_speed(folder: Path, small: bool) -> dict[str, Any]:
     """Time everything side by side and return microseconds a step (of one replica)."""
     mode = "never" if small else "auto"
     file = force_field(folder)
-    model = load(file)
+    model = load(file).requires_grad_(False)
     topology, atoms = alanine_topology()
     start = model.example_positions(1, torch.Generator().manual_seed(1))
     all_atom = app.ForceField("amber99sbildn.xml", "amber99_obc.xml").createSystem(

@@ -24,6 +24,10 @@ class AllAtomModel(Section):
     constraints: Literal["hydrogen_bonds", "none"] = Field(
         default="hydrogen_bonds", description="of the System that a force field makes; a serialised System has its own"
     )
+    water_box: PositiveFloat | None = Field(
+        default=None, description="nm, edge of a cubic box of the water that force_field describes; None for no water"
+    )
+    cutoff: PositiveFloat = Field(default=0.9, description="nm, in a water box")
 
 
 class StructureBasedModel(Section):
@@ -53,6 +57,7 @@ class Sampling(Section):
     step_fs: PositiveFloat = 2.0
     friction_per_ps: PositiveFloat = 1.0
     equilibration_steps: NonNegativeInt = 10_000
+    platform: str = Field(default="Reference", description="of OpenMM; CPU or CUDA for a box of water")
     bias: TorsionBias | None = None
 
 
@@ -142,6 +147,13 @@ class CoarseGraining(Section):
             raise ValueError("a structure-based model has beads already: leave out [trajectory] and the mapping")
         if self.all_atom is not None and not (self.beads.name or self.beads.selections):
             raise ValueError("[beads] needs a name (five_beads, alpha_carbons, backbone) or selections")
+        if self.all_atom is not None and self.all_atom.water_box is not None:
+            if self.sampling.bias is not None or self.trajectory is not None or self.all_atom.system is not None:
+                raise ValueError(
+                    "water_box goes with force_field and plain sampling: neither bias, nor [trajectory], nor system"
+                )
+            if self.all_atom.water_box < 2.0 * self.all_atom.cutoff:
+                raise ValueError("water_box must be at least twice the cutoff")
         if self.trajectory is not None and self.sampling.bias is not None:
             raise ValueError("a bias belongs to sampling, and [trajectory] takes its place")
         return self

@@ -12,7 +12,7 @@ import mdtraj
 import numpy as np
 import openmm
 import torch
-from openmm import app
+from openmm import app, unit
 
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles
@@ -45,9 +45,9 @@ class ReferenceModel:
     """What is coarse-grained.
 
     Attributes:
-        particles: of the model.
-        system: OpenMM System; may have constraints.
-        positions: ``(N, 3)`` nm to start from.
+        particles: of the model, without solvent.
+        system: OpenMM System; may have constraints, and solvent after the model's particles.
+        positions: of all particles of the System, nm, to start from.
         mapping: to beads.
         native: native positions of the beads ``(n, 3)``; None where the model has none.
         molecule: all-atom model with its topology; None for beads.
@@ -62,9 +62,14 @@ class ReferenceModel:
 
     @property
     def constraints(self) -> list[tuple[int, int]]:
-        """Pairs of particles whose distance the System fixes."""
+        """Pairs of the model's particles whose distance the System fixes."""
         pairs = (self.system.getConstraintParameters(n) for n in range(self.system.getNumConstraints()))
-        return [(i, j) for i, j, _ in pairs]
+        return [(i, j) for i, j, _ in pairs if max(i, j) < len(self.particles)]
+
+    @property
+    def solvated(self) -> bool:
+        """Whether the System has more particles than the model."""
+        return len(self.positions) > len(self.particles)
 
 
 def reference_model(settings: CoarseGraining, folder: Path) -> ReferenceModel:
@@ -78,23 +83,46 @@ def reference_model(settings: CoarseGraining, folder: Path) -> ReferenceModel:
     all_atom = settings.all_atom
     if all_atom is None:
         raise ConfigurationError("give [all_atom] or [structure_based]")
-    molecule, system = _all_atom(all_atom, folder)
+    molecule, system, positions = _all_atom(all_atom, folder)
     atoms = particles_from_topology(molecule.topology, molecule.system)
-    return ReferenceModel(atoms, system, molecule.positions, _mapping(settings, atoms), None, molecule)
+    return ReferenceModel(atoms, system, positions, _mapping(settings, atoms), None, molecule)
 
 
-def _all_atom(settings: AllAtomModel, folder: Path) -> tuple[MolecularSystem, openmm.System]:
-    """Return the molecule without constraints, for energies, and the System to simulate."""
+def _all_atom(settings: AllAtomModel, folder: Path) -> tuple[MolecularSystem, openmm.System, FloatArray]:
+    """Return the molecule alone and without constraints, and the System to simulate with its positions."""
     molecule = load_system(
         structure=settings.structure, force_field=settings.force_field, system_file=settings.system, folder=folder
     )
     if settings.constraints == "none" or settings.system is not None:
-        return molecule, molecule.system
+        return molecule, molecule.system, molecule.positions
     names = [str(folder / name) if (folder / name).is_file() else name for name in settings.force_field]
-    system = app.ForceField(*names).createSystem(
-        molecule.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds
+    force_field = app.ForceField(*names)
+    if settings.water_box is None:
+        system = force_field.createSystem(molecule.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds)
+        return molecule, system, molecule.positions
+    modeller = app.Modeller(molecule.topology, molecule.positions * unit.nanometer)
+    modeller.addSolvent(force_field, boxSize=openmm.Vec3(*[settings.water_box] * 3) * unit.nanometer)
+    system = force_field.createSystem(
+        modeller.topology, nonbondedMethod=app.PME, nonbondedCutoff=settings.cutoff, constraints=app.HBonds
     )
-    return molecule, system
+    return molecule, system, np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+
+
+def _relaxed(model: ReferenceModel, platform: str, folder: Path) -> FloatArray:
+    """Return where runs start: as given, or relaxed where water was put in."""
+    if not model.solvated:
+        return model.positions
+    file = folder / "relaxed.npz"
+    if not file.is_file():
+        chosen = openmm.Platform.getPlatformByName(platform)
+        context = openmm.Context(model.system, openmm.VerletIntegrator(0.001), chosen)
+        context.setPositions(model.positions)
+        openmm.LocalEnergyMinimizer.minimize(context, 10.0, 500)
+        state = context.getState(positions=True)
+        save_arrays(file, positions=state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    with np.load(file, allow_pickle=False) as stored:
+        positions: FloatArray = stored["positions"]
+    return positions
 
 
 def _mapping(settings: CoarseGraining, atoms: Particles) -> Mapping:
@@ -109,7 +137,7 @@ def run_reference(settings: CoarseGraining, model: ReferenceModel, folder: Path,
     """Sample the reference, or read its trajectories, and return the stage with one file a run."""
     inputs: dict[str, Any] = {
         "system": openmm.XmlSerializer.serialize(model.system),
-        "positions": model.positions.tolist(),
+        "positions": None if model.solvated else model.positions.tolist(),
         "temperature": settings.temperature,
         "seed": settings.seed,
     }
@@ -131,12 +159,13 @@ def _sample(settings: CoarseGraining, model: ReferenceModel, folder: Path) -> di
     system = openmm.XmlSerializer.clone(model.system)
     if bias is not None:
         bias.add_to(system)
-    xml = openmm.XmlSerializer.serialize(system)
+    xml, start = openmm.XmlSerializer.serialize(system), _relaxed(model, sampling.platform, folder)
     runs = [
         LangevinRun(
-            xml, model.positions, settings.temperature, sampling.step_fs / 1000.0, sampling.friction_per_ps,
+            xml, start, settings.temperature, sampling.step_fs / 1000.0, sampling.friction_per_ps,
             sampling.equilibration_steps, sampling.frame_interval, sampling.frames, settings.seed * 10_007 + number,
             folder / "trajectories" / f"{number:03d}.npz", frozenset(set(range(32)) - {BIAS_GROUP}),
+            len(model.particles), sampling.platform,
         )
         for number in range(sampling.runs)
     ]  # fmt: skip

@@ -49,6 +49,7 @@ class LangevinRun:
         file: where the frames go (npz).
         energy_groups: force groups whose energy and forces are kept; all where None.
         platform: name of the OpenMM platform; ``CPU`` on one thread.
+        kept: frames hold so many particles, the first ones; all where None.
     """
 
     system_xml: str
@@ -63,6 +64,7 @@ class LangevinRun:
     file: Path
     energy_groups: frozenset[int] | None = None
     platform: str = "Reference"
+    kept: int | None = None
 
 
 def reference_context(system: openmm.System, integrator: openmm.Integrator) -> openmm.Context:
@@ -90,13 +92,16 @@ def run_langevin(run: LangevinRun) -> Trajectory:
     context.setPositions(run.positions)
     context.setVelocitiesToTemperature(run.temperature, run.seed)
     integrator.step(run.equilibration_steps)
-    shape = (run.frames, *run.positions.shape)
+    kept = len(run.positions) if run.kept is None else run.kept
+    shape = (run.frames, kept, 3)
     positions, forces, energies = np.empty(shape), np.empty(shape), np.empty(run.frames)
+    all_positions, all_forces = np.empty_like(run.positions), np.empty_like(run.positions)
     arguments = {} if run.energy_groups is None else {"groups": set(run.energy_groups)}
     for frame in range(run.frames):
         integrator.step(run.frame_interval)
         state = context.getState(getPositions=True, getForces=True, getEnergy=True, **arguments)
-        copy_vectors(state, positions[frame], forces[frame])
+        copy_vectors(state, all_positions, all_forces)
+        positions[frame], forces[frame] = all_positions[:kept], all_forces[:kept]
         energies[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     if not np.isfinite(energies).all():
         first = int(np.flatnonzero(~np.isfinite(energies))[0])

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from flowbridge.command_line import application
 from flowbridge.workflows import coarse_grain
 from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
+from flowbridge.workflows.coarse_grain_reference import reference_model, run_reference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -154,6 +155,41 @@ def test_from_a_trajectory_with_selections_and_a_graph_network(trajectory, tmp_p
     assert load(tmp_path / "out" / "model.flow").facts.particles.names == ("A", "B", "C", "D")
 
 
+IN_WATER = """
+extends = "alanine_coarse_tip3p.toml"
+workers = 1
+[all_atom]
+water_box = 1.8
+cutoff = 0.7
+[sampling]
+runs = 1
+frames = 4
+frame_interval = 2
+equilibration_steps = 2
+platform = "CPU"
+"""
+
+
+def test_frames_in_water_hold_the_molecule(tmp_path):
+    """The recipe of explicit solvent: forces on the molecule include those of the water, whose positions are not kept."""
+    for name in ("alanine_coarse_tip3p.toml", "alanine_dipeptide.pdb"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    (tmp_path / "water.toml").write_text(IN_WATER)
+    settings = read_coarse_graining(tmp_path / "water.toml")
+    model = reference_model(settings, tmp_path)
+    assert model.system.getNumParticles() > 300
+    assert len(model.constraints) == 12
+    stage = run_reference(settings, model, tmp_path, tmp_path / "out")
+    with np.load(stage.folder / "trajectories" / "000.npz") as data:
+        assert data["positions"].shape == (4, 22, 3)
+        vacuum = openmm.Context(
+            model.molecule.system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
+        )
+        vacuum.setPositions(data["positions"][-1])
+        alone = vacuum.getState(forces=True).getForces(asNumpy=True)._value
+        assert np.abs(data["forces"][-1] - alone).max() > 50.0
+
+
 class TestRefused:
     def test_frames_of_another_molecule(self, trajectory, tmp_path):
         frames = mdtraj.load(str(trajectory), top=str(EXAMPLES / "alanine_dipeptide.pdb"))
@@ -189,6 +225,6 @@ class TestRefused:
             coarse_grain.run(tmp_path / "run.toml", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["alanine_coarse.toml", "chignolin_coarse.toml"])
+@pytest.mark.parametrize("name", ["alanine_coarse.toml", "alanine_coarse_tip3p.toml", "chignolin_coarse.toml"])
 def test_the_examples_are_valid(name):
     assert read_coarse_graining(EXAMPLES / name).name

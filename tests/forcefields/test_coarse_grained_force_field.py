@@ -6,6 +6,7 @@ import openmm
 import pytest
 import torch
 from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.compilation.tracing import trace
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.model_files import load, save
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
@@ -19,6 +20,8 @@ from flowbridge.integrations.openmm import add_potential, particle_system
 from flowbridge.integrations.openmm.model_dynamics import ModelDynamics, run_model_dynamics
 from flowbridge.integrations.openmm.prior_forces import add_coarse_grained_force_field
 from openmm import app
+
+from flowbridge.testing import check_potential
 
 NETWORKS = [
     InvariantConfiguration(width=16, depth=2),
@@ -87,6 +90,28 @@ class TestEnergy:
         x = force_field.examples[:1]
         with pytest.raises(ConfigurationError, match="neither a cell"):
             force_field(x, torch.eye(3)[None])
+
+
+@pytest.mark.filterwarnings("ignore:this potential is in no model file")
+@pytest.mark.parametrize("network", NETWORKS[1:], ids=["silu", "graph"])
+def test_conformance(bead_frames, network):
+    """All that is asked of any potential, through every adapter at hand."""
+    model = built(bead_frames, network)
+    report = check_potential(model, torch.from_numpy(bead_frames[1][:3]))
+    assert len(report.checks) > 8
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=["tanh", "silu", "graph"])
+@pytest.mark.parametrize("batch", [1, 16])
+def test_recorded_for_the_compiler(bead_frames, network, batch):
+    """The graph that is compiled gives the same energies and forces, at configurations that it was not recorded with."""
+    model = built(bead_frames, network).requires_grad_(False)
+    x = torch.from_numpy(bead_frames[1][: 2 * batch])
+    program = trace(model, x[:batch], None, ())
+    energy, forces = program.module()(x[batch:])
+    expected = model.energy_and_forces(x[batch:])
+    assert torch.allclose(energy, expected.energy, rtol=1e-10)
+    assert torch.allclose(forces, expected.forces, atol=1e-8 * float(expected.forces.abs().max()))
 
 
 class TestLipschitz:
