@@ -48,8 +48,8 @@ class LangevinRun:
         seed: of the velocities and of the noise.
         file: where the frames go (npz).
         energy_groups: force groups whose energy and forces are kept; all where None.
-        platform: name of the OpenMM platform; ``CPU`` on one thread.
         kept: frames hold so many particles, the first ones; all where None.
+        platform: name of the OpenMM platform; ``CPU`` on one thread.
     """
 
     system_xml: str
@@ -63,8 +63,8 @@ class LangevinRun:
     seed: int
     file: Path
     energy_groups: frozenset[int] | None = None
-    platform: str = "Reference"
     kept: int | None = None
+    platform: str = "Reference"
 
 
 def reference_context(system: openmm.System, integrator: openmm.Integrator) -> openmm.Context:
