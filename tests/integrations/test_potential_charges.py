@@ -6,8 +6,6 @@ import pytest
 from flowbridge.core.errors import ConfigurationError
 from openmm import app, unit
 
-pyscf = pytest.importorskip("pyscf")
-
 from flowbridge.calculators.qmc.densities import GaussianDensity
 from flowbridge.calculators.qmc.electronic_structure import becke_quadrature, reference_density
 from flowbridge.calculators.qmc.molecule import Molecule
@@ -18,6 +16,7 @@ from flowbridge.integrations.openmm.potential_charges import topology_of, write_
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    pyscf = pytest.importorskip("pyscf")
     before = pyscf.lib.num_threads()
     pyscf.lib.num_threads(1)  # its threads wait for each other on a busy machine
     yield
