@@ -251,6 +251,9 @@ def density(
     sweeps: Annotated[int, typer.Option(min=3, help="Recorded configurations of each.")] = 60,
     reference: Annotated[str, typer.Option(help="Compare with hf, ccsd or none.")] = "ccsd",
     spacing: Annotated[float, typer.Option(help="Of the cube file, Angstrom.")] = 0.15,
+    force_field: Annotated[
+        Path | None, typer.Option(help="OpenMM XML file to write, with charges fitted to the electrostatic potential.")
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Samples of another program instead of sampling here.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
     debug: Debug = False,
@@ -271,7 +274,9 @@ def density(
             "sweeps": sweeps, "samples": samples, "seed": seed,
         }  # fmt: skip
         compute_and_print(
-            DensityRequest(structure, output or Path("runs") / structure.stem, parameters, spacing, reference)
+            DensityRequest(
+                structure, output or Path("runs") / structure.stem, parameters, spacing, reference, force_field
+            )
         )
 
 

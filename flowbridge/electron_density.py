@@ -37,6 +37,7 @@ class DensityRequest:
         parameters: of :class:`~flowbridge.calculators.qmc.calculator.QMCCalculator`.
         spacing: of the cube file, Angstrom.
         reference: ``"hf"``, ``"ccsd"`` or ``"none"``: what the difference map subtracts and the table compares with.
+        force_field: OpenMM XML file to write with charges fitted to the electrostatic potential; None for none.
     """
 
     structure: Path
@@ -44,6 +45,7 @@ class DensityRequest:
     parameters: dict[str, Any]
     spacing: float
     reference: str
+    force_field: Path | None = None
 
 
 def compute_and_print(request: DensityRequest) -> None:
@@ -86,7 +88,8 @@ def compute_and_print(request: DensityRequest) -> None:
             reference = GaussianDensity.from_reference(calculator.run.molecule, found)
         bar.update(task, stage="files", message=str(request.output))
         _write(request, atoms, calculator, reference)
-    rows = table_rows(atoms, calculator, reference)
+        fitted = _potential_charges(request, atoms, calculator) if request.force_field is not None else []
+    rows = table_rows(atoms, calculator, reference) + fitted
     _print(request, atoms, rows, time.monotonic() - begin)
 
 
@@ -175,6 +178,39 @@ def table_rows(atoms: Atoms, calculator: QMCCalculator, reference: Any) -> list[
         add(f"force (Hellmann-Feynman) on {label}", "eV/Å", Estimate(size, error), Hartree / Bohr)
     net = calculator.get_net_force()
     add("net force", "eV/Å", Estimate(np.linalg.norm(net.value), np.linalg.norm(net.error)))
+    return rows
+
+
+def _potential_charges(request: DensityRequest, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
+    """Fit charges to the electrostatic potential, write the force field, and return rows for the table."""
+    from ase.neighborlist import build_neighbor_list, natural_cutoffs
+
+    from .calculators.qmc.potential_charges import potential_charges
+    from .integrations.openmm.potential_charges import topology_of, write_force_field
+
+    assert request.force_field is not None
+    found = potential_charges(calculator.properties)
+    neighbours = build_neighbor_list(atoms, natural_cutoffs(atoms), self_interaction=False, bothways=False)
+    bonds = [(i, int(j)) for i in range(len(atoms)) for j in neighbours.get_neighbors(i)[0]]
+    topology = topology_of(list(atoms.symbols), bonds)
+    write_force_field(request.force_field, topology, found.charges.value)
+    labels = calculator.properties.molecule.labels()
+    rows = [
+        {
+            "name": f"charge (potential) of {label}",
+            "unit": "e",
+            "value": float(value),
+            "error": float(error),
+            "reference": None,
+        }
+        for label, value, error in zip(labels, *found.charges, strict=True)
+    ]
+    rows.append(
+        {
+            "name": "potential missed by these charges", "unit": "", "value": found.relative_error, "error": None,
+            "reference": None,
+        }
+    )  # fmt: skip
     return rows
 
 

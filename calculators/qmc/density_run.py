@@ -38,6 +38,7 @@ from .storage import (
 from .trial_functions import TrialSettings, trial_wave_function
 from .wave_function import SlaterJastrow
 
+_ALGORITHM = 1  # part of every digest: raise it when other numbers come out for the same settings
 DENSITY_MODELS = ("linear", "neural", "determinant")
 
 
@@ -242,7 +243,7 @@ class DensityRun:
     def _file(self, name: str, *parts: Any) -> Path | None:
         if self.folder is None or (self._given_wave_function is not None and name == "wave_function"):
             return None
-        text = json.dumps([self.molecule.to_dict(), self.settings.seed, *parts], sort_keys=True)
+        text = json.dumps([_ALGORITHM, self.molecule.to_dict(), self.settings.seed, *parts], sort_keys=True)
         if self._given_wave_function is not None:
             text += "given:" + _digest_of(self._given_wave_function)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"

@@ -105,7 +105,12 @@ def _draw_difference(figure: Figure, axes: Axes, x: Array, y: Array, values: Arr
     scaled = values / Bohr**3
     limit = max(0.05, float(np.quantile(np.abs(scaled), 0.999)))
     image = axes.pcolormesh(
-        x * Bohr, y * Bohr, scaled, norm=SymLogNorm(2e-3, vmin=-limit, vmax=limit), cmap="RdBu_r", rasterized=True
+        x * Bohr,
+        y * Bohr,
+        scaled,
+        norm=SymLogNorm(1e-2, linscale=0.7, vmin=-limit, vmax=limit),
+        cmap="RdBu_r",
+        rasterized=True,
     )
     figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
     axes.set_title(title)

@@ -169,3 +169,25 @@ def test_cool_ice(tmp_path, capsys):
     assert error / 16 < 0.02
     assert "effective sample size at 100 K" in capsys.readouterr().out
     assert (tmp_path / "cooled.png").stat().st_size > 10_000
+
+
+def test_density_script(tmp_path, capsys):
+    """The molecule of the least work, in a small size."""
+    pyscf = pytest.importorskip("pyscf", reason="pyscf is not installed: pip install 'flowbridge[densities]'")
+    before = pyscf.lib.num_threads()
+    pyscf.lib.num_threads(1)  # its threads wait for each other on a busy machine
+    small = {
+        "sweeps": 8,
+        "interval": 2,
+        "equilibration": 40,
+        "iterations": 1,
+        "optimisation_sweeps": 3,
+        "basis": "cc-pvdz",
+    }
+    example("density_script").main("H2", 64, str(tmp_path), **small)
+    pyscf.lib.num_threads(before)
+    shown = capsys.readouterr().out
+    assert "energy      -1.1" in shown
+    assert "density at the nuclei" in shown
+    assert (tmp_path / "H2.cube").is_file()
+    assert (tmp_path / "H2.png").is_file()

@@ -3,17 +3,23 @@
 import numpy as np
 import openmm
 import pytest
-from flowbridge.core.errors import ConfigurationError
-from openmm import app, unit
-
-pytest.importorskip("pyscf")
-
 from flowbridge.calculators.qmc.densities import GaussianDensity
 from flowbridge.calculators.qmc.electronic_structure import becke_quadrature, reference_density
 from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.potential_charges import potential_charges, shell_points
 from flowbridge.calculators.qmc.properties import DensityProperties
+from flowbridge.core.errors import ConfigurationError
 from flowbridge.integrations.openmm.potential_charges import topology_of, write_force_field
+from openmm import app, unit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    pyscf = pytest.importorskip("pyscf")
+    before = pyscf.lib.num_threads()
+    pyscf.lib.num_threads(1)  # its threads wait for each other on a busy machine
+    yield
+    pyscf.lib.num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -264,10 +264,12 @@ def test_density_command(tmp_path):
     ase.io.write(structure, Atoms("H2", [[0, 0, 0], [0, 0, 0.741]]))
     arguments = [
         "density", str(structure), "--walkers", "64", "--sweeps", "6", "--iterations", "1", "--basis", "cc-pvdz",
-        "--reference", "hf", "--spacing", "0.3", "--output", str(tmp_path / "out"),
+        "--reference", "hf", "--spacing", "0.3", "--force-field", str(tmp_path / "h2.xml"), "--output", str(tmp_path / "out"),
     ]  # fmt: skip
     done = CliRunner().invoke(application, arguments)
     assert done.exit_code == 0, done.output
+    assert "charge (potential) of H1" in done.output
+    assert '<Bond atomName1="H1" atomName2="H2"' in (tmp_path / "h2.xml").read_text()
     for word in ("energy", "dipole z", "contact density of H0", "net force", "Hartree-Fock"):
         assert word in done.output
     written = {path.name for path in (tmp_path / "out").iterdir()}
