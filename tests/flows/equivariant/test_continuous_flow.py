@@ -24,6 +24,7 @@ from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import Context, Platform, VerletIntegrator, unit
 
 import flowbridge as fb
+from flowbridge.testing import check_potential
 
 GRAPH = GraphFieldSettings(hidden=8, radial=8, longest=4.0)
 SETTINGS = {
@@ -184,6 +185,13 @@ def test_saved_loaded_and_used_by_openmm_and_ase(potential, tmp_path):
     np.testing.assert_allclose(
         atoms.get_forces() / (units.kJ / units.mol / units.nm), expected.forces[0].numpy(), rtol=1e-6, atol=1e-6
     )
+
+
+def test_every_adapter_agrees(potential):
+    """A flow in the plane is no function of rotations about other axes than z."""
+    invariances = ("translation", "rotation") if potential.dimension == 3 else ("translation",)
+    check_potential(potential, invariances=invariances, configurations=2)
+    check_potential(LennardJonesCluster(4), potential.example_positions(2, torch.Generator().manual_seed(1)))
 
 
 def test_no_engine_compiles_all_steps_unasked(potential):
