@@ -37,10 +37,10 @@ def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:
 
     The kernels cost two hundred times what the couplings cost, so the second training is short and starts from the first.
     """
-    alanine = simulated_alanine(folder, 400 if small else 5000)
+    alanine = simulated_alanine(folder, 400 if small else 20_000)
     stages = (
-        PathStage(20 if small else 500, 256, 1e-3),
-        PathStage(2 if small else 20, 16 if small else 64, 2e-4, gradient_norm=100.0),
+        PathStage(20 if small else 1000, 256, 1e-3),
+        PathStage(2 if small else 300, 16 if small else 64, 1e-3, gradient_norm=100.0),
     )
     blocks = coupling_blocks(alanine.flat.dimension, _BLOCKS, torch.Generator().manual_seed(0))
     results: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:
         file = checkpoint.with_suffix(".json")
         if not file.is_file():
             seconds = time.monotonic() - begin
-            measured = _measured(alanine, flow, 200 if small else 3000)
+            measured = _measured(alanine, flow, 200 if small else 10_000)
             write_json(file, {**measured, "losses": losses, "training_seconds": seconds})
         results[name] = json.loads(file.read_text())
     results["dynamics"] = torsion_divergences(alanine, alanine.training)

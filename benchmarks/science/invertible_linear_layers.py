@@ -93,8 +93,9 @@ def cost(sizes: tuple[int, ...], rounds: int, *, small: bool) -> dict[str, Any]:
 
 
 def _exponent(sizes: tuple[int, ...], values: list[float]) -> str:
-    """Return the exponent between the two largest sizes."""
-    return f"{math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2]):.2f}"
+    """Return the exponent of the time between the largest size and the one two before it."""
+    first = max(len(sizes) - 3, 0)
+    return f"{math.log(values[-1] / values[first]) / math.log(sizes[-1] / sizes[first]):.2f}"
 
 
 def regression(size: int, steps: int) -> dict[str, Any]:
