@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles, Potential, PotentialFacts
 from ..core.units import thermal_energy
-from .graph_network import GraphConfiguration
+from .graph_network import GraphConfiguration, GraphNetwork
 from .networks import InvariantConfiguration, InvariantNetwork, build_network
 from .prior_terms import PriorEnergy, refuse_cell
 
@@ -108,6 +108,25 @@ class CoarseGrainedForceField(Potential):
         dtype = next(self.network.parameters()).dtype
         value: Tensor = self.network(positions.to(dtype))
         return thermal_energy(self._temperature) * value.double()
+
+    def transferred(self, prior: PriorEnergy, positions: Tensor) -> Self:
+        """Return the force field of another sequence: this graph network's parameters, with the other's prior.
+
+        Args:
+            prior: of the other sequence's beads.
+            positions: frames ``(F, n, 3)`` nm of them, kept as examples.
+
+        Raises:
+            ConfigurationError: when the network belongs to one sequence, or does not know the types of the other's beads.
+        """
+        if not isinstance(self.network, GraphNetwork) or not isinstance(self.network_configuration, GraphConfiguration):
+            raise ConfigurationError("only a graph network serves other sequences: train one with kind = 'graph'")
+        known = self.network_configuration.model_copy(update={"vocabulary": self.network.vocabulary})
+        other = type(self)(prior.facts.particles, self._temperature, prior, known, positions)
+        if other.network is not None:
+            parameters = self.network.state_dict()
+            other.network.to(next(iter(parameters.values())).dtype).load_state_dict(parameters)
+        return other.eval()
 
     @property
     def bounded_layers(self) -> list[torch.nn.Linear]:

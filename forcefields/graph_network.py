@@ -78,6 +78,7 @@ class GraphNetwork(nn.Module):
                 f"the network does not know beads of type {', '.join(unknown)}, it was made for {', '.join(vocabulary)}: train "
                 "one whose vocabulary holds them"
             )
+        self.vocabulary = tuple(vocabulary)
         self.beads, self.cutoff, width = len(beads), configuration.cutoff, configuration.width
         self.register_buffer("types", torch.tensor([vocabulary.index(name) for name in names]), persistent=False)
         full = [(i, j) for i in range(len(beads)) for j in range(len(beads)) if i != j]

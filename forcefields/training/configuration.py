@@ -36,7 +36,7 @@ class Stage(Section):
 
 
 class NoiseConfiguration(Section):
-    """Noised force matching (Durumeric et al., 2024): the force field of the density smeared by a Gaussian.
+    """Noised force matching (Durumeric et al., arXiv 2407.01286): the force field of the density smeared by a Gaussian.
 
     Attributes:
         width: nm, standard deviation of the noise on every bead coordinate.

@@ -68,8 +68,7 @@ class TestEnergy:
 
     def test_a_graph_network_serves_another_sequence(self, bead_frames):
         """The same parameters on a longer chain of the same types, and an error for types that it does not know."""
-        types = ("ACE:C", "ALA:N", "ALA:CA", "ALA:C", "NME:N")
-        network = GraphConfiguration(width=8, filters=4, vocabulary=types)
+        network = GraphConfiguration(width=8, filters=4)
         small = built(bead_frames, network)
         mapping, frames = bead_frames
         longer = _doubled(mapping.beads)
@@ -77,14 +76,16 @@ class TestEnergy:
         prior = fit_prior(
             longer, chain + 0.01 * np.random.default_rng(0).standard_normal(chain.shape), 300.0, _NO_BONDS
         )
-        other = CoarseGrainedForceField.untrained(prior, network, 300.0, torch.from_numpy(chain)).double()
-        other.network.load_state_dict(small.network.state_dict())
+        other = small.transferred(prior, torch.from_numpy(chain))
         far = chain.copy()
         far[:, 5:] += [0.0, 0.0, 50.0]
         twice = 2.0 * small.network_energy(torch.from_numpy(frames[:4]))
         assert torch.allclose(other.network_energy(torch.from_numpy(far[:4])), twice, atol=1e-8)
+        few = network.model_copy(update={"vocabulary": ("ACE:C", "ALA:N", "ALA:C", "NME:N")})
         with pytest.raises(ConfigurationError, match="does not know beads of type ALA:CA"):
-            built(bead_frames, network.model_copy(update={"vocabulary": ("ACE:C", "ALA:N", "ALA:C", "NME:N")}))
+            built(bead_frames, few)
+        with pytest.raises(ConfigurationError, match="only a graph network"):
+            built(bead_frames, NETWORKS[0]).transferred(prior, torch.from_numpy(chain))
 
     def test_no_cell(self, force_field):
         x = force_field.examples[:1]
