@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
+from ase.neighborlist import build_neighbor_list, natural_cutoffs
 from ase.units import Bohr, Hartree
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,8 +20,12 @@ from rich.table import Table
 
 from .calculators.qmc import density_run
 from .calculators.qmc.calculator import HELLMANN_FEYNMAN, QMCCalculator
+from .calculators.qmc.densities import DensityModel, GaussianDensity
 from .calculators.qmc.electronic_structure import reference_density
-from .core.bootstrap import Estimate
+from .calculators.qmc.figures import draw_density
+from .calculators.qmc.potential_charges import potential_charges
+from .calculators.qmc.properties import DensityProperties
+from .calculators.qmc.storage import save_density, save_wave_function
 from .core.errors import ConfigurationError
 
 DEBYE = 0.2081943  # e Angstrom
@@ -80,16 +85,15 @@ def compute_and_print(request: DensityRequest) -> None:
         except (InputError, CalculatorSetupError) as error:
             raise ConfigurationError(str(error)) from error
         bar.update(task, stage="reference", message=request.reference, completed=0, total=1)
-        reference = None
+        reference: DensityModel | None = None
         if request.reference != "none":
-            from .calculators.qmc.densities import GaussianDensity
-
             found = reference_density(calculator.run.molecule, request.reference)
             reference = GaussianDensity.from_reference(calculator.run.molecule, found)
         bar.update(task, stage="files", message=str(request.output))
-        _write(request, atoms, calculator, reference)
-        fitted = _potential_charges(request, atoms, calculator) if request.force_field is not None else []
-    rows = table_rows(atoms, calculator, reference) + fitted
+        rows = table_rows(calculator, reference)
+        if request.force_field is not None:
+            rows += _potential_charges(request.force_field, atoms, calculator)
+        _write(request, atoms, calculator, reference, rows)
     _print(request, atoms, rows, time.monotonic() - begin)
 
 
@@ -105,95 +109,54 @@ def _read(structure: Path) -> Atoms:
     return atoms
 
 
-def table_rows(atoms: Atoms, calculator: QMCCalculator, reference: Any) -> list[dict[str, Any]]:
+def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> list[dict[str, Any]]:
     """Return name, unit, value, error and, where there is one, the reference's value of every number."""
-    from .calculators.qmc.properties import DensityProperties
-
-    properties = calculator.properties
+    properties, samples = calculator.properties, calculator.samples
     compared = None if reference is None else DensityProperties(reference, properties.grid)
     labels = properties.molecule.labels()
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, unit: str, estimate: Estimate[Any], factor: float = 1.0, other: Any = None) -> None:
-        row = {
-            "name": name,
-            "unit": unit,
-            "value": float(estimate.value) * factor,
-            "error": float(estimate.error) * factor,
-        }
-        row["reference"] = None if other is None else float(other) * factor
-        rows.append(row)
+    def add(name: str, unit: str, value: Any, error: Any, other: Any = None, factor: float = 1.0) -> None:
+        numbers = [None if number is None else float(number) * factor for number in (value, error, other)]
+        rows.append({"name": name, "unit": unit, "value": numbers[0], "error": numbers[1], "reference": numbers[2]})
 
-    samples = calculator.samples
-    add("energy", "Hartree", samples.energy)
-    add("kinetic energy", "Hartree", samples.average(samples.kinetic))
-    add("potential energy", "Hartree", samples.average(samples.potential))
-    rows.append(
-        {
-            "name": "variance of the local energy",
-            "unit": "Hartree²",
-            "value": samples.variance,
-            "error": None,
-            "reference": None,
-        }
-    )
-    sizes: list[tuple[str, Any, Any]] = [
-        ("", properties.dipole(), None if compared is None else compared.dipole().value)
-    ]
-    for _, estimate, other in sizes:
-        for axis, name in enumerate("xyz"):
-            add(
-                f"dipole {name}", "D", Estimate(estimate.value[axis], estimate.error[axis]), Bohr / DEBYE,
-                None if other is None else other[axis],
-            )  # fmt: skip
-    quadrupole = properties.quadrupole()
-    other_quadrupole = None if compared is None else compared.quadrupole().value
-    for a, b in ((0, 0), (1, 1), (2, 2)):
-        add(
-            f"quadrupole {'xyz'[a]}{'xyz'[b]}", "e bohr²", Estimate(quadrupole.value[a, b], quadrupole.error[a, b]), 1.0,
-            None if other_quadrupole is None else other_quadrupole[a, b],
-        )  # fmt: skip
-    moment = properties.second_moment()
-    add("<r²>", "bohr²", moment, 1.0, None if compared is None else compared.second_moment().value)
-    for name, found, other in (
-        (
-            "charge (Hirshfeld) of",
-            properties.hirshfeld_charges(),
-            None if compared is None else compared.hirshfeld_charges(),
-        ),
-        ("charge (Becke) of", properties.becke_charges(), None if compared is None else compared.becke_charges()),
-        ("contact density of", properties.contact_densities(), None),
-    ):
-        for index, label in enumerate(labels):
-            unit = "e/bohr³" if "contact" in name else "e"
-            add(
-                f"{name} {label}", unit, Estimate(found.value[index], found.error[index]), 1.0,
-                None if other is None else other.value[index],
-            )  # fmt: skip
+    def add_all(names: list[str], unit: str, method: str, places: list[Any], factor: float = 1.0) -> None:
+        found = getattr(properties, method)()
+        other = None if compared is None or method == "contact_densities" else getattr(compared, method)().value
+        for name, place in zip(names, places, strict=True):
+            add(name, unit, found.value[place], found.error[place], None if other is None else other[place], factor)
+
+    add("energy", "Hartree", *samples.energy)
+    add("kinetic energy", "Hartree", *samples.average(samples.kinetic))
+    add("potential energy", "Hartree", *samples.average(samples.potential))
+    add("variance of the local energy", "Hartree²", samples.variance, None)
+    atoms = list(range(len(labels)))
+    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / DEBYE)
+    add_all([f"quadrupole {axis}{axis}" for axis in "xyz"], "e bohr²", "quadrupole", [(0, 0), (1, 1), (2, 2)])
+    add_all(["<r²>"], "bohr²", "second_moment", [()])
+    add_all([f"charge (Hirshfeld) of {label}" for label in labels], "e", "hirshfeld_charges", atoms)
+    add_all([f"charge (Becke) of {label}" for label in labels], "e", "becke_charges", atoms)
+    add_all([f"contact density of {label}" for label in labels], "e/bohr³", "contact_densities", atoms)
     forces = properties.forces()
-    for index, label in enumerate(labels):
-        size = float(np.linalg.norm(forces.value[index]))
-        along = forces.value[index] / max(size, 1e-12)
-        error = float(np.sqrt(np.sum((along * forces.error[index]) ** 2)))
-        add(f"force (Hellmann-Feynman) on {label}", "eV/Å", Estimate(size, error), Hartree / Bohr)
+    for label, force, errors in zip(labels, *forces, strict=True):
+        size = float(np.linalg.norm(force))
+        along = force / max(size, 1e-12)
+        error = np.linalg.norm(along * errors)
+        add(f"force (Hellmann-Feynman) on {label}", "eV/Å", size, error, factor=Hartree / Bohr)
     net = calculator.get_net_force()
-    add("net force", "eV/Å", Estimate(np.linalg.norm(net.value), np.linalg.norm(net.error)))
+    add("net force", "eV/Å", np.linalg.norm(net.value), np.linalg.norm(net.error))
     return rows
 
 
-def _potential_charges(request: DensityRequest, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
+def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
     """Fit charges to the electrostatic potential, write the force field, and return rows for the table."""
-    from ase.neighborlist import build_neighbor_list, natural_cutoffs
-
-    from .calculators.qmc.potential_charges import potential_charges
     from .integrations.openmm.potential_charges import topology_of, write_force_field
 
-    assert request.force_field is not None
     found = potential_charges(calculator.properties)
     neighbours = build_neighbor_list(atoms, natural_cutoffs(atoms), self_interaction=False, bothways=False)
     bonds = [(i, int(j)) for i in range(len(atoms)) for j in neighbours.get_neighbors(i)[0]]
     topology = topology_of(list(atoms.symbols), bonds)
-    write_force_field(request.force_field, topology, found.charges.value)
+    write_force_field(file, topology, found.charges.value)
     labels = calculator.properties.molecule.labels()
     rows = [
         {
@@ -214,16 +177,18 @@ def _potential_charges(request: DensityRequest, atoms: Atoms, calculator: QMCCal
     return rows
 
 
-def _write(request: DensityRequest, atoms: Atoms, calculator: QMCCalculator, reference: Any) -> None:
-    from .calculators.qmc.figures import draw_density
-    from .calculators.qmc.storage import save_density, save_wave_function
-
+def _write(
+    request: DensityRequest,
+    atoms: Atoms,
+    calculator: QMCCalculator,
+    reference: DensityModel | None,
+    rows: list[dict[str, Any]],
+) -> None:
     name = request.structure.stem
     calculator.write_cube(request.output / f"{name}.cube", atoms, request.spacing)
     save_density(request.output / f"{name}.density.safetensors", calculator.density)
     if request.parameters.get("samples") is None:
         save_wave_function(request.output / f"{name}.wave_function.safetensors", calculator.wave_function)
-    rows = table_rows(atoms, calculator, reference)
     content = {"structure": str(request.structure), "parameters": request.parameters, "properties": rows}
     part = request.output / f"{name}.json.part"
     part.write_text(json.dumps(content, indent=1, default=str) + "\n")

@@ -212,7 +212,7 @@ class AtomicFunctions:
                 gradients[:, place] if derivatives >= 1 else gradients,
                 laplacians[place] if derivatives >= 2 else laplacians,
             )
-        kept = torch.cat([torch.arange(b.first, b.first + len(b.parameters)) for b in blocks]) if blocks else []
+        kept = [row for b in blocks for row in range(b.first, b.first + len(b.parameters))]
         matrix = matrix[:, kept].contiguous()
         return FunctionValues(
             matrix @ values,

@@ -127,7 +127,9 @@ def _groups(atoms: int, equivalent: Sequence[Sequence[int]]) -> Array:
     return matrix
 
 
-def _fit(design: Array, potential: Array, sizes: Array, heavy: Array, total: float, restraint: float) -> Array:
+def _fit(
+    design: Array, potential: Array, sizes: Array, heavy: NDArray[np.bool_], total: float, restraint: float
+) -> Array:
     """Return charges ``(G,)``: least squares under the total charge, the restraint by iteration."""
     count = len(sizes)
     matrix = np.zeros((count + 1, count + 1))

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from flowbridge.command_line import application
 
 QUICK = {
-    "walkers": 128, "sweeps": 12, "interval": 3, "equilibration": 60, "iterations": 1, "optimisation_sweeps": 4,
+    "walkers": 64, "sweeps": 9, "interval": 3, "equilibration": 50, "iterations": 1, "optimisation_sweeps": 4,
     "basis": "cc-pvdz",
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_standard_properties_with_errors_in_ases_units(hydrogen):
     assert calculator.implemented_properties == ["energy", "free_energy", "dipole", "charges", "magmom", "forces"]
     assert hydrogen.get_potential_energy() == pytest.approx(-1.16 * Hartree, abs=0.05 * Hartree)
     assert hydrogen.get_potential_energy(force_consistent=True) == hydrogen.get_potential_energy()
-    assert 0.0 < calculator.errors["energy"] < 0.02 * Hartree
+    assert 0.0 < calculator.errors["energy"] < 0.03 * Hartree
     assert np.abs(hydrogen.get_dipole_moment()).max() < 5 * calculator.errors["dipole"].max() + 1e-3
     assert hydrogen.get_charges().sum() == pytest.approx(0.0, abs=1e-6)
     assert hydrogen.get_magnetic_moment() == 0.0
@@ -255,7 +255,7 @@ def test_what_was_computed_before_an_error_is_kept(tmp_path, monkeypatch):
     atoms.calc = QMCCalculator(directory=tmp_path, **QUICK)
     with pytest.raises(ConvergenceError, match="not in equilibrium") as caught:
         atoms.get_potential_energy()
-    assert caught.value.samples.kinetic.shape == (12, 128)
+    assert caught.value.samples.kinetic.shape == (9, 64)
     assert list(tmp_path.glob("wave_function-*"))
 
 
