@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def rings_image() -> NDArray[np.float64]:
     return np.asarray(np.maximum(np.maximum(first, second), spots))
 
 
+SHAPES: dict[str, Callable[[], NDArray[np.float64]]] = {"letters": lambda: text_image("flow"), "rings": rings_image}
+
+
 class ImageEnergy:
     """Minus the logarithm of a picture's brightness, interpolated between pixels, with walls of a parabola around it.
 
@@ -102,17 +106,18 @@ def image_flow(energy: ImageEnergy, seed: int, *, kernels: bool) -> StochasticFl
     return StochasticFlow(StandardNormal(2), energy, steps)
 
 
-def draw_image_densities(folder: Path, *, small: bool) -> dict[str, dict[str, dict[str, float]]]:
+def draw_image_densities(
+    folder: Path, shapes: tuple[str, ...], *, small: bool
+) -> dict[str, dict[str, dict[str, float]]]:
     """Train both flows on both pictures, draw data and samples side by side into ``folder``, and return how good they are.
 
     ``divergence`` is ``KL(data | samples)`` over 80 x 80 cells, ``background`` the share of samples where the picture is dark.
     """
-    shapes = {"letters": text_image("flow"), "rings": rings_image()}
-    steps, batch, count = (8, 64, 4000) if small else (600, 250, 200_000)
+    steps, batch, count = (8, 64, 4000) if small else (300, 250, 100_000)
     results: dict[str, dict[str, dict[str, float]]] = {}
     panels: list[list[tuple[str, NDArray[np.float64]]]] = []
-    for shape, image in shapes.items():
-        energy = ImageEnergy(image)
+    for shape in shapes:
+        energy = ImageEnergy(SHAPES[shape]())
         data = energy.sample(100_000, torch.Generator().manual_seed(1))
         reference = energy.sample(count, torch.Generator().manual_seed(2))
         results[shape], row = {}, [("picture", _cells(reference))]
@@ -150,13 +155,13 @@ def _divergence(data: NDArray[np.float64], model: NDArray[np.float64]) -> float:
 def _draw(
     file: Path, panels: list[list[tuple[str, NDArray[np.float64]]]], results: dict[str, dict[str, dict[str, float]]]
 ) -> None:
-    with drawn(file, 6.9) as figure:
+    with drawn(file, 0.2 + 3.4 * len(panels)) as figure:
         axes = figure.subplots(len(panels), len(panels[0]), squeeze=False)
         for row, (shape, cells_of) in enumerate(zip(results, panels, strict=True)):
             top = np.quantile(cells_of[0][1], 0.995)
             for column, (kind, cells) in enumerate(cells_of):
                 axis = axes[row, column]
-                axis.imshow(cells, origin="lower", cmap="magma_r", vmin=0.0, vmax=top, interpolation="nearest")
+                axis.imshow(cells, origin="lower", cmap="BuPu", vmin=0.0, vmax=top, interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
                 for spine in axis.spines.values():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from flowbridge.flows.invertible_linear.merging import MergingSchedule
 from flowbridge.flows.invertible_linear.rank_one_matrix import MergeLimits, RankOneMatrix
+from flowbridge.flows.training.checkpoint_files import load_checkpoint, save_checkpoint
 
 from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import write_json
@@ -30,7 +31,7 @@ def accuracy(output: Path, updates: int, sizes: tuple[int, ...]) -> dict[str, An
         file = output / f"accuracy-{updates}-{size}.json"
         if not file.is_file():
             output.mkdir(parents=True, exist_ok=True)
-            write_json(file, _random_walk(size, updates))
+            write_json(file, _random_walk(size, updates, file.with_suffix(".checkpoint")))
         results[str(size)] = found = json.loads(file.read_text())
         numbers = [f"{found[name]:.1e}" for name in ("inverse", "residual", "log_det", "condition")]
         rows.append([str(size), *numbers, str(found["merges"]), str(found["held_back"])])
@@ -40,17 +41,26 @@ def accuracy(output: Path, updates: int, sizes: tuple[int, ...]) -> dict[str, An
     return results
 
 
-def _random_walk(size: int, updates: int) -> dict[str, Any]:
+def _random_walk(size: int, updates: int, checkpoint: Path) -> dict[str, Any]:
+    """Return the largest errors; what is interrupted goes on from its checkpoint."""
     matrix = RankOneMatrix(size, seed=1, dtype=torch.float64)
     optimiser = torch.optim.SGD([matrix.u], lr=1.0)
     schedule = MergingSchedule(matrix, optimiser, every=1)
-    generator = torch.Generator().manual_seed(2)
     worst = {"inverse": 0.0, "log_det": 0.0, "residual": 0.0, "condition": 0.0}
-    for number in track(range(1, updates + 1), f"n = {size}", updates):
+    begin = 0
+    if checkpoint.is_file():
+        progress = load_checkpoint(checkpoint, matrix, optimiser)
+        schedule.load_state_dict(progress["schedule"])
+        begin, worst = progress["updates"], progress["worst"]
+    for number in track(range(begin + 1, updates + 1), f"n = {size}", updates - begin):
+        generator = torch.Generator().manual_seed(number)
         matrix.u.grad = 0.05 / math.sqrt(size) * torch.randn(size, generator=generator, dtype=torch.float64)
         optimiser.step()
         if number % max(updates // 20, 1) == 0:
             _compare(matrix, worst)
+            state = {"updates": number, "worst": worst, "schedule": schedule.state_dict()}
+            save_checkpoint(checkpoint, matrix, optimiser, state)
+    checkpoint.unlink()
     return {**worst, "merges": int(matrix.merges), "held_back": schedule.held_back}
 
 

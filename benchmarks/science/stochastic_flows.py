@@ -26,7 +26,7 @@ from flowbridge.workflows.stages import write_json
 from ..harness import report
 from .alanine_paths import PUBLISHED, compare_on_alanine
 from .double_well import KINDS, brute_force_data, evaluate, make_flow
-from .image_densities import draw_image_densities
+from .image_densities import SHAPES, draw_image_densities
 
 _PUBLISHED = {
     "NSF": ("1.31 ± .25", "2.24 ± .47"),
@@ -101,9 +101,9 @@ def alanine(output: Path, *, small: bool) -> dict[str, Any]:
     return results
 
 
-def images(output: Path, *, small: bool) -> dict[str, Any]:
+def images(output: Path, shapes: tuple[str, ...], *, small: bool) -> dict[str, Any]:
     """Train spline flows with and without kernels on densities of images and draw them; return the numbers."""
-    results = draw_image_densities(output, small=small)
+    results = draw_image_densities(output, shapes, small=small)
     rows = [
         [shape, kind, f"{values['divergence']:.3f}", f"{values['background']:.3f}", f"{values['seconds']:.0f}"]
         for shape, kinds in results.items()
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("system", choices=["double_well", "alanine", "images"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--output", type=Path, default=Path("runs/stochastic_flows"))
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
     options = parser.parse_args()
@@ -130,7 +131,7 @@ def main() -> None:
     elif options.system == "alanine":
         alanine(folder, small=options.small)
     else:
-        images(folder, small=options.small)
+        images(folder, tuple(options.shapes), small=options.small)
 
 
 if __name__ == "__main__":
