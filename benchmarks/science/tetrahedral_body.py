@@ -28,6 +28,7 @@ from flowbridge.integrations.openmm import OpenMMEnergy
 from numpy.typing import NDArray
 
 TEMPERATURE = 100.0
+DESIGN = RigidFlowConfiguration(orientations="convex_gradient", components=16, repetitions=6, seed=1)
 BOND = 0.109  # nm
 CORNERS = BOND / math.sqrt(3) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=np.float64)
 SITES = np.concatenate([np.zeros((1, 3)), CORNERS])
@@ -111,9 +112,8 @@ def trained(body: Body, settings: TrainingConfiguration, frames: int, folder: Pa
     """Return a generator that learned from independent orientations."""
     orientations = independent_orientations(body, OpenMMEnergy(body.system(), "Reference", 1), frames, seed)
     data = CrystalCoordinates(torch.zeros(frames, 1, 3, dtype=torch.float64), orientations)
-    design = RigidFlowConfiguration(orientations="convex_gradient", components=16, repetitions=4, seed=seed)
     bodies = RigidBodies(torch.from_numpy(SITES), 1)
-    model = RigidBodyGenerator.of_one_body(PARTICLES, TEMPERATURE, bodies, torch.zeros(3), design)
+    model = RigidBodyGenerator.of_one_body(PARTICLES, TEMPERATURE, bodies, torch.zeros(3), DESIGN)
     train_by_likelihood(model.flow, model.base, data, settings, folder, seed)
     return model
 
