@@ -225,6 +225,8 @@ class TestRefused:
             coarse_grain.run(tmp_path / "run.toml", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["alanine_coarse.toml", "alanine_coarse_tip3p.toml", "chignolin_coarse.toml"])
+@pytest.mark.parametrize(
+    "name", ["alanine_coarse.toml", "alanine_coarse_tip3p.toml", "chignolin_coarse.toml", "chignolin_coarse_quick.toml"]
+)
 def test_the_examples_are_valid(name):
     assert read_coarse_graining(EXAMPLES / name).name
