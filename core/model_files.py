@@ -22,6 +22,7 @@ from .errors import ModelFileError
 from .model_format import FORMAT_VERSION, UNITS, ModelHeader, decode_header, decode_tensors, encode
 from .model_kinds import KIND_GROUP, find_kind, implementation_name, register_kind
 from .potential import ModelFile, Potential
+from .privacy_statements import statement_holds
 
 __all__ = [
     "ModelFile",
@@ -54,7 +55,8 @@ def save(
     Args:
         potential: an instance of a registered kind, on any device.
         path: where to write; an existing file is replaced.
-        provenance: JSON-ready statement about the training, kept in the header.
+        provenance: JSON-ready statement about the training, kept in the header. A potential's bill of private training
+            (``potential.privacy``) is added under ``privacy``.
         created: time to record, timezone-aware; the present by default. The same potential saved with the
             same ``created`` by the same package versions gives the same bytes.
 
@@ -178,6 +180,7 @@ def _tensors_of(potential: Potential, path: Path) -> dict[str, Tensor]:
 def _content(potential: Potential, path: Path, provenance: dict[str, Any], created: datetime) -> dict[str, Any]:
     """Return the fields of the header except the digest."""
     cls = type(potential)
+    provenance = _with_privacy(potential, path, provenance)
     if not cls.kind or find_kind(cls.kind, path) is not cls:
         raise ModelFileError(
             f"{path}: {implementation_name(cls)} is not registered under its kind {cls.kind!r}. Give it a "
@@ -202,6 +205,24 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
         "created": created.astimezone(UTC).isoformat(),
         "provenance": provenance,
     }
+
+
+def _with_privacy(potential: Potential, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance with the potential's bill of private training, which nothing else may stand for."""
+    if "privacy" in provenance and provenance["privacy"] != potential.privacy:
+        raise ModelFileError(
+            f"{path}: provenance['privacy'] is not what this potential was trained with. Leave it out: the bill of private "
+            "training is added by itself"
+        )
+    if potential.privacy is None:
+        return provenance
+    if not statement_holds(potential, potential.privacy):
+        raise ModelFileError(
+            f"{path}: the tensors were changed after the private training that the bill is about, and what changed them is not "
+            "on it. Save the model as it came out of train_privately(), or, if the change used no data, bill it anew with "
+            "PrivacyBill.attach(potential)"
+        )
+    return {**provenance, "privacy": potential.privacy}
 
 
 def _require_string_keys(value: Any, label: str, path: Path) -> None:
@@ -284,6 +305,7 @@ def _build(header: ModelHeader, blob: bytes, path: Path) -> Potential:
             f"({type(error).__name__}: {error}). The file was written with {header.versions}"
         ) from error
     _fill(potential, tensors, path)
+    potential.privacy = header.provenance.get("privacy")
     return potential.eval()
 
 

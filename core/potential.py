@@ -131,6 +131,9 @@ class Potential(torch.nn.Module):
     model_file: ModelFile | None = None
     """Where this potential was last loaded from or saved to (see :mod:`flowbridge.core.model_files`)."""
 
+    privacy: dict[str, Any] | None = None
+    """The bill of private training (see :mod:`flowbridge.forcefields.private.bill`), which model files keep."""
+
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol, float64.
 

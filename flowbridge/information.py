@@ -41,8 +41,11 @@ def information_as_json(header: ModelHeader) -> str:
 def print_information(header: ModelHeader, path: Path, console: Console) -> None:
     """Print a readable table of the header."""
     console.print(_table(str(path), _description(header, path.stat().st_size)))
+    privacy = header.provenance.get("privacy")
+    if isinstance(privacy, Mapping):
+        console.print(_table("Privacy", list(_privacy(privacy))))
     for title, content in (("Training", header.provenance), ("Configuration", header.configuration)):
-        rows = list(_flattened({key: value for key, value in content.items() if key != "particles"}))
+        rows = list(_flattened({key: value for key, value in content.items() if key not in {"particles", "privacy"}}))
         if rows:
             console.print(_table(title, rows))
 
@@ -53,8 +56,9 @@ def _description(header: ModelHeader, size: int) -> Iterator[tuple[str, str]]:
     counts = stored_numbers(header)
     kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in counts.items())
     yield "kind", f"{header.kind} ({header.implementation})"
-    yield "molecule", f"{molecule_formula(header)}, {len(particles)} particles, {len(particles.bonds)} bonds"
-    yield "residues", _shortened(" ".join(residues[index] for index in sorted(residues)))
+    if len(particles):
+        yield "molecule", f"{molecule_formula(header)}, {len(particles)} particles, {len(particles.bonds)} bonds"
+        yield "residues", _shortened(" ".join(residues[index] for index in sorted(residues)))
     yield "temperature", "none" if header.temperature is None else f"{header.temperature:g} K"
     yield "periodic", "yes" if header.periodic else "no"
     if header.global_parameters:
@@ -65,6 +69,18 @@ def _description(header: ModelHeader, size: int) -> Iterator[tuple[str, str]]:
     yield "created", header.created.isoformat(sep=" ", timespec="seconds")
     yield "units", ", ".join(f"{quantity} {unit}" for quantity, unit in header.units.items())
     yield "written by", ", ".join(f"{name} {number}" for name, number in header.versions.items())
+
+
+def _privacy(bill: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the bill of private training in full: nothing of it is shortened."""
+    for key, value in bill.items():
+        if key == "releases":
+            for number, release in enumerate(value, 1):
+                yield f"release {number}", ", ".join(f"{name} {part}" for name, part in _flattened(release))
+        elif isinstance(value, list):
+            yield key.replace("_", " "), "; ".join(str(entry) for entry in value)
+        else:
+            yield key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,329 @@
+"""Private training: the same loop for DP-MAC and DP-SGD, with noise for the budget and a bill for the model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from ...core.errors import ConfigurationError
+from ...core.potential import Potential
+from ...flows.configuration import Section
+from ...flows.training.checkpoint_files import load_checkpoint, save_checkpoint
+from .auxiliary_coordinates import AuxiliaryCoordinates
+from .bill import PrivacyBill, bill_of, earlier_releases
+from .budget import PrivacyBudget, Release, noise_multiplier
+from .clipping import Contributions, adapted_thresholds, noise_shares, noisy_sums
+from .feed_forward import FeedForwardNetwork, refuse_unfit
+from .noise import NoiseSource, noise_source
+from .sample_gradients import SampleGradients
+from .units import UnitBatch, UnitData, draw_units
+
+Observer = Callable[[int, list[Tensor]], None]
+"""Sees the number of a step and its noisy mean contributions: what the guarantee is about."""
+
+
+class PrivateTraining(Section):
+    """How a network is trained privately.
+
+    Attributes:
+        method: ``dp_mac`` (feed-forward networks) or ``dp_sgd``.
+        steps: noisy answers.
+        batch: units a step, on average: each takes part with probability ``batch / units``.
+        clip: norm that contributions are clipped to, one for all blocks or one each (DP-MAC: each layer, then each curvature).
+        adaptive_quantile: move the norms towards this quantile of the contributions' norms; None keeps ``clip``. A hundredth of
+            the noise budget pays for the counts.
+        adaptive_rate: of that movement.
+        learning_rate: peak of the cosine schedule of Adam.
+        final_learning_rate: its end, as a share of the peak.
+        average: decay of the moving average of the parameters that is kept; 0 keeps the last ones. It is computed from released
+            steps, so it costs nothing.
+        order: 1, or 2 for curvatures (DP-MAC).
+        damping: added to curvatures.
+        coordinate_steps: Adam steps on auxiliary coordinates (DP-MAC).
+        coordinate_rate: their learning rate.
+    """
+
+    method: Literal["dp_mac", "dp_sgd"] = "dp_sgd"
+    steps: PositiveInt = 200
+    batch: PositiveInt = 256
+    clip: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
+    adaptive_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)
+    adaptive_rate: PositiveFloat = 0.2
+    learning_rate: PositiveFloat = 0.01
+    final_learning_rate: float = Field(default=0.1, gt=0.0, le=1.0)
+    average: float = Field(default=0.0, ge=0.0, lt=1.0)
+    order: Literal[1, 2] = 1
+    damping: NonNegativeFloat = 0.1
+    coordinate_steps: NonNegativeInt = 30
+    coordinate_rate: PositiveFloat = 0.01
+
+
+class Learner(Protocol):
+    """What is trained, seen as clipped sums: :class:`.AuxiliaryCoordinates` or :class:`.SampleGradients`."""
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        """Names of the tensors that are released in a step."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+
+    def contributions(self, batch: UnitBatch, thresholds: list[float]) -> Contributions:
+        """Return the clipped sums over the units of a batch, which may be empty."""
+
+    def assign(self, means: list[Tensor], damping: float) -> None:
+        """Turn noisy means into ``grad`` of the parameters."""
+
+
+@dataclass(frozen=True)
+class PrivateResult:
+    """The bill, and what the owner of the data may want to know but should not publish.
+
+    Attributes:
+        bill: also attached to the model.
+        non_finite: contributions that were NaN or infinite and counted as zero.
+        smallest_batch: units drawn in the smallest batch.
+        thresholds: clipping norms at the end.
+    """
+
+    bill: PrivacyBill
+    non_finite: int
+    smallest_batch: int
+    thresholds: list[float]
+
+
+def train_privately(
+    model: Potential,
+    data: UnitData,
+    budget: PrivacyBudget,
+    settings: PrivateTraining,
+    *,
+    learner: Learner | None = None,
+    before: Sequence[Release] = (),
+    seed: int | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_interval: int = 100,
+    progress: Callable[[range], Any] = iter,
+) -> PrivateResult:
+    """Train a model within a budget, and attach the bill to it.
+
+    Everything on the model's bill so far, and ``before``, counts against the budget too. Initial parameters and settings are
+    not covered: choose them on public data. No loss is computed, since it would be one more answer about the data.
+
+    Args:
+        model: a :class:`.FeedForwardNetwork`, or any potential with a ``learner``; changed in place.
+        data: with its units.
+        budget: for all releases together.
+        settings: method and schedule.
+        learner: how units contribute; by default that of a feed-forward network.
+        before: releases of private statistics of the same data.
+        seed: None for cryptographic sampling and noise; a number for repeatable ones, which the bill tells.
+        checkpoint: file to continue from, written every ``checkpoint_interval`` steps and removed at the end. Steps that were
+            lost with an interruption are not on the bill: nobody saw them.
+        checkpoint_interval: in steps.
+        progress: wraps the range of steps to show a bar.
+
+    Raises:
+        ConfigurationError: for budgets that are used up or do not fit, too few units, layers that mix samples, another
+            configuration than the checkpoint's.
+    """
+    trainer = PrivateTrainer(model, data, budget, settings, learner, before, noise_source(seed, "training"))
+    if checkpoint is not None and checkpoint.is_file():
+        trainer.resume(checkpoint)
+    for _ in progress(range(trainer.step, settings.steps)):
+        trainer.advance()
+        if checkpoint is not None and trainer.step % checkpoint_interval == 0 and trainer.step < settings.steps:
+            trainer.save(checkpoint)
+    result = trainer.finish()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+class PrivateTrainer:
+    """The loop of :func:`train_privately`, step by step; arguments as there.
+
+    Args:
+        model: to train.
+        data: with its units.
+        budget: for all releases together.
+        settings: method and schedule.
+        learner: how units contribute; None for that of a feed-forward network.
+        before: earlier releases.
+        noise: source of randomness.
+        observer: sees every noisy answer; for audits.
+        sampling_rate: of units; ``batch / units`` by default.
+    """
+
+    def __init__(
+        self,
+        model: Potential,
+        data: UnitData,
+        budget: PrivacyBudget,
+        settings: PrivateTraining,
+        learner: Learner | None,
+        before: Sequence[Release],
+        noise: NoiseSource,
+        observer: Observer | None = None,
+        sampling_rate: float | None = None,
+    ) -> None:
+        if settings.batch > data.units:
+            raise ConfigurationError(
+                f"batches of {settings.batch} units cannot be drawn from {data.units} ({data.unit}): take a smaller batch"
+            )
+        self._model, self._data, self._budget, self._settings = model, data, budget, settings
+        self.learner = learner if learner is not None else _learner_of(model, data, settings)
+        self.noise = noise
+        self._observer = observer
+        self._before = earlier_releases(bill_of(model), before, data.unit, data.units, budget)
+        self._rate = settings.batch / data.units if sampling_rate is None else sampling_rate
+        self.multiplier = noise_multiplier(budget, self._rate, settings.steps, self._before, settings.method)
+        self.thresholds = _thresholds(settings.clip, self.learner.blocks)
+        self._shares = noise_shares(len(self.learner.blocks), settings.adaptive_quantile is not None)
+        self._optimiser = torch.optim.Adam(self.learner.parameters, lr=settings.learning_rate)
+        self._offset = sum(release.steps for release in self._before)
+        self._average = [p.detach().clone() for p in self.learner.parameters] if settings.average else []
+        self.step, self._non_finite, self._smallest = 0, 0, data.units
+
+    def advance(self) -> None:
+        """Draw units, release one noisy answer, and learn from it."""
+        settings = self._settings
+        self.noise.begin(self._offset + self.step)
+        batch = self._data.batch(draw_units(self._data.units, self._rate, self.noise), self.noise)
+        contributions = self.learner.contributions(batch, self.thresholds)
+        self._non_finite += contributions.non_finite
+        self._smallest = min(self._smallest, batch.units)
+        share, count_share = self._shares
+        noisy = noisy_sums(contributions, self.thresholds, share, self.multiplier, self.noise)
+        means = [total / settings.batch for total in noisy]
+        if settings.adaptive_quantile is not None:
+            self.thresholds = adapted_thresholds(
+                contributions, self.thresholds, batch.units, settings.batch, settings.adaptive_quantile,
+                settings.adaptive_rate, count_share, self.multiplier, self.noise,
+            )  # fmt: skip
+        if self._observer is not None:
+            self._observer(self.step, means)
+        self.learner.assign(means, settings.damping)
+        for group in self._optimiser.param_groups:
+            group["lr"] = settings.learning_rate * self._fade()
+        self._optimiser.step()
+        self.step += 1
+        for kept, parameter in zip(self._average, self.learner.parameters, strict=False):
+            kept.lerp_(parameter.detach(), 1.0 - min(settings.average, self.step / (self.step + 10.0)))
+
+    def finish(self) -> PrivateResult:
+        """Leave the trained parameters and the bill in the model."""
+        if self.step != self._settings.steps:
+            raise ConfigurationError(f"training is at step {self.step} of {self._settings.steps}: it is not finished")
+        with torch.no_grad():
+            for kept, parameter in zip(self._average, self.learner.parameters, strict=False):
+                parameter.copy_(kept)
+        for parameter in self.learner.parameters:
+            parameter.grad = None
+        bill = PrivacyBill.of([*self._before, self._release()], self._budget, self._data.unit, self._data.units)
+        bill.attach(self._model)
+        return PrivateResult(bill, self._non_finite, self._smallest, self.thresholds)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint. It belongs to the owner of the data: a model for others comes from :meth:`finish`."""
+        state = {
+            "identity": self._identity(), "step": self.step, "thresholds": self.thresholds, "non_finite": self._non_finite,
+            "smallest": self._smallest,
+        }  # fmt: skip
+        save_checkpoint(path, _Trained(self.learner.parameters, self._average), self._optimiser, state)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same training.
+
+        Raises:
+            ConfigurationError: when budget, settings, units, noise or earlier releases are others.
+        """
+        trained = _Trained(self.learner.parameters, self._average)
+        state = load_checkpoint(path, trained, self._optimiser)
+        theirs, ours = json.loads(state["identity"]), json.loads(self._identity())
+        changed = [
+            f"{name} {theirs.get(name)} there, {ours[name]} now" for name in ours if theirs.get(name) != ours[name]
+        ]
+        if changed:
+            raise ConfigurationError(
+                f"{path}: holds a training with another guarantee ({'; '.join(changed)}). What was spent cannot be taken back: "
+                "continue it as it was, or remove the file to start anew, and count its steps if anybody saw its model"
+            )
+        with torch.no_grad():
+            for kept, stored in zip(self._average, trained.averages, strict=False):
+                kept.copy_(stored)
+        self.step, self.thresholds = int(state["step"]), [float(value) for value in state["thresholds"]]
+        self._non_finite, self._smallest = int(state["non_finite"]), int(state["smallest"])
+
+    def _fade(self) -> float:
+        done = self.step / max(self._settings.steps - 1, 1)
+        final = self._settings.final_learning_rate
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def _release(self) -> Release:
+        adaptive = self._settings.adaptive_quantile
+        blocks = self.learner.blocks
+        clipping: dict[str, Any] = dict(zip(blocks, _thresholds(self._settings.clip, blocks), strict=True))
+        if adaptive is not None:
+            clipping = {"start": clipping, "adaptive_quantile": adaptive}
+        return Release(
+            mechanism=self._settings.method, noise_multiplier=self.multiplier, sampling_rate=self._rate,
+            steps=self._settings.steps, clipping=clipping, noise=self.noise.kind,
+        )  # fmt: skip
+
+    def _identity(self) -> str:
+        """Return what must not change between the beginning and the end of a training."""
+        return json.dumps(
+            {
+                "budget": self._budget.model_dump(mode="json"),
+                "settings": self._settings.model_dump(mode="json"),
+                "units": [self._data.unit, self._data.units],
+                "noise": self.noise.kind,
+                "seed": getattr(self.noise, "seed", None),
+                "before": [release.model_dump(mode="json") for release in self._before],
+            }
+        )
+
+
+class _Trained(nn.Module):
+    """Parameters and their averages under plain names, for checkpoints."""
+
+    def __init__(self, parameters: list[nn.Parameter], averages: list[Tensor]) -> None:
+        super().__init__()
+        self.values = nn.ParameterList(parameters)
+        self._count = len(averages)
+        for number, average in enumerate(averages):
+            self.register_buffer(f"average_{number}", average)
+
+    @property
+    def averages(self) -> list[Tensor]:
+        """In the order of the parameters."""
+        return [getattr(self, f"average_{number}") for number in range(self._count)]
+
+
+def _learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> Learner:
+    if not isinstance(model, FeedForwardNetwork):
+        raise ConfigurationError(
+            f"a {type(model).__name__} needs a learner that says how units contribute, such as SampleGradients(model, loss)"
+        )
+    refuse_unfit(model, data.inputs, data.targets)
+    if settings.method == "dp_mac":
+        return AuxiliaryCoordinates(model, settings.order, settings.coordinate_steps, settings.coordinate_rate)
+    return SampleGradients.of_network(model)
+
+
+def _thresholds(clip: float | tuple[float, ...], blocks: Sequence[str]) -> list[float]:
+    if isinstance(clip, tuple):
+        if len(clip) != len(blocks):
+            raise ConfigurationError(f"clip has {len(clip)} norms for the {len(blocks)} blocks {', '.join(blocks)}")
+        return list(clip)
+    return [clip] * len(blocks)

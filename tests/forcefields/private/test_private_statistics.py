@@ -1,0 +1,66 @@
+"""Private means, deviations and principal axes: their sensitivity, and how close they come."""
+
+import pytest
+import torch
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.forcefields.private.statistics import private_moments, private_principal_axes
+from flowbridge.forcefields.private.units import UnitData
+
+COVARIANCE = torch.diag(torch.tensor([4.0, 1.0, 0.04, 0.04]))
+
+
+def elongated(count=4000, seed=0) -> UnitData:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 4, generator=generator) @ COVARIANCE.sqrt() + torch.tensor([1.0, 0.0, 0.0, -1.0])
+    return UnitData(inputs, torch.zeros(count))
+
+
+def test_moments_come_close():
+    data = elongated()
+    found = private_moments(data, torch.zeros(4), 12.0, 2.0, seed=0)
+    assert torch.allclose(found.mean, data.inputs.mean(0).double(), atol=0.05)
+    assert torch.allclose(found.deviation[:2], data.inputs.std(0)[:2].double(), rtol=0.1)
+    assert found.release.sampling_rate == 1.0
+
+
+def test_noise_of_the_moments_covers_any_unit():
+    """With next to no noise, the sums move by no more than the norm when a unit is added, however far off it is."""
+    base = elongated(50)
+    for far in (1e-3, 1.0, 1e6):
+        more = UnitData(torch.cat([base.inputs, torch.full((1, 4), far)]), torch.zeros(51))
+        sums = []
+        for data in (base, more):
+            found = private_moments(data, torch.zeros(4), 3.0, 1e-12, seed=0)
+            mean = found.mean / 3.0
+            second = (found.deviation / 3.0).square() + mean.square()
+            sums.append(data.units * torch.cat([mean, second]))
+        assert (sums[1] - sums[0]).norm() <= found.release.clipping["norm"] + 1e-6
+
+
+def test_axes_come_close_and_noise_has_the_size_it_should():
+    data = elongated()
+    centre = data.inputs.mean(0)
+    found = private_principal_axes(data, 2, 5.0, centre=centre, seed=0)
+    assert torch.allclose(found.axes.T @ found.axes, torch.eye(2, dtype=torch.float64), atol=1e-9)
+    assert abs(float(found.axes[0, 0])) > 0.99
+    lost = private_principal_axes(data, 1, 1e6, centre=centre, seed=0)  # drowned
+    assert abs(float(lost.axes[0, 0])) < 0.99
+
+
+def test_units_of_many_samples_count_once():
+    data = elongated(200)
+    owners = torch.cat([torch.zeros(101), torch.arange(1, 100)])
+    grouped = UnitData(data.inputs, data.targets, owners, "trajectory")
+    assert grouped.units == 100
+    found = private_moments(grouped, torch.zeros(4), 20.0, 1e-12, seed=0)
+    expected = torch.cat([data.inputs[:101].mean(0)[None], data.inputs[101:]]).mean(0)
+    assert torch.allclose(found.mean, expected.double(), atol=1e-5)
+
+
+def test_bad_input():
+    with pytest.raises(ConfigurationError, match="noise_multiplier must be positive"):
+        private_moments(elongated(20), torch.zeros(4), 1.0, 0.0)
+    with pytest.raises(ConfigurationError, match="radius must be positive"):
+        private_moments(elongated(20), torch.zeros(3), 1.0, 1.0)
+    with pytest.raises(ConfigurationError, match="axes must be from 1 to the 4 inputs"):
+        private_principal_axes(elongated(20), 5, 1.0)
