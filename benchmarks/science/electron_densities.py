@@ -178,7 +178,10 @@ def _shrunken(density: Any) -> Any:
 
 def hydrogen_molecule(small: bool) -> dict[str, Any]:
     """Return H2 at 1.4 bohr, beside CCSD, which is full configuration interaction for two electrons."""
-    run, result = run_of("H2", H2, settings_for(small))
+    settings = settings_for(small)
+    if not small:  # its force is small, and the noise of the parameters shows in it
+        settings = replace(settings, optimisation=replace(settings.optimisation, sweeps=25))
+    run, result = run_of("H2", H2, settings)
     about_atom = run.properties.second_moment(0)
     result["second_moment_about_atom"] = [float(about_atom.value), float(about_atom.error)]
     reference = reference_density(H2, "ccsd", "cc-pvtz" if small else "aug-cc-pvqz")
@@ -190,7 +193,10 @@ def hydrogen_molecule(small: bool) -> dict[str, Any]:
 
 def lithium_hydride(small: bool) -> dict[str, Any]:
     """Return LiH at 3.015 bohr, beside CCSD."""
-    _, result = run_of("LiH", LIH, settings_for(small, virtual=0 if small else 10))
+    settings = settings_for(small)
+    if not small:  # the dipole of an ionic molecule is a global moment, and wants as many samples as a plain average
+        settings = replace(settings, sampling=replace(settings.sampling, sweeps=180))
+    _, result = run_of("LiH", LIH, settings)
     return result | _coupled_cluster(LIH, small)
 
 
@@ -245,7 +251,7 @@ def coverage(small: bool) -> dict[str, Any]:
     settings = replace(settings, sampling=SamplingSettings(walkers=256, equilibration=150, sweeps=12, interval=5))
     hits: dict[str, list[bool]] = {}
     begin = time.monotonic()
-    for name, molecule in (("H2", H2),) if small else (("H2", H2), ("LiH", LIH)):
+    for name, molecule in (("H2", H2), ("LiH", LIH))[: 1 if small else 2]:
         made = DensityRun(molecule, settings)
         exact = base_density(made.wave_function, made.grid)
         truth = DensityProperties(exact, made.grid)
