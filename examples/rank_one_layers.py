@@ -54,9 +54,13 @@ def main(steps: int = 2000, figure: str = "rank_one_layers.png") -> dict[str, fl
     drawings, results = {"data": test}, {}
     for name, trained in (("permutations", False), ("trained linear layers", True)):
         model = flow(trained)
-        optimiser = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=2e-3)
+        couplings, swaps = model.bijections[::2], model.bijections[1::2]
+        groups = [{"params": couplings.parameters()}]
+        if trained:  # each direction has five steps only, so they are long
+            groups.append({"params": swaps.parameters(), "lr": 2e-2})
+        optimiser = torch.optim.Adam(groups, lr=2e-3)
         if trained:
-            MergingSchedule(model, optimiser, every=10)
+            MergingSchedule(model, optimiser, every=5)
         generator = torch.Generator().manual_seed(3)
         for _ in range(steps):
             optimiser.zero_grad()
