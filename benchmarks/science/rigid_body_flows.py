@@ -1,7 +1,8 @@
 """Rigid-body flows (arXiv 2301.11355): a tetrahedral body in a field, and ice XI cooled from 250 K.
 
-    python -m benchmarks.science.rigid_body_flows              # both; hours of one core the first time, resumable
+    python -m benchmarks.science.rigid_body_flows              # all of it; hours of one core the first time, resumable
     python -m benchmarks.science.rigid_body_flows tetrahedron  # minutes
+    python -m benchmarks.science.rigid_body_flows ice          # simulations, MBAR, and what needs no training: 20 minutes
     python -m benchmarks.science.rigid_body_flows --small      # seconds: everything runs, nothing is learned
 
 Ice is carried from 250 K to 100 K and 50 K by the harmonic contraction alone, and by a flow that was trained on three
@@ -204,15 +205,16 @@ def _results(stage: Stage) -> dict[str, Any]:
     return stage.results
 
 
-def report_bodies(plan: Plan, output: Path, seed: int) -> dict[str, Any]:
-    """Train, print and return what there is on the tetrahedral body."""
-    found = {body.name: body_results(body, plan, output, seed) for body in BODIES}
+def report_body(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]:
+    """Train, print and return what there is on a tetrahedral body."""
+    body = BODIES[name]
+    found = {body.name: body_results(body, plan, output, seed)}
     rows = []
-    for name, one in found.items():
+    for title, one in found.items():
         modes = zip(one["modes"], one["mode_errors"], one["modes_exact"], strict=True)
         rows.append(
             (
-                name,
+                title,
                 f"{one['effective_percent']:.1f} %",
                 ", ".join(f"{value:.3f}({1000 * error:.0f})" for value, error, _ in modes),
                 ", ".join(f"{value:.3f}" for value in one["modes_exact"]),
@@ -221,62 +223,71 @@ def report_bodies(plan: Plan, output: Path, seed: int) -> dict[str, Any]:
             )
         )
     columns = ("tetrahedral body", "ESS", "weights of the modes", "exact", "free energy / exact, kT", "time")
-    name = "rigid_body_flows_tetrahedron" + ("_small" if plan.samples == SMALL.samples else "")
-    report(name, "Rigid-body flows: a body in a field at 100 K", columns, rows, {"seed": seed, "bodies": found})
+    report(
+        _file_name(name, plan),
+        "Rigid-body flows: a body in a field at 100 K",
+        columns,
+        rows,
+        {"seed": seed, "bodies": found},
+    )
     return found
 
 
-def report_ice(plan: Plan, output: Path, seed: int) -> dict[str, Any]:
-    """Simulate, train, print and return what there is on ice."""
+def report_ice(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]:
+    """Simulate, train where the name says so, print and return what there is on ice."""
+    training = name == "trained-ice"
     ice = Ice(plan, output, seed)
     count = ice.water.bodies.count
     reference = ice.reference()
-    generators = {t: ice.generator_results(t) for t in (plan.protocol.base, *plan.targets)}
+    generators = {t: ice.generator_results(t) for t in (plan.protocol.base, *plan.targets) if training}
     rows, found = [], {}
     for temperature in plan.targets:
-        maps = {
-            "harmonic contraction": ice.map_results(temperature, 0),
-            "trained flow": ice.map_results(temperature, plan.map_training.steps),
-        }
+        maps = {"harmonic contraction": ice.map_results(temperature, 0)}
+        if training:
+            maps["trained flow"] = ice.map_results(temperature, plan.map_training.steps)
         judge = reference[f"{temperature:g}"]
         rows.append((f"{temperature:g} K: MBAR", "", f"{judge['value']:.4f} +- {judge['error']:.4f}", "", ""))
         if temperature in PUBLISHED:
             rows.append(("published MBAR (ESS at 100 K: 23.75 %)", "", f"{PUBLISHED[temperature]:.4f}", "", ""))
-        for name, one in maps.items():
+        for title, one in maps.items():
             both = one["both_directions"]
             rows.append(
                 (
-                    name,
+                    title,
                     f"{one['held_out']['effective_percent']:.1f} %",
                     f"{one['held_out']['free_energy'] / count:.4f}",
                     f"{both['value'] / count:.4f} +- {both['error'] / count:.4f}" if both else "no overlap",
                     f"{one['wall_seconds']:.0f} s",
                 )
             )
-        cold, warm = generators[temperature], generators[plan.protocol.base]
-        difference = (cold["free_energy"] - warm["free_energy"]) / count
-        error = float(np.hypot(cold["error"], warm["error"])) / count
-        rows.append(
-            (
-                "generators, no simulation",
-                f"{cold['effective_percent']:.1f} %",
-                f"{difference:.4f} +- {error:.4f}",
-                "",
-                f"{cold['wall_seconds']:.0f} s",
-            )
-        )
+        if training:
+            rows.append(_generator_row(generators[temperature], generators[plan.protocol.base], count))
         found[f"{temperature:g}"] = {"mbar": judge, "maps": maps}
     columns = ("ice XI, 16 molecules", "ESS, held out", "F - F(250 K), kT a molecule", "both directions", "time")
     results = {"seed": seed, "temperatures": found, "generators": {f"{t:g}": one for t, one in generators.items()}}
-    name = "rigid_body_flows_ice" + ("_small" if plan.samples == SMALL.samples else "")
-    report(name, "Rigid-body flows: ice cooled from 250 K", columns, rows, results)
+    report(_file_name(name, plan), "Rigid-body flows: ice cooled from 250 K", columns, rows, results)
     return results
+
+
+def _generator_row(cold: dict[str, Any], warm: dict[str, Any], count: int) -> tuple[str, ...]:
+    difference = (cold["free_energy"] - warm["free_energy"]) / count
+    error = float(np.hypot(cold["error"], warm["error"])) / count
+    estimate = f"{difference:.4f} +- {error:.4f}"
+    percent, seconds = f"{cold['effective_percent']:.1f} %", f"{cold['wall_seconds']:.0f} s"
+    return "generators, no simulation", percent, estimate, "", seconds
+
+
+def _file_name(name: str, plan: Plan) -> str:
+    return f"rigid_body_flows_{name.replace('-', '_')}" + ("_small" if plan.samples == SMALL.samples else "")
+
+
+REPORTS = {"tetrahedron": report_body, "uneven-tetrahedron": report_body, "ice": report_ice, "trained-ice": report_ice}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", nargs="?", choices=("tetrahedron", "ice"), help="both where left out")
+    parser.add_argument("system", nargs="?", choices=tuple(REPORTS), help="all where left out")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", help="K that ice is cooled to; 100 and 50 where left out"
     )
@@ -293,10 +304,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{sorted(unknown)} K are not in the ladder {plan.protocol.ladder}")
         plan = replace(plan, targets=tuple(options.temperatures))
     Console().print(f"stages are kept in {options.output}", highlight=False, soft_wrap=True)
-    if options.system != "ice":
-        report_bodies(plan, options.output, options.seed)
-    if options.system != "tetrahedron":
-        report_ice(plan, options.output, options.seed)
+    for name in [options.system] if options.system else REPORTS:
+        REPORTS[name](name, plan, options.output, options.seed)
 
 
 if __name__ == "__main__":

@@ -87,10 +87,10 @@ class Body:
         return np.array([shares[mode == m].sum() for m in range(4)]) / shares.sum(), -math.log(shares.sum())
 
 
-BODIES = (
-    Body("four equal hydrogens", (-0.24, 0.06, 0.06, 0.06, 0.06)),
-    Body("one hydrogen with a tenth more charge", (-0.246, 0.06, 0.06, 0.06, 0.066)),
-)
+BODIES = {
+    "tetrahedron": Body("four equal hydrogens", (-0.24, 0.06, 0.06, 0.06, 0.06)),
+    "uneven-tetrahedron": Body("one hydrogen with a tenth more charge", (-0.246, 0.06, 0.06, 0.06, 0.066)),
+}
 
 
 def independent_orientations(body: Body, energy: OpenMMEnergy, count: int, seed: int) -> torch.Tensor:

@@ -16,14 +16,14 @@ def test_small(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "four equal hydrogens" in shown
     assert "100 K: MBAR" in shown
-    ice = json.loads((tmp_path / "rigid_body_flows_ice_small.json").read_text())["temperatures"]["100"]
+    ice = json.loads((tmp_path / "rigid_body_flows_trained_ice_small.json").read_text())["temperatures"]["100"]
     contraction = ice["maps"]["harmonic contraction"]
     assert contraction["both_directions"]["value"] / 16 == pytest.approx(-41.863, abs=0.05)
     assert ice["mbar"]["value"] == pytest.approx(-41.863, abs=0.15)  # a tenth of a picosecond a temperature
 
 
 def test_weights_of_the_modes_by_quadrature():
-    even, uneven = (body.exact()[0] for body in BODIES)
+    even, uneven = (body.exact()[0] for body in BODIES.values())
     assert even == pytest.approx([0.25] * 4, abs=1e-6)
     assert uneven.sum() == pytest.approx(1.0)
     assert uneven[3] > 1.5 * uneven[0]
