@@ -1,6 +1,5 @@
 """Small chains of beads, and a force field of capped alanine's five beads."""
 
-import numpy as np
 import openmm
 import pytest
 import torch
