@@ -53,7 +53,8 @@ _PROPOSALS = 200_000
 _STUDENT_FRAMES = 100_000
 
 SMALL: dict[str, Any] = {
-    "sampling": {"runs": 2, "frames": 500, "equilibration_steps": 500, "bias": None},
+    "workers": 1,
+    "sampling": {"runs": 2, "frames": 300, "equilibration_steps": 500, "bias": None},
     "network": {"width": 32, "depth": 2},
     "teacher": {"blocks": 1, "hidden": [16], "stiff": {"couplings": 1, "hidden": [16]}},
     "training": {

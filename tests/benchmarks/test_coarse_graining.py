@@ -1,4 +1,4 @@
-"""The science driver in its small size: everything runs, and goes on where it stopped."""
+"""The science driver in its small size: everything runs."""
 
 import json
 import os
@@ -28,6 +28,3 @@ def test_small(tmp_path):
     assert set(cells) == {"force_matching 200 0", "flow_matching 200 0", "histogram 200 0"}
     assert all(0.0 < one["mean_square_error"] < 50.0 for one in cells.values())
     assert (tmp_path / "alanine" / "alanine_learning_curves.png").is_file()
-    stored = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.flow")}
-    run(tmp_path, "alanine")
-    assert stored == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.flow")}

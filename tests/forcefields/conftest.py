@@ -1,7 +1,5 @@
 """Small chains of beads, and a force field of capped alanine's five beads."""
 
-import networkx as nx
-import numpy as np
 import openmm
 import pytest
 import torch
@@ -51,14 +49,3 @@ def force_field(bead_frames) -> CoarseGrainedForceField:
     prior = fit_prior(mapping.beads, frames, 300.0, PriorConfiguration(torsion_harmonics=2, repulsion=3200.0))
     network = InvariantConfiguration(width=16, depth=2)
     return CoarseGrainedForceField.untrained(prior, network, 300.0, torch.from_numpy(frames)).double().eval()
-
-
-def random_rotation(random: np.random.Generator) -> np.ndarray:
-    q, r = np.linalg.qr(random.standard_normal((3, 3)))
-    q = q * np.sign(np.diag(r))
-    return q if np.linalg.det(q) > 0 else -q
-
-
-def connected(particles: Particles) -> bool:
-    graph = nx.Graph(particles.bonds)
-    return len(graph) == len(particles) and nx.is_connected(graph)

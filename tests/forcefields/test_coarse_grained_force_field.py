@@ -102,8 +102,7 @@ def test_conformance(bead_frames, network):
     assert len(report.checks) > 8
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=["tanh", "silu", "graph"])
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize(("network", "batch"), [(NETWORKS[1], 1), (NETWORKS[0], 16), (NETWORKS[2], 4)])
 def test_recorded_for_the_compiler(bead_frames, network, batch):
     """The graph that is compiled gives the same energies and forces, at configurations that it was not recorded with."""
     model = built(bead_frames, network).requires_grad_(False)
@@ -125,9 +124,9 @@ class TestLipschitz:
         bound = SpectralBound(layers, 2.0)
         for _ in range(30):
             bound.project()
-        assert max(float(torch.linalg.matrix_norm(layer.weight, 2)) for layer in layers) < 2.02
+        assert max(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in layers) < 2.02
         project_exactly(layers, 2.0)
-        assert max(float(torch.linalg.matrix_norm(layer.weight, 2)) for layer in layers) <= 2.0 * (1 + 1e-6)
+        assert max(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in layers) <= 2.0 * (1 + 1e-6)
 
     def test_small_weights_stay(self):
         layer = torch.nn.Linear(5, 5)
