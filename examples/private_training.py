@@ -3,8 +3,9 @@
     python examples/private_training.py [runs/private_training]
 
 Networks learn scikit-learn's digits by DP-MAC and DP-SGD within budgets of epsilon; nobody who sees a model can tell, beyond
-its budget, whether any one digit was among the data. Autoencoders show the same price as pictures. The models, with their bills,
-and a figure are in the folder; `flowbridge info` prints a bill. Needs scikit-learn and opacus; a few minutes on one core.
+its budget, whether any one digit was among the data. Autoencoders show the same price as pictures. The models, with their
+bills, and a figure are in the folder; `flowbridge info` prints a bill. Needs opacus and scikit-learn (pip install
+'flowbridge[private]'); a minute or two on one core.
 """
 
 import sys
