@@ -282,7 +282,7 @@ def attacks() -> dict[str, CanaryAttack]:
     loud = torch.tensor([[0.0, 0.0, 30.0]])
     canary = UnitData(loud, model().predict(loud).argmin(1))
     budget = PrivacyBudget(epsilon=1.0, delta=1e-3, accountant="prv")
-    settings = PrivateTraining(steps=4, batch=20, learning_rate=1e-3, coordinate_steps=0)
+    settings = PrivateTraining(steps=4, batch=30, learning_rate=1e-3, coordinate_steps=0)
     mac = settings.model_copy(update={"method": "dp_mac"})
     return {
         "DP-MAC": CanaryAttack(model, data, canary, budget, mac),
