@@ -83,7 +83,8 @@ def audit_scores(with_canary: Tensor, without: Tensor, delta: float, confidence:
         raise ConfigurationError("scores of an audit must be finite")
     half = len(without) // 2
     chosen, best = math.inf, -1.0
-    for threshold in torch.cat([with_canary[:half], without[:half]]).tolist():
+    found = torch.cat([with_canary[:half], without[:half]]).unique()  # sorted; thresholds lie between
+    for threshold in (0.5 * (found[1:] + found[:-1])).tolist():
         hits = int((with_canary[:half] >= threshold).sum())
         slips = int((without[:half] >= threshold).sum())
         bound = epsilon_lower_bound(hits, slips, half, delta, confidence)

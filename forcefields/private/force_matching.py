@@ -1,8 +1,8 @@
 """Coarse-grained force fields whose training trajectories stay private: force matching by DP-SGD, a trajectory the unit.
 
 A force field is more than its network: in :func:`~flowbridge.forcefields.training.fitting.train_force_field` prior terms,
-standardisation and the examples kept with it come from the frames, too; the examples are frames, as they are. Here all three come
-from a public prior: its own dynamics gives the frames for standardisation and examples, and costs nothing.
+standardisation and the examples kept with it come from the frames, too; the examples are frames, as they are. Here all three
+come from a public prior: its own dynamics gives the frames for standardisation and examples, and costs nothing.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ class SampleGradients:
     def of_network(cls, network: FeedForwardNetwork) -> SampleGradients:
         """Return them for a feed-forward network and the loss of its task."""
         buffers = dict(network.named_buffers())
-        task = network.settings.task
+        task, outputs_of = network.settings.task, _Outputs(network)
 
         def loss(parameters: Mapping[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
-            outputs = torch.func.functional_call(_Outputs(network), _inside(parameters, buffers), (inputs[None],))
+            outputs = torch.func.functional_call(outputs_of, _inside(parameters, buffers), (inputs[None],))
             return task_losses(outputs, target[None], task)[0]
 
         return cls(network, loss)

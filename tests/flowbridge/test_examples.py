@@ -191,3 +191,14 @@ def test_density_script(tmp_path, capsys):
     assert "density at the nuclei" in shown
     assert (tmp_path / "H2.cube").is_file()
     assert (tmp_path / "H2.png").is_file()
+
+
+def test_private_training(tmp_path, capsys):
+    """Few steps and a generous budget; the models carry their bills."""
+    pytest.importorskip("opacus", reason="opacus is not installed: pip install opacus")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install scikit-learn")
+    accuracies = example("private_training").main(tmp_path, epsilons=(8.0,), steps=15)
+    assert min(accuracies["dp_mac"] + accuracies["dp_sgd"]) > 50.0
+    assert "differential privacy for each digit" in capsys.readouterr().out
+    assert (tmp_path / "private_training.png").stat().st_size > 10_000
+    assert flowbridge.load(tmp_path / "dp_mac-8.flow").privacy["releases"][0]["noise"] == "cryptographic"
