@@ -242,8 +242,8 @@ def dissociation(small: bool) -> dict[str, Any]:
     return {"points": points, "seconds": sum(point["seconds"] for point in points)}
 
 
-def coverage(small: bool) -> dict[str, Any]:
-    """Return how often intervals of one standard error hold the exact value, for samples of determinants of H2."""
+def coverage(name: str, small: bool) -> dict[str, Any]:
+    """Return how often intervals of one standard error hold the exact value, for samples of a determinant."""
     from flowbridge.calculators.qmc.linear_log_density import fit_linear_log_density
 
     seeds = 4 if small else 20
@@ -251,43 +251,43 @@ def coverage(small: bool) -> dict[str, Any]:
     settings = replace(settings, sampling=SamplingSettings(walkers=256, equilibration=150, sweeps=12, interval=5))
     hits: dict[str, list[bool]] = {}
     begin = time.monotonic()
-    for name, molecule in (("H2", H2), ("LiH", LIH))[: 1 if small else 2]:
-        made = DensityRun(molecule, settings)
-        exact = base_density(made.wave_function, made.grid)
-        truth = DensityProperties(exact, made.grid)
-        nuclear = truth.nuclear_attraction().value
-        base = _shrunken(exact)
-        for seed in range(seeds):
-            run = DensityRun(molecule, replace(settings, seed=seed + 1), wave_function=made.wave_function)
-            found = DensityProperties(fit_linear_log_density(run.samples, base, made.grid, settings.fit), made.grid)
-            samples = run.samples
-            attraction = -(
-                molecule.charges / torch.linalg.vector_norm(samples.positions[:, :, :, None] - molecule.centers, dim=4)
-            ).sum((2, 3))
-            raw = samples.average(attraction)
-            pairs = {
-                "nuclear attraction, plain average": (raw.value - nuclear, raw.error),
-                "dipole": (found.dipole().value[2] - truth.dipole().value[2], found.dipole().error[2]),
-                "<r^2>": _gap(found.second_moment(), truth.second_moment()),
-                "quadrupole": (
-                    found.quadrupole().value[2, 2] - truth.quadrupole().value[2, 2],
-                    found.quadrupole().error[2, 2],
-                ),
-                "contact density": (
-                    found.contact_densities().value[-1] - truth.contact_densities().value[-1],
-                    found.contact_densities().error[-1],
-                ),
-                "Hirshfeld charge": (
-                    found.hirshfeld_charges().value[0] - truth.hirshfeld_charges().value[0],
-                    found.hirshfeld_charges().error[0],
-                ),
-                "force on hydrogen": (
-                    found.forces().value[-1, 2] - truth.forces().value[-1, 2],
-                    found.forces().error[-1, 2],
-                ),
-            }
-            for label, (gap, error) in pairs.items():
-                hits.setdefault(f"{name}: {label}", []).append(bool(abs(gap) <= error))
+    molecule = {"H2": H2, "LiH": LIH}[name]
+    made = DensityRun(molecule, settings)
+    exact = base_density(made.wave_function, made.grid)
+    truth = DensityProperties(exact, made.grid)
+    nuclear = truth.nuclear_attraction().value
+    base = _shrunken(exact)
+    for seed in range(seeds):
+        run = DensityRun(molecule, replace(settings, seed=seed + 1), wave_function=made.wave_function)
+        found = DensityProperties(fit_linear_log_density(run.samples, base, made.grid, settings.fit), made.grid)
+        samples = run.samples
+        attraction = -(
+            molecule.charges / torch.linalg.vector_norm(samples.positions[:, :, :, None] - molecule.centers, dim=4)
+        ).sum((2, 3))
+        raw = samples.average(attraction)
+        pairs = {
+            "nuclear attraction, plain average": (raw.value - nuclear, raw.error),
+            "dipole": (found.dipole().value[2] - truth.dipole().value[2], found.dipole().error[2]),
+            "<r^2>": _gap(found.second_moment(), truth.second_moment()),
+            "quadrupole": (
+                found.quadrupole().value[2, 2] - truth.quadrupole().value[2, 2],
+                found.quadrupole().error[2, 2],
+            ),
+            "contact density": (
+                found.contact_densities().value[-1] - truth.contact_densities().value[-1],
+                found.contact_densities().error[-1],
+            ),
+            "Hirshfeld charge": (
+                found.hirshfeld_charges().value[0] - truth.hirshfeld_charges().value[0],
+                found.hirshfeld_charges().error[0],
+            ),
+            "force on hydrogen": (
+                found.forces().value[-1, 2] - truth.forces().value[-1, 2],
+                found.forces().error[-1, 2],
+            ),
+        }
+        for label, (gap, error) in pairs.items():
+            hits.setdefault(label, []).append(bool(abs(gap) <= error))
     every = [hit for row in hits.values() for hit in row]
     return {
         "coverage": {label: float(np.mean(row)) for label, row in hits.items()},
@@ -308,7 +308,8 @@ CASES: dict[str, Callable[[bool], dict[str, Any]]] = {
     "H2-determinant": lambda small: mean_field_determinant("H2-determinant", small),
     "LiH-determinant": lambda small: mean_field_determinant("LiH-determinant", small),
     "LiH": lithium_hydride,
-    "coverage": coverage,
+    "coverage-H2": lambda small: coverage("H2", small),
+    "coverage-LiH": lambda small: coverage("LiH", small),
     "Li": lambda small: atom("Li", small),
     "N": lambda small: atom("N", small),
     "O": lambda small: atom("O", small),

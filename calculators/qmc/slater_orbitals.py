@@ -173,4 +173,4 @@ def _orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrat
     values, vectors = torch.linalg.eigh(overlap)
     found = coefficients @ (vectors * values.rsqrt() @ vectors.T)
     # What symmetry forbids is exactly zero then, and need not be evaluated.
-    return torch.where(found.abs() > _NEGLIGIBLE * found.abs().max(), found, torch.zeros_like(found))
+    return torch.where(found.abs() > _NEGLIGIBLE * found.abs().amax(0), found, torch.zeros_like(found))
