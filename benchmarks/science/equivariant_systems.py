@@ -68,10 +68,7 @@ CASES: dict[str, Case] = {
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=4000, batch=512, learning_rate=6e-3, group=16),
-            likelihood=(
-                LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),
-                LikelihoodStage(steps=600, batch=256, solver_steps=4, learning_rate=3e-3, average=0.98),
-            ),
+            likelihood=(LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),),
         ),
         (0.1, 85.0),
         (1.62, 0.01),
@@ -83,8 +80,8 @@ CASES: dict[str, Case] = {
         GraphFieldSettings(hidden=32, radial=64, longest=5.5, crowding=2.0),
         Solver(steps=6),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=2000, batch=256, learning_rate=6e-3, group=4),
-            likelihood=(LikelihoodStage(steps=240, batch=64, solver_steps=3, learning_rate=3e-3, average=0.97),),
+            matching=FlowMatchingStage(steps=20_000, batch=256, learning_rate=6e-3, group=8),
+            likelihood=(LikelihoodStage(steps=1000, batch=64, solver_steps=5, learning_rate=2e-3),),
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
