@@ -110,7 +110,8 @@ class StageTraining(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine schedule, one scheduler tick a step."""
         stage = self.stage
-        optimiser = torch.optim.Adam(self.flow.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
+        trained = [parameter for parameter in self.flow.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.Adam(trained, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser,
             lambda step: (
@@ -122,7 +123,11 @@ class StageTraining(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and update the averaged parameters: at the end of the batch the checkpoint is written before any hook."""
         super().optimizer_step(*args, **kwargs)
+        self.after_step()
         self.averaged.update_parameters(self.flow)
+
+    def after_step(self) -> None:
+        """Do what a stage does to its parameters after each step; nothing here."""
 
     def configure_gradient_clipping(
         self,

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.potential import Particles
 from ...core.statistics import effective_sample_percent
 from ...core.units import thermal_energy
+from ...flows.training.stage_training import run_stage
 from ..augmented_flow import FlowTeacher, TeacherConfiguration
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..graph_network import GraphConfiguration
@@ -28,7 +23,7 @@ from ..networks import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
 from .gradients import compilation_of
-from .modules import AveragedTraining, StudentTraining, TeacherTraining
+from .modules import StudentTraining, TeacherTraining
 
 _FEWEST = 100
 _SEGMENTS = 4
@@ -81,16 +76,6 @@ class CoarseTrainingResult:
     curves: dict[str, list[dict[str, float]]]
     facts: dict[str, Any] = field(default_factory=dict)
     teacher: FlowTeacher | None = None
-
-
-class _Steps(IterableDataset[int]):
-    """An endless stream; each step makes its own batch."""
-
-    def __iter__(self) -> Iterator[int]:
-        step = 0
-        while True:
-            yield step
-            step += 1
 
 
 def train_force_field(
@@ -155,7 +140,7 @@ def train_force_field(
         (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval, noise,
         compilation_of(settings.compilation, settings.student.steps),
     )  # fmt: skip
-    curves["student"] = run_stage(student, folder / "student", settings.checkpoint_interval, show_progress)
+    curves["student"] = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
     facts |= {"held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
     return CoarseTrainingResult(force_field.eval(), curves, facts, flow)
 
@@ -180,7 +165,7 @@ def train_teacher(
         flow, settings.teacher, train_set.positions, train_set.weights, held_out.positions, held_out.weights, seed,
         settings.log_interval, compilation_of(settings.compilation, settings.teacher.steps),
     )  # fmt: skip
-    curve = run_stage(module, folder / "teacher", settings.checkpoint_interval, show_progress)
+    curve = run_stage(module, "teacher", settings.checkpoint_interval, folder, show_progress)
     return flow, curve, {"held_out_negative_log_likelihood": module.best}
 
 
@@ -213,44 +198,3 @@ def teacher_frames(
     log_weights = -repulsion(positions) / kt
     facts["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
     return BeadFrames(positions, forces, log_weights.exp()), facts
-
-
-def run_stage(
-    module: AveragedTraining, folder: Path, checkpoint_interval: int, show_progress: bool
-) -> list[dict[str, float]]:
-    """Run one stage from its last checkpoint, leave the best parameters in what was trained, and return the curve."""
-    checkpoints = ModelCheckpoint(
-        dirpath=folder,
-        filename="step",
-        every_n_train_steps=min(checkpoint_interval, module.stage.steps),
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    callbacks: list[lightning.Callback] = [checkpoints]
-    if show_progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    last = folder / "step.ckpt"
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # A loader of step numbers needs no workers, and a stage may be resumed at its very end.
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*(isinstance\\(treespec|LeafSpec).*")
-        trainer = lightning.Trainer(
-            max_steps=module.stage.steps,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            callbacks=callbacks,
-            enable_progress_bar=show_progress,
-            enable_model_summary=False,
-            gradient_clip_val=module.stage.gradient_clip,
-            default_root_dir=folder,
-        )
-        trainer.fit(
-            module,
-            DataLoader(_Steps(), batch_size=None),
-            ckpt_path=str(last) if last.is_file() else None,
-            weights_only=False,  # our own checkpoint of this very run, with optimiser state; models for use are .flow
-        )
-    module.finish()
-    return module.curve

@@ -6,17 +6,15 @@ import copy
 import math
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ...core.errors import ConfigurationError, ConvergenceError
 from ...core.units import thermal_energy
 from ...flows.compiled_functions import CompiledFlowFunction
 from ...flows.molecule_coordinates import Coordinates
 from ...flows.training.compiled_gradients import with_gradients
-from ...flows.training.stage_training import averaging, cosine
+from ...flows.training.stage_training import StageTraining
 from ..augmented_flow import FlowTeacher
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..lipschitz import SpectralBound, project_exactly
@@ -27,7 +25,7 @@ _MOST_HELD_OUT = 4096
 _LARGEST_SEED = 2**62
 
 
-class AveragedTraining(lightning.LightningModule):
+class AveragedTraining(StageTraining):
     """What teacher and student share: optimiser, schedule, averaged parameters, held-out frames, training curve.
 
     Args:
@@ -38,11 +36,8 @@ class AveragedTraining(lightning.LightningModule):
     """
 
     def __init__(self, trained: nn.Module, stage: Stage, seed: int, log_interval: int) -> None:
-        super().__init__()
-        self.trained = trained
-        self.averaged = AveragedModel(trained, multi_avg_fn=averaging(stage.average))
-        self.stage, self.seed, self.log_interval = stage, seed, log_interval
-        self.curve: list[dict[str, float]] = []
+        super().__init__(trained, stage, seed, log_interval)
+        self.stage: Stage = stage
         self.best, self.waited = math.inf, 0
         self.best_parameters: dict[str, Tensor] | None = None
 
@@ -85,41 +80,18 @@ class AveragedTraining(lightning.LightningModule):
     def finish(self) -> None:
         """Leave the averaged parameters in what was trained: the last, or those that were best on held-out frames."""
         self._look(self.averaged.module)
-        self.trained.load_state_dict(self.best_parameters or self.averaged.module.state_dict())
-
-    def configure_optimizers(self) -> Any:
-        """Adam with a cosine schedule, one scheduler tick a step."""
-        stage = self.stage
-        parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.Adam(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser,
-            lambda step: (
-                cosine(stage.learning_rate, stage.final_learning_rate, step, stage.steps) / stage.learning_rate
-            ),
-        )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and update the averaged parameters: the checkpoint is written before any hook at the end of the batch."""
-        super().optimizer_step(*args, **kwargs)
-        self.after_step()
-        self.averaged.update_parameters(self.trained)
-
-    def after_step(self) -> None:
-        """Do what a stage does to its parameters after each step."""
+        self.flow.load_state_dict(self.best_parameters or self.averaged.module.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curve and what the held-out frames said."""
-        checkpoint["progress"] = {
-            "curve": self.curve, "best": self.best, "waited": self.waited, "parameters": self.best_parameters,
-        }  # fmt: skip
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["held_out"] = {"best": self.best, "waited": self.waited, "parameters": self.best_parameters}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the curve and what the held-out frames said."""
-        kept = checkpoint["progress"]
-        self.curve, self.best, self.waited = kept["curve"], kept["best"], kept["waited"]
-        self.best_parameters = kept["parameters"]
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint["held_out"]
+        self.best, self.waited, self.best_parameters = kept["best"], kept["waited"], kept["parameters"]
 
 
 class TeacherTraining(AveragedTraining):
@@ -168,7 +140,7 @@ class TeacherTraining(AveragedTraining):
         chosen = drawn(len(self.data.stiff), self.weights, self.stage.batch, generator)
         auxiliary = torch.randn(len(chosen), self.auxiliary, generator=generator, dtype=self.data.stiff.dtype)
         loss, *gradients = self.evaluate(self.data.circular[chosen], self.data.stiff[chosen], auxiliary)
-        return with_gradients(loss, self.trained, tuple(gradients))
+        return with_gradients(loss, self.flow, tuple(gradients))
 
     def held_out_loss(self, trained: nn.Module) -> float | None:
         """See :meth:`AveragedTraining.held_out_loss`."""
@@ -268,7 +240,7 @@ class StudentTraining(AveragedTraining):
         """See :meth:`AveragedTraining.loss`."""
         positions, labels = self._batch(self.stage.batch, generator)
         loss, *gradients = self.evaluate(positions, labels, *self.force_field.standardisation)
-        return with_gradients(loss, self.trained, tuple(gradients)) / self.scale
+        return with_gradients(loss, self.flow, tuple(gradients)) / self.scale
 
     def held_out_loss(self, trained: nn.Module) -> float | None:
         """See :meth:`AveragedTraining.held_out_loss`."""
