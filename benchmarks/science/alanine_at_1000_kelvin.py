@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 import torch
 from flowbridge.core.potential import Particles
+from flowbridge.core.spreading import Processes
 from flowbridge.flows.bijection import Bijection
 from flowbridge.flows.configuration import FlowConfiguration
 from flowbridge.flows.couplings import Coupling
@@ -64,7 +65,7 @@ def simulated_alanine(folder: Path, frames: int) -> Alanine:
         LangevinRun(xml, positions, TEMPERATURE, 0.001, 5.0, 5000, 50, frames, seed, folder / f"{frames}-{seed}.npz")
         for seed in (1, 2)
     ]
-    for _ in run_all(runs, workers=1):
+    for _ in run_all(runs, Processes(1)):
         pass
     training, test = (load_trajectory(run.file) for run in runs)
     particles = particles_from_topology(topology, system)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flowbridge.core.bootstrap import Estimate
 from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.spreading import Processes
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.crystal import at_rest
 from flowbridge.flows.rigid.energies import BodyEnergy
@@ -79,7 +80,7 @@ def simulate(protocol: Protocol, water: RigidWater, crystal: RelaxedCrystal, fol
         for number in range(count)
     ]  # fmt: skip
     missing = [run for run in runs if not run.file.is_file()]
-    for _ in track(run_all(missing, workers=1), "trajectories", len(missing)):
+    for _ in track(run_all(missing, Processes(1)), "trajectories", len(missing)):
         pass
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flowbridge.core.model_files import save
 from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.spreading import Processes
 from flowbridge.core.statistics import effective_sample_percent
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
 from flowbridge.flows.configuration import FlowConfiguration
@@ -23,6 +24,7 @@ from flowbridge.workflows import report, reweight
 from flowbridge.workflows.bonded_terms import angle_types, bond_types
 from flowbridge.workflows.configuration import read_workflow
 from flowbridge.workflows.figures import free_energy_map, normalised
+from flowbridge.workflows.machines import Machines
 from flowbridge.workflows.report_data import Torsions, gather
 from flowbridge.workflows.run_figures import running_effective_percent
 from flowbridge.workflows.setup import molecular_system
@@ -64,7 +66,9 @@ class Run:
         if self.workflow.comparison is not None:
             self.stages["comparison"] = self._train("comparison")
         self.stages["drive"] = self._drive()
-        self.stages["reweight"] = reweight.run(self.workflow, self.molecule, self.stages["train"], self.output)
+        self.stages["reweight"] = reweight.run(
+            self.workflow, self.molecule, self.stages["train"], self.output, Machines(Processes(1))
+        )
         self.results = self._results()
 
     def _simulate(self, folder: Path) -> Stage:

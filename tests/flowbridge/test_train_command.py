@@ -9,6 +9,7 @@ import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.spreading import Processes
 from flowbridge.core.units import thermal_energy
 from flowbridge.integrations.openmm.dynamics import LangevinRun, Trajectory, run_langevin
 from openmm import app
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import flowbridge
 from flowbridge.command_line import application
 from flowbridge.workflows import from_trajectory
+from flowbridge.workflows.machines import Machines
 from flowbridge.workflows.trajectory import configurational_temperature
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -118,7 +120,8 @@ def read(folder, tmp_path, **changes):
     from flowbridge.workflows.setup import molecular_system
 
     workflow = from_trajectory.workflow_from(**options(folder, output=tmp_path / "out", **changes))
-    return trajectory.run(workflow, workflow.trajectory, molecular_system(workflow, Path()), Path(), workflow.output)
+    molecule, machines = molecular_system(workflow, Path()), Machines(Processes(workflow.workers))
+    return trajectory.run(workflow, workflow.trajectory, molecule, Path(), workflow.output, machines)
 
 
 class TestReading:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError
 
+from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
 from flowbridge.workflows.configuration import read_tables, read_workflow
 from flowbridge.workflows.setup import molecular_system
 
@@ -211,7 +212,10 @@ def test_unusable_files_are_refused_with_the_key_named(tmp_path, old, new, messa
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.name)
 def test_shipped_examples_are_valid(file):
-    assert read_workflow(file).molecule.name
+    if "coarse" in file.name:
+        assert read_coarse_graining(file).name
+    else:
+        assert read_workflow(file).molecule.name
 
 
 def test_files_may_extend_each_other_but_not_in_circles(tmp_path):
