@@ -9,12 +9,18 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import opacus
-from opacus.accountants import create_accountant
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ...core.errors import ConfigurationError
+from ...core.errors import ConfigurationError, MissingDependencyError
 from ...flows.configuration import Section
+
+try:
+    import opacus
+    from opacus.accountants import create_accountant
+except ImportError as error:
+    raise MissingDependencyError(
+        "private training needs opacus for its accountants: pip install 'flowbridge[private]'"
+    ) from error
 
 Neighbours = Literal["add_remove", "replace"]
 Accountant = Literal["rdp", "prv"]
