@@ -18,7 +18,7 @@ from openmm import app
 from .harness import arguments, paired, ratio, report
 from .molecules import alanine_flow, alanine_frames, alanine_topology
 
-_RUNS, _FRAMES, _INTERVAL = 4, 100, 200  # simulations of 20 000 steps each
+_RUNS, _FRAMES, _INTERVAL = 4, 25, 200  # simulations of 5000 steps each
 
 
 def main() -> None:
