@@ -8,7 +8,7 @@ from flowbridge.flows.configuration import FlowConfiguration
 
 SMALL = FlowConfiguration.model_validate(
     {
-        "torsions": {"couplings": 1, "components": 4, "hidden": [16], "learn_steepness": True},
+        "torsions": {"couplings": 2, "components": 4, "hidden": [16], "learn_steepness": True},
         "stiff": {"couplings": 2, "hidden": [16]},
     }
 )
