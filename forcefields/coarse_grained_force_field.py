@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles, Potential, PotentialFacts
@@ -36,7 +36,9 @@ class CoarseGrainedForceField(Potential):
         beads: the particles; from :class:`~flowbridge.forcefields.mappings.Mapping`.
         temperature: K.
         prior: terms in closed form.
-        configuration: of the network; None for the prior alone.
+        configuration: of the network; None for the prior alone; or a network, a module from positions ``(B, n, 3)`` nm to
+            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.foreign_networks.foreign_network`). That one cannot be
+            kept in a model file.
         examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
     """
 
@@ -48,7 +50,7 @@ class CoarseGrainedForceField(Potential):
         beads: Particles,
         temperature: float,
         prior: PriorEnergy,
-        configuration: InvariantConfiguration | GraphConfiguration | None,
+        configuration: InvariantConfiguration | GraphConfiguration | nn.Module | None,
         examples: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -58,8 +60,11 @@ class CoarseGrainedForceField(Potential):
             )
         self.facts = PotentialFacts(beads, periodic=False, temperature=temperature)
         self.prior = prior
-        self.network_configuration = configuration
-        self.network = None if configuration is None else build_network(beads, configuration)
+        if isinstance(configuration, nn.Module):
+            self.network_configuration, self.network = None, configuration
+        else:
+            self.network_configuration = configuration
+            self.network = None if configuration is None else build_network(beads, configuration)
         self.register_buffer("examples", torch.zeros(_EXAMPLES, len(beads), 3, dtype=torch.float64))
         if examples is not None:
             self.set_examples(examples)
@@ -68,7 +73,7 @@ class CoarseGrainedForceField(Potential):
     def untrained(
         cls,
         prior: PriorEnergy,
-        configuration: InvariantConfiguration | GraphConfiguration,
+        configuration: InvariantConfiguration | GraphConfiguration | nn.Module,
         temperature: float,
         positions: Tensor,
         weights: Tensor | None = None,
@@ -77,7 +82,7 @@ class CoarseGrainedForceField(Potential):
 
         Args:
             prior: fitted to the same frames; see :func:`~flowbridge.forcefields.prior_statistics.fit_prior`.
-            configuration: of the network.
+            configuration: of the network, or a network.
             temperature: of the frames, K.
             positions: the frames.
             weights: of the frames ``(F,)``; None for equal ones.
@@ -129,7 +134,7 @@ class CoarseGrainedForceField(Potential):
         return other.eval()
 
     @property
-    def bounded_layers(self) -> list[torch.nn.Linear]:
+    def bounded_layers(self) -> list[nn.Linear]:
         """Layers of the network whose spectral norm stays below :attr:`lipschitz`."""
         return self.network.bounded_layers if isinstance(self.network, InvariantNetwork) else []
 
@@ -194,6 +199,11 @@ class CoarseGrainedForceField(Potential):
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
         network = self.network_configuration
+        if network is None and self.network is not None:
+            raise ConfigurationError(
+                f"the force field holds a {type(self.network).__name__} of another library, and a model file holds no code of "
+                "other libraries: keep its state_dict() and build it again from that"
+            )
         return {
             "revision": _REVISION,
             "temperature": self.facts.temperature,

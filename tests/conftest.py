@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import networkx as nx
 import numpy as np
 import pytest
@@ -139,9 +140,17 @@ def morse_file(alanine, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_morse_file(alanine, tmp_path_factory) -> Path:
-    """A model file of the potential ``morse`` that all tests share; nobody may change it."""
-    path = tmp_path_factory.mktemp("morse") / "morse.flow"
-    save(MorseMolecule.at_rest(alanine.particles, alanine.positions), path)
+    """A model file of the potential ``morse`` that all tests share, in all processes; nobody may change it.
+
+    What one process compiles of it, the others find, if they keep their cache beside it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "morse"
+    folder.mkdir(exist_ok=True)
+    path = folder / "morse.flow"
+    with filelock.FileLock(folder / "morse.lock"):
+        if not path.exists():
+            save(MorseMolecule.at_rest(alanine.particles, alanine.positions), path)
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.potential import Particles
@@ -83,7 +83,7 @@ def train_force_field(
     frames: BeadFrames,
     temperature: float,
     prior: PriorConfiguration,
-    network: InvariantConfiguration | GraphConfiguration,
+    network: InvariantConfiguration | GraphConfiguration | nn.Module,
     teacher: TeacherConfiguration,
     settings: CoarseTrainingConfiguration,
     folder: Path,
@@ -97,7 +97,7 @@ def train_force_field(
         frames: of one ensemble; forces are needed by force matching only.
         temperature: of the frames, K.
         prior: which terms it has.
-        network: its sizes.
+        network: its sizes, or a network that gives energies in kT (see :class:`CoarseGrainedForceField`).
         teacher: the flow's sizes (flow-matching only).
         settings: method and schedules.
         folder: where checkpoints go; training continues from those it finds there.

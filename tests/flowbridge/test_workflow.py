@@ -109,7 +109,8 @@ def undisturbed(tmp_path_factory):
 def test_trained_by_two_processes(undisturbed, tmp_path):
     """Under torchrun one process does what is done once, and both halves of a batch have the gradient of the whole."""
     _, alone = undisturbed
-    (tmp_path / "tiny.toml").write_text(TINY)
+    # What follows the training needs no processes of its own beside those two.
+    (tmp_path / "tiny.toml").write_text(TINY.replace("workers = 2", "workers = 1"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
         [*torchrun, *command(tmp_path)[2:]], capture_output=True, text=True, timeout=400, env=environment()

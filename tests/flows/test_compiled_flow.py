@@ -21,7 +21,7 @@ def relative(found, expected):
 def test_single_precision_flow(generator_of, tmp_path):
     """The network of a flow runs in float32, its coordinates in float64: forces agree to float32 rounding."""
     cache = Cache(tmp_path, limit=2**30)
-    flow = generator_of("CCO", SMALL, torch.float32).requires_grad_(False)
+    flow = generator_of("CO", SMALL, torch.float32).requires_grad_(False)
     fast = compiled(flow, batch=1, cache=cache)
     assert isinstance(fast, CompiledPotential)
     generator = torch.Generator().manual_seed(9)
