@@ -141,6 +141,14 @@ class Cache:
                 continue  # being removed by another process, or broken: find() treats it as absent
         return sorted(found, key=lambda entry: -entry.used)
 
+    def holds(self, outline: Mapping[str, Any]) -> bool:
+        """Return whether there is a result in whose description all items of ``outline`` are found."""
+        items = json.loads(json.dumps(outline)).items()
+        return any(
+            all(name in entry.description and entry.description[name] == value for name, value in items)
+            for entry in self.entries()
+        )
+
     def _evict(self, keep: Path) -> None:
         total = 0
         for entry in self.entries():

@@ -120,8 +120,12 @@ class PotentialRecipe:
 
     def description(self) -> dict[str, Any]:
         """See :class:`~flowbridge.core.compilation.programs.Recipe`."""
-        digest = self._digest or program_digest(self.exported())
-        return describe(self.potential, digest, self.batch, self.dtype, self.device)
+        return {**self.outline(), "model": self._digest or program_digest(self.exported())}
+
+    def outline(self) -> dict[str, Any]:
+        """See :class:`~flowbridge.core.compilation.programs.Recipe`."""
+        known = describe(self.potential, self.batch, self.dtype, self.device)
+        return known if self._digest is None else {**known, "model": self._digest}
 
     def options(self) -> dict[str, Any]:
         """See :class:`~flowbridge.core.compilation.programs.Recipe`."""

@@ -79,9 +79,12 @@ class FunctionRecipe:
 
     def description(self) -> dict[str, Any]:
         """See :class:`~flowbridge.core.compilation.programs.Recipe`."""
+        return {**self.outline(), "program": program_digest(self._traced)}
+
+    def outline(self) -> dict[str, Any]:
+        """See :class:`~flowbridge.core.compilation.programs.Recipe`."""
         return {
             "function": self.name,
-            "program": program_digest(self._traced),
             "inputs": [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in self.example],
             "threads": self.threads,
             "torch": str(torch.__version__),

@@ -18,19 +18,17 @@ from ..potential import Potential
 _LAYOUT = 1  # raise it when programs are made in another way from the same inputs
 
 
-def describe(potential: Potential, model: str, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return all that the compiled program of a potential depends on.
+def describe(potential: Potential, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return all that the compiled program of a potential depends on, besides the numbers in it.
 
     Args:
         potential: the potential, in its dtype and on its device.
-        model: digest of the model file, or of the traced program where there is no file.
         batch: number of configurations of one call.
         dtype: of positions.
         device: of positions and parameters.
     """
     return {
         "layout": _LAYOUT,
-        "model": model,
         "class": f"{type(potential).__module__}.{type(potential).__qualname__}",
         "source": source_digest(potential),
         "batch": batch,

@@ -51,6 +51,10 @@ class Recipe(Protocol[Made]):
         """Return all that the program depends on."""
         ...
 
+    def outline(self) -> dict[str, Any]:
+        """Return the part of the description that is known before anything is recorded, which takes seconds."""
+        ...
+
     def options(self) -> dict[str, Any]:
         """Return options of the compiler."""
         ...
@@ -95,6 +99,8 @@ def kept(recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True
             the cache cannot be written to.
     """
     cache = cache or Cache(cache_folder(PROGRAMS))
+    if not build and not cache.holds(recipe.outline()):
+        return None
     description = recipe.description()
 
     def found() -> Made | None:

@@ -171,6 +171,21 @@ def test_a_program_with_wrong_numbers_is_refused(trained, generator_of, monkeypa
     assert not [entry for entry in Cache(cache_folder(PROGRAMS)).entries() if "failed with" not in entry.description]
 
 
+def test_nothing_is_recorded_for_an_empty_cache(trained, monkeypatch, tmp_path):
+    """Recording takes seconds, and a cache that has no program of that name and these shapes has not this one either."""
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
+    calls = []
+
+    def counted(flow: CoordinateFlow, value: Tensor) -> tuple[Tensor, ...]:
+        calls.append(1)
+        return (2.0 * value,)
+
+    function = CompiledFlowFunction(trained[0], counted, "cached")
+    for _ in range(3):
+        assert torch.equal(function(torch.ones(BATCH))[0], torch.full((BATCH,), 2.0))
+    assert len(calls) == 3
+
+
 def test_what_cannot_be_recorded(trained, monkeypatch, tmp_path):
     monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
 
