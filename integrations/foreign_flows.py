@@ -73,6 +73,7 @@ class DensityPotential(Potential):
         if not temperature > 0.0:
             raise ConfigurationError(f"temperature must be positive (K), got {temperature}")
         self.facts = PotentialFacts(particles, temperature=float(temperature))
+        self._kt = thermal_energy(temperature)
         self.density = density
         self.coordinates = coordinates
         self.register_buffer("context", context)
@@ -108,8 +109,7 @@ class DensityPotential(Potential):
         """
         if cell is not None or global_parameters:
             raise ConfigurationError("a density takes neither a cell nor global parameters")
-        assert self.facts.temperature is not None
-        return -thermal_energy(self.facts.temperature) * self.log_prob(positions)
+        return -self._kt * self.log_prob(positions)
 
     def check(self, positions: Tensor) -> None:
         """Evaluate once; raises ConfigurationError with the library's reason where that fails."""
