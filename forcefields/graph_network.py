@@ -79,6 +79,7 @@ class GraphNetwork(nn.Module):
                 "one whose vocabulary holds them"
             )
         self.vocabulary = tuple(vocabulary)
+        self.configuration = configuration.model_copy(update={"vocabulary": self.vocabulary})
         self.beads, self.cutoff, width = len(beads), configuration.cutoff, configuration.width
         self.register_buffer("types", torch.tensor([vocabulary.index(name) for name in names]), persistent=False)
         full = [(i, j) for i in range(len(beads)) for j in range(len(beads)) if i != j]
@@ -93,6 +94,15 @@ class GraphNetwork(nn.Module):
                 _Interaction(width, configuration.filters) for _ in range(configuration.interactions)
             )
             self.output = nn.Sequential(nn.Linear(width, width // 2 or 1), nn.SiLU(), nn.Linear(width // 2 or 1, 1))
+
+    def serving(self, beads: Particles) -> GraphNetwork:
+        """Return the network for other beads; its parameters are these, not copies.
+
+        Raises ConfigurationError for a bead whose type is not in the vocabulary.
+        """
+        other = GraphNetwork(beads, self.configuration)
+        other.embedding, other.messages, other.output = self.embedding, self.messages, self.output
+        return other
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return energies ``(B,)`` in kT of positions ``(B, n, 3)`` in nm, in the dtype of the positions."""

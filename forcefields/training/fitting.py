@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,40 +109,60 @@ def train_force_field(
         ConvergenceError: when a loss is not finite.
         NonFiniteEnergyError: when most samples of the teacher are of no use.
     """
-    if len(frames) < _FEWEST:
-        raise ConfigurationError(
-            f"{len(frames)} frames are too few to train a force field: give at least {_FEWEST}, and some thousand for good "
-            "results"
-        )
-    if settings.method == "force_matching" and frames.forces is None:
-        raise ConfigurationError(
-            "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give "
-            "the System that they can be computed with, or take method = 'flow_matching', which needs none"
-        )
+    refuse_frames(frames, settings)
     share = None if frames.weights is None else frames.weights.double().numpy()
     fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
     force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
-    curves: dict[str, list[dict[str, float]]] = {}
+    lesson = taught_frames(beads, frames, temperature, force_field, teacher, settings, folder, seed, show_progress)
+    student = student_of(force_field, lesson.frames, settings, seed)
+    curve = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
+    facts = {**lesson.facts, "held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
+    return CoarseTrainingResult(force_field.eval(), {**lesson.curves, "student": curve}, facts, lesson.teacher)
+
+
+class Lesson(NamedTuple):
+    """What a network learns from: frames, the curves of what it took to make them, numbers worth reporting, the flow."""
+
+    frames: BeadFrames
+    curves: dict[str, list[dict[str, float]]]
+    facts: dict[str, Any]
+    teacher: FlowTeacher | None
+
+
+def taught_frames(
+    beads: Particles,
+    frames: BeadFrames,
+    temperature: float,
+    force_field: CoarseGrainedForceField,
+    teacher: TeacherConfiguration,
+    settings: CoarseTrainingConfiguration,
+    folder: Path,
+    seed: int,
+    show_progress: bool = False,
+) -> Lesson:
+    """Return the frames that a network is trained on: those given, or for flow-matching those of a flow that learned them.
+
+    Arguments and errors as for :func:`train_force_field`; ``force_field`` has the prior.
+    """
     facts: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
-    flow: FlowTeacher | None = None
-    if settings.method == "flow_matching":
-        flow, curves["teacher"], found = train_teacher(
-            beads, frames, temperature, teacher, settings, folder, seed, show_progress
-        )
-        frames, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
-        facts |= found | samples
+    if settings.method != "flow_matching":
+        return Lesson(frames, {}, facts, None)
+    flow, curve, found = train_teacher(beads, frames, temperature, teacher, settings, folder, seed, show_progress)
+    drawn, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
+    return Lesson(drawn, {"teacher": curve}, facts | found | samples, flow)
+
+
+def student_of(
+    force_field: CoarseGrainedForceField, frames: BeadFrames, settings: CoarseTrainingConfiguration, seed: int
+) -> StudentTraining:
+    """Return the training of a force field's network on frames, some of which judge it."""
     train_set, held_out = frames.split(settings.held_out)
-    noise = settings.noise if settings.method == "noised_force_matching" else None
-    if noise is not None and noise.force_share > 0.0 and frames.forces is None:
-        raise ConfigurationError("noised force matching without forces needs force_share = 0")
-    student = StudentTraining(
+    return StudentTraining(
         force_field, settings.student, train_set.positions, train_set.forces, train_set.weights,
-        (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval, noise,
+        (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval,
+        settings.noise if settings.method == "noised_force_matching" else None,
         compilation_of(settings.compilation, settings.student.steps),
     )  # fmt: skip
-    curves["student"] = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
-    facts |= {"held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
-    return CoarseTrainingResult(force_field.eval(), curves, facts, flow)
 
 
 def train_teacher(
@@ -198,3 +218,20 @@ def teacher_frames(
     log_weights = -repulsion(positions) / kt
     facts["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
     return BeadFrames(positions, forces, log_weights.exp()), facts
+
+
+def refuse_frames(frames: BeadFrames, settings: CoarseTrainingConfiguration) -> None:
+    """Raise ConfigurationError for frames that a method cannot learn from."""
+    if len(frames) < _FEWEST:
+        raise ConfigurationError(
+            f"{len(frames)} frames are too few to train a force field: give at least {_FEWEST}, and some thousand for good "
+            "results"
+        )
+    if settings.method == "force_matching" and frames.forces is None:
+        raise ConfigurationError(
+            "force matching needs the forces on the atoms of every frame, and there are none: simulate with forces saved, give "
+            "the System that they can be computed with, or take method = 'flow_matching', which needs none"
+        )
+    noised = settings.method == "noised_force_matching"
+    if noised and settings.noise.force_share > 0.0 and frames.forces is None:
+        raise ConfigurationError("noised force matching without forces needs force_share = 0")

@@ -1,0 +1,123 @@
+"""One graph network for several molecules: trained on the frames of all of them, used on sequences that none of them has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigurationError
+from ...core.potential import Particles
+from ...flows.training.stage_training import run_stage
+from ..augmented_flow import TeacherConfiguration
+from ..coarse_grained_force_field import CoarseGrainedForceField
+from ..graph_network import GraphConfiguration, GraphNetwork, bead_types
+from ..prior_statistics import PriorConfiguration, fit_prior
+from .configuration import CoarseTrainingConfiguration
+from .fitting import BeadFrames, CoarseTrainingResult, refuse_frames, student_of, taught_frames
+from .modules import AveragedTraining, StudentTraining
+
+_OFFSET = 104_729  # separates the seeds of molecules
+
+
+class SharedTraining(AveragedTraining):
+    """Force matching of one network on several molecules; the loss is the mean of theirs, each over its own scale.
+
+    Args:
+        members: the training of each molecule; their networks share all parameters with the first one's.
+        seed: of the batches.
+        log_interval: steps between points of the curve.
+    """
+
+    def __init__(self, members: Sequence[StudentTraining], seed: int, log_interval: int) -> None:
+        super().__init__(members[0].flow, members[0].stage, seed, log_interval)
+        self.members = list(members)  # a plain list: they are no parts whose parameters count
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """See :meth:`AveragedTraining.loss`."""
+        return torch.stack([member.loss(generator) for member in self.members]).mean()
+
+    def held_out_loss(self, trained: nn.Module) -> float | None:
+        """See :meth:`AveragedTraining.held_out_loss`."""
+        if not isinstance(trained, GraphNetwork):
+            raise TypeError(f"only a GraphNetwork serves several molecules, not a {type(trained).__name__}")
+        losses = [member.held_out_loss(trained.serving(member.force_field.facts.particles)) for member in self.members]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) / len(known) if known else None
+
+
+def train_on_several_molecules(
+    molecules: Sequence[tuple[Particles, BeadFrames]],
+    temperature: float,
+    prior: PriorConfiguration,
+    network: GraphConfiguration,
+    teacher: TeacherConfiguration,
+    settings: CoarseTrainingConfiguration,
+    folder: Path,
+    seed: int,
+    show_progress: bool = False,
+) -> list[CoarseTrainingResult]:
+    """Fit a prior to each molecule's frames and train one network on top of all of them.
+
+    :meth:`~flowbridge.forcefields.coarse_grained_force_field.CoarseGrainedForceField.transferred` gives the force field of
+    another sequence.
+
+    Args:
+        molecules: beads with bonds, and frames, of each; force matching needs forces in all of them.
+        temperature: of all frames, K.
+        prior: which terms each has.
+        network: its sizes; the vocabulary is all types that occur, besides those it lists.
+        teacher: sizes of the flow that learns each molecule's frames (flow-matching only).
+        settings: method and schedules.
+        folder: where checkpoints go; training continues from those it finds there.
+        seed: of everything random.
+        show_progress: show a bar for each stage.
+
+    Returns:
+        One result for each molecule. The force fields are independent copies; the curve ``student`` is of all.
+
+    Raises:
+        ConfigurationError: for no molecules; otherwise as :func:`~flowbridge.forcefields.training.fitting.train_force_field`.
+        ConvergenceError: when a loss is not finite.
+        NonFiniteEnergyError: when most samples of a teacher are of no use.
+    """
+    if not molecules:
+        raise ConfigurationError("there are no molecules to train on: give beads and frames of at least one")
+    for _, frames in molecules:
+        refuse_frames(frames, settings)
+    occurring = {name for beads, _ in molecules for name in bead_types(beads, network)}
+    known = network.model_copy(update={"vocabulary": tuple(sorted(occurring | set(network.vocabulary)))})
+    force_fields: list[CoarseGrainedForceField] = []
+    members: list[StudentTraining] = []
+    curves: list[dict[str, list[dict[str, float]]]] = []
+    facts: list[dict[str, Any]] = []
+    shared: GraphNetwork | None = None
+    for number, (beads, frames) in enumerate(molecules):
+        share = None if frames.weights is None else frames.weights.double().numpy()
+        fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
+        serving = GraphNetwork(beads, known) if shared is None else shared.serving(beads)
+        shared = shared or serving
+        field = CoarseGrainedForceField(beads, temperature, fitted, known, frames.positions)
+        field.network = serving
+        own_seed = seed + number * _OFFSET
+        lesson = taught_frames(
+            beads, frames, temperature, field, teacher, settings, folder / f"molecule_{number}", own_seed, show_progress
+        )
+        members.append(student_of(field, lesson.frames, settings, own_seed))
+        force_fields.append(field)
+        curves.append(lesson.curves)
+        facts.append(lesson.facts)
+    together = SharedTraining(members, seed, settings.log_interval)
+    curve = run_stage(together, "student", settings.checkpoint_interval, folder, show_progress)
+    results = []
+    for field, member, own_curves, own_facts in zip(force_fields, members, curves, facts, strict=True):
+        held_out = member.held_out_loss(member.flow)
+        scale = {"held_out_force_error": held_out, "label_scale_kt_per_nm": member.scale**0.5}
+        results.append(
+            CoarseTrainingResult(copy.deepcopy(field).eval(), {**own_curves, "student": curve}, {**own_facts, **scale})
+        )
+    return results
