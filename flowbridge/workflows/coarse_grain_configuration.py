@@ -18,7 +18,8 @@ from .configuration import Section, TorsionAtoms, read_tables
 class AllAtomModel(Section):
     """A molecule with a force field. Paths are relative to the TOML file."""
 
-    structure: Path
+    structure: Path | None = None
+    sequence: str | None = Field(default=None, description="one-letter codes of a peptide, instead of a structure")
     force_field: tuple[str, ...] = ()
     system: Path | None = None
     constraints: Literal["hydrogen_bonds", "none"] = Field(

@@ -91,8 +91,9 @@ def reference_model(settings: CoarseGraining, folder: Path) -> ReferenceModel:
 def _all_atom(settings: AllAtomModel, folder: Path) -> tuple[MolecularSystem, openmm.System, FloatArray]:
     """Return the molecule alone and without constraints, and the System to simulate with its positions."""
     molecule = load_system(
-        structure=settings.structure, force_field=settings.force_field, system_file=settings.system, folder=folder
-    )
+        structure=settings.structure, sequence=settings.sequence, force_field=settings.force_field,
+        system_file=settings.system, folder=folder,
+    )  # fmt: skip
     if settings.constraints == "none" or settings.system is not None:
         return molecule, molecule.system, molecule.positions
     names = [str(folder / name) if (folder / name).is_file() else name for name in settings.force_field]

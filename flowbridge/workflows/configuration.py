@@ -38,6 +38,7 @@ class Molecule(Section):
     name: str
     structure: Path | None = None
     smiles: str | None = None
+    sequence: str | None = Field(default=None, description="one-letter codes of a peptide, instead of a structure")
     force_field: tuple[str, ...] = ()
     system: Path | None = None
     temperature: PositiveFloat = Field(default=300.0, description="K")

@@ -14,6 +14,7 @@ def molecular_system(workflow: Workflow, folder: Path) -> MolecularSystem:
     return load_system(
         structure=molecule.structure,
         smiles=molecule.smiles,
+        sequence=molecule.sequence,
         force_field=molecule.force_field,
         system_file=molecule.system,
         folder=folder,

@@ -12,8 +12,11 @@ import openmm
 from openmm import app, unit
 
 from ...core.errors import ConfigurationError, MissingDependencyError
+from .peptides import peptide
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+_RELAXED_FORCE = 10.0  # kJ/mol/nm, root mean square at which a relaxation ends
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def load_system(
     *,
     structure: Path | None = None,
     smiles: str | None = None,
+    sequence: str | None = None,
     force_field: tuple[str, ...] = (),
     system_file: Path | None = None,
     folder: Path = Path("."),
@@ -91,6 +95,8 @@ def load_system(
     Args:
         structure: PDB or mmCIF file with all hydrogens.
         smiles: a SMILES string instead of a structure; needs RDKit, and a force field with a template for it.
+        sequence: one-letter codes of a peptide instead of a structure (see
+            :func:`~flowbridge.integrations.openmm.peptides.peptide`); it is relaxed with the force field.
         force_field: OpenMM force-field XML files, by path or by the names OpenMM ships.
         system_file: a System serialised by ``openmm.XmlSerializer``, instead of a force field.
         folder: where relative paths start.
@@ -98,11 +104,16 @@ def load_system(
     Raises:
         ConfigurationError: for missing, contradicting or unusable input.
     """
-    if (structure is None) == (smiles is None):
-        raise ConfigurationError("give exactly one of structure (a PDB or mmCIF file) and smiles")
+    if sum(given is not None for given in (structure, smiles, sequence)) != 1:
+        raise ConfigurationError(
+            "give exactly one of structure (a PDB or mmCIF file), smiles and sequence (of a peptide)"
+        )
     if bool(force_field) == (system_file is not None):
         raise ConfigurationError("give exactly one of force_field (XML files) and system (a serialised System)")
-    topology, positions = _from_smiles(smiles) if smiles else _from_structure(folder / str(structure))
+    if structure is not None:
+        topology, positions = _from_structure(folder / structure)
+    else:
+        topology, positions = peptide(sequence) if sequence is not None else _from_smiles(str(smiles))
     if system_file is not None:
         path = folder / system_file
         if not path.is_file():
@@ -118,7 +129,18 @@ def load_system(
             raise ConfigurationError(
                 f"the force field {', '.join(force_field)} does not fit the molecule: {error}"
             ) from error
+    if sequence is not None:
+        positions = _relaxed(system, positions)
     return MolecularSystem(topology, system, positions)
+
+
+def _relaxed(system: openmm.System, positions: FloatArray) -> FloatArray:
+    """Return positions near the next minimum of the energy; on one platform, so that a file means one molecule."""
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context, _RELAXED_FORCE)
+    state = context.getState(positions=True)
+    return np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
 
 
 def _from_structure(path: Path) -> tuple[app.Topology, FloatArray]:
