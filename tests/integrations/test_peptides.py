@@ -89,7 +89,7 @@ def test_chignolin_for_a_system():
 
 
 def test_example_maps_chignolin_to_its_alpha_carbons():
-    settings, folder = read_coarse_graining(EXAMPLES / "chignolin_all_atom.toml"), EXAMPLES
+    settings, folder = read_coarse_graining(EXAMPLES / "chignolin_coarse_all_atom.toml"), EXAMPLES
     model = reference_model(settings, folder)
     assert list(model.mapping.beads.residue_names) == [
         "TYR", "TYR", "ASP", "PRO", "GLU", "THR", "GLY", "THR", "TRP", "TYR",
