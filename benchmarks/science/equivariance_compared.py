@@ -24,7 +24,7 @@ FIELDS: dict[str, FieldSettings] = {
     "network": NetworkFieldSettings(hidden=128, layers=3),
 }
 COUNTS = (100, 1000, 10_000)
-_TRAINING = ContinuousFlowTraining(matching=FlowMatchingStage(steps=1000, batch=256, learning_rate=4e-3, average=0.99))
+_TRAINING = ContinuousFlowTraining(matching=FlowMatchingStage(steps=500, batch=256, learning_rate=4e-3, average=0.99))
 
 
 def compared(case: Case, samples: Tensor, test: Tensor, output: Path, seed: int, small: bool) -> list[dict[str, Any]]:

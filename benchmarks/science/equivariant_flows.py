@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from torch import Tensor
@@ -24,6 +25,7 @@ from flowbridge.workflows.stages import Stage
 
 from ..harness import report
 from .equivariance_compared import compared
+from .equivariant_figures import Compared, draw_samples
 from .equivariant_systems import CASES, VALIDATION, Case, judged, reference_samples, test_samples, trained_flow
 
 
@@ -60,6 +62,7 @@ def run(
 ) -> dict[str, Any]:
     """Return the numbers of all tables; what is finished in ``output`` is not done again."""
     results: dict[str, Any] = {"seed": seed, "samples": {}, "flows": {}, "baselines": []}
+    pictures: list[Compared] = []
     for name in systems:
         case = smaller(CASES[name]) if small else CASES[name]
         x, results["samples"][name] = reference_samples(name, case, output, seed + 1)
@@ -68,28 +71,38 @@ def run(
         samples = x[: -min(VALIDATION, len(x) // 2)]
         test = test_samples(name, case, output, seed + 101)
         model, training = trained_flow(name, case, samples, output, seed)
+        found, compared_samples = _judged_once(name, case, model, test, draws, output, seed + 2)
+        pictures.append(compared_samples)
         results["flows"][name] = {
             "training_samples": len(samples),
             "test_samples": len(test),
             "parameters": training["parameters"],
             "training_seconds": training["wall_seconds"],
-            **_judged_once(name, case, model, test, draws, output, seed + 2),
+            **found,
         }
         if name == "DW4" and baselines:
             results["baselines"] = compared(case, samples, test[:1000], output, seed, small)
+    if pictures:
+        draw_samples(pictures, output / "equivariant_flows.png")
     return results
 
 
 def _judged_once(
     name: str, case: Case, model: EquivariantFlow, test: Tensor, draws: int, output: Path, seed: int
-) -> dict[str, Any]:
-    """Return what ``judged`` says of a trained model, from its stage where it was asked before."""
+) -> tuple[dict[str, Any], Compared]:
+    """Return what ``judged`` says of a trained model, from its stage where it was asked before, and what is drawn of it."""
     digest = None if model.model_file is None else model.model_file.digest
     inputs = {"model": digest, "test": len(test), "draws": draws, "seed": seed}
-    stage = Stage.completed(output, f"judge-{name}", inputs, lambda _: judged(case, model, test, draws, seed))
+
+    def work(folder: Path) -> dict[str, Any]:
+        return judged(case, model, test, draws, seed, folder)
+
+    stage = Stage.completed(output, f"judge-{name}", inputs, work)
     results = stage.results or {}
     results.pop("wall_seconds", None)
-    return results
+    with np.load(stage.folder / "draws.npz") as kept:
+        samples, log_weights = torch.from_numpy(kept["samples"]), kept["log_weights"]
+    return results, Compared(name, case.system, test, samples, log_weights, results["effective_sample_percent"])
 
 
 def smaller(case: Case) -> Case:

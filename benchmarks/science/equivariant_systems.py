@@ -31,7 +31,7 @@ from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import Stage
 
 VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
-_TEST_FRAMES = 25  # of each chain of a run of its own, which nothing was chosen by
+_TEST_FRAMES = 20  # of each chain of a run of its own, which nothing was chosen by
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ CASES: dict[str, Case] = {
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=512, learning_rate=6e-3, group=16),
-            path=(PathGradientStage(steps=1000, batch=128, solver_steps=4, learning_rate=3e-3),),
+            path=(PathGradientStage(steps=700, batch=128, solver_steps=4, learning_rate=3e-3),),
             checkpoint_interval=50,
         ),
         (0.1, 85.0),
@@ -168,8 +168,8 @@ def negative_log_likelihood(model: EquivariantFlow, x: Tensor, solver: Solver | 
         return -torch.cat([model.flow.log_prob(part) for part in x.split(64)])
 
 
-def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int) -> dict[str, Any]:
-    """Return likelihood, weights and symmetries of a trained flow.
+def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Return likelihood, weights and symmetries of a trained flow; its samples are kept as ``draws.npz`` in ``folder``.
 
     ``gap`` is paired: on each test sample ``-log p - u`` is known up to the partition function, whose reference value is
     subtracted, so the scatter of the energies, which the test set shares with its entropy, drops out.
@@ -183,6 +183,7 @@ def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: i
     drawn = model.flow.draw(draws, torch.Generator().manual_seed(seed))
     reduced = case.system.reduced_energy(drawn.value.double())
     log_weights = torch.where(torch.isfinite(reduced), -reduced - drawn.log_prob, -torch.inf).numpy()
+    np.savez(folder / "draws.npz", samples=drawn.value.numpy(), log_weights=log_weights)
     constant = model.flow.prior.gaussian_constant
     standard = 1.0 / math.sqrt(len(losses))
     return {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.compilation.programs import resolved
-from ..compiled_functions import CompiledFlowFunction
+from ..compiled_functions import CompiledFlowFunction, FlowFunction
 from .vector_fields import VectorField, Velocities, Velocity
 
 
@@ -114,7 +114,7 @@ def divergence_by_all(field: VectorField, x: Tensor, time: Tensor, pull: Tensor,
     return _derivatives(field, x, time, (pull, weight), of_parameters=True)
 
 
-_SLOPES = {
+_SLOPES: dict[tuple[bool, bool], FlowFunction] = {
     (False, False): velocity_by_positions,
     (False, True): velocity_by_all,
     (True, False): divergence_by_positions,

@@ -178,7 +178,7 @@ class GraphField(VectorField):
         kernels = self.kernels(hidden)
         message, side, own = self.sizes
         biases = self.time_biases(hidden).split((message, message, side, own, own), -1)
-        return _TimeBiases(*biases, kernels[:, :-1], kernels[:, -1:])
+        return _TimeBiases._make((*biases, kernels[:, :-1], kernels[:, -1:]))
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -227,7 +227,7 @@ def train_continuous_flow(
     if samples.dim() != 3 or tuple(samples.shape[1:]) != expected or not torch.isfinite(samples).all():
         raise ValueError(f"samples must be finite, (samples, {expected[0]}, {expected[1]}), got {tuple(samples.shape)}")
     if settings.path and energy is None:
-        raise ConfigurationError("path gradients need the target: give its reduced energy, or leave their stages out")
+        raise ConfigurationError("path gradients need the target's reduced energy: give it, or leave their stages out")
     centred = without_mean(samples.double()).to(flow.dtype)
     stages = _stages(flow, centred, settings, energy, seed)
     # Each stage is made when the one before it is done: its averages start from the parameters that are there.
@@ -242,5 +242,6 @@ def _stages(
     for number, likelihood in enumerate(settings.likelihood):
         training = ContinuousLikelihoodTraining(flow, likelihood, samples, seed + number, interval, mode)
         yield f"likelihood-{number + 1}", training
-    for number, path in enumerate(settings.path):
-        yield f"path-{number + 1}", PathGradientTraining(flow, path, samples, energy, seed + number, interval, mode)
+    if energy is not None:
+        for number, path in enumerate(settings.path):
+            yield f"path-{number + 1}", PathGradientTraining(flow, path, samples, energy, seed + number, interval, mode)
