@@ -51,7 +51,9 @@ def compared(case: Case, samples: Tensor, test: Tensor, output: Path, seed: int,
                 label = f"DW4-{name}-{count}-{kind}"
                 model, _ = trained_flow(label, part, sets[kind], output, seed, settings)
                 constant = model.flow.prior.gaussian_constant
-                found = {key: float(negative_log_likelihood(model, x).mean()) - constant for key, x in tests.items()}
+                found = {
+                    key: float(negative_log_likelihood(part, model, x).mean()) - constant for key, x in tests.items()
+                }
                 rows.append({"samples": count, "field": name, "training": kind, **found})
     return rows
 

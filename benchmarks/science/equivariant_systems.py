@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from flowbridge.core.statistics import effective_sample_percent, mean_with_error
+from flowbridge.flows.equivariant.compiled_field import compiled
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
 from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.mean_free import without_mean
-from flowbridge.flows.equivariant.ordinary_equations import Solver
+from flowbridge.flows.equivariant.ordinary_equations import Solution, Solver, transport
 from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster, ParticleSystem
@@ -31,6 +32,7 @@ from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import Stage
 
 VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
+_BATCH = 64  # configurations that are evaluated at once
 _TEST_FRAMES = 20  # of each chain of a run of its own, which nothing was chosen by
 
 
@@ -160,12 +162,24 @@ def trained_flow(
     return model, stage.results or {}
 
 
-def negative_log_likelihood(model: EquivariantFlow, x: Tensor, solver: Solver | None = None) -> Tensor:
+def negative_log_likelihood(case: Case, model: EquivariantFlow, x: Tensor, solver: Solver | None = None) -> Tensor:
     """Return ``-log p`` ``(S,)`` in nats of reduced positions ``(S, N, D)``, with the Gaussian constant."""
-    if solver is not None:
-        model.flow.solver = solver
+    latent, divergence = in_batches(case, model, without_mean(x), backward=True, solver=solver)
+    return -(model.flow.prior.log_prob(latent.double()) + divergence.double())
+
+
+def in_batches(
+    case: Case, model: EquivariantFlow, x: Tensor, *, backward: bool, solver: Solver | None = None
+) -> Solution:
+    """Return what ``transport`` gives, in batches of a size for which the training has compiled the field."""
+    field = compiled(model.flow.field, case.training.compilation)
+    parts = []
     with torch.no_grad():
-        return -torch.cat([model.flow.log_prob(part) for part in x.split(64)])
+        for part in x.to(model.flow.dtype).split(_BATCH):
+            filled = torch.cat([part, part[:1].expand(_BATCH - len(part), -1, -1)])
+            found = transport(field, filled, solver or case.solver, backward=backward)
+            parts.append(Solution(found.value[: len(part)], found.divergence[: len(part)]))
+    return Solution(torch.cat([part.value for part in parts]), torch.cat([part.divergence for part in parts]))
 
 
 def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -175,15 +189,16 @@ def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: i
     subtracted, so the scatter of the energies, which the test set shares with its entropy, drops out.
     """
     begin = time.monotonic()
-    losses = negative_log_likelihood(model, test).numpy()
+    losses = negative_log_likelihood(case, model, test).numpy()
     finer = case.solver.model_copy(update={"steps": 2 * case.solver.steps})
-    fine = negative_log_likelihood(model, test[:500], finer).numpy()
-    model.flow.solver = case.solver
+    fine = negative_log_likelihood(case, model, test[:500], finer).numpy()
     excess = losses - case.system.reduced_energy(test).numpy()
-    drawn = model.flow.draw(draws, torch.Generator().manual_seed(seed))
-    reduced = case.system.reduced_energy(drawn.value.double())
-    log_weights = torch.where(torch.isfinite(reduced), -reduced - drawn.log_prob, -torch.inf).numpy()
-    np.savez(folder / "draws.npz", samples=drawn.value.numpy(), log_weights=log_weights)
+    latent = model.flow.prior.sample(draws, torch.Generator().manual_seed(seed))
+    drawn, divergence = in_batches(case, model, latent, backward=False)
+    log_prob = model.flow.prior.log_prob(latent.double()) - divergence.double()
+    reduced = case.system.reduced_energy(drawn.double())
+    log_weights = torch.where(torch.isfinite(reduced), -reduced - log_prob, -torch.inf).numpy()
+    np.savez(folder / "draws.npz", samples=drawn.numpy(), log_weights=log_weights)
     constant = model.flow.prior.gaussian_constant
     standard = 1.0 / math.sqrt(len(losses))
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.errors import ConvergenceError, MissingDependencyError
 from ..configuration import Section
-from .vector_fields import VectorField, Velocities
+from .vector_fields import Velocities
 
 
 class Solver(Section):
@@ -51,7 +51,7 @@ class Steps(NamedTuple):
     defect: Tensor
 
 
-def transport(field: VectorField, x: Tensor, solver: Solver, *, backward: bool = False) -> Solution:
+def transport(field: Velocities, x: Tensor, solver: Solver, *, backward: bool = False) -> Solution:
     """Carry configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
 
     The integral is that of the direction taken, so ``log p(end) = log p(start) - divergence``.
@@ -106,7 +106,7 @@ def carried(field: Velocities, x: Tensor, times: Sequence[float]) -> Tensor:
     return x
 
 
-def _adaptive(field: VectorField, x: Tensor, begin: float, end: float, solver: Solver) -> Solution:
+def _adaptive(field: Velocities, x: Tensor, begin: float, end: float, solver: Solver) -> Solution:
     try:
         from torchdiffeq import odeint
     except ImportError as error:
