@@ -36,17 +36,17 @@ def draw_samples(systems: Sequence[Compared], file: Path) -> None:
         for (distances, energies), one in zip(grid, systems, strict=True):
             weights = np.exp(one.log_weights - one.log_weights.max())
             reference, found = _distances(one.reference), _distances(one.samples)
-            edges = np.linspace(*np.quantile(reference, (1e-5, 0.9999)), 90)
+            edges = np.linspace(*np.quantile(reference, (1e-5, 0.9999)), 70)
             _histograms(distances, edges, reference.ravel(), found.ravel(), np.repeat(weights, found.shape[1]))
             distances.set_xlabel("distance of pairs (reduced)")
             distances.set_title(one.name)
             reference, found = (one.system.reduced_energy(x.double()).numpy() for x in (one.reference, one.samples))
             low, high = np.quantile(reference, (5e-4, 0.9995))
-            edges = np.linspace(low - 0.1 * (high - low), high + 0.4 * (high - low), 70)
+            edges = np.linspace(low - 0.1 * (high - low), high + 0.4 * (high - low), 55)
             _histograms(energies, edges, reference, found, weights)
             energies.set_xlabel("energy (kT)")
             energies.set_title(f"effective sample size {one.effective_percent:.0f} %")
-        grid[0, 0].legend(loc="upper left")
+        grid[0, 0].legend(loc="upper center")
 
 
 def _distances(x: Tensor) -> FloatArray:

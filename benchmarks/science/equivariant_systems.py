@@ -84,8 +84,8 @@ CASES: dict[str, Case] = {
         GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
         Solver(steps=6),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=4000, batch=256, learning_rate=6e-3, group=4),
-            path=(PathGradientStage(steps=500, batch=64, solver_steps=5, learning_rate=2e-3),),
+            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
+            path=(PathGradientStage(steps=350, batch=64, solver_steps=5, learning_rate=2e-3),),
             checkpoint_interval=50,
             compilation="auto",
         ),
