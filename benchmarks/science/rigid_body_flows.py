@@ -70,7 +70,7 @@ FULL = Plan(
     (100.0, 50.0),
     TrainingConfiguration(steps=600, batch=32, learning_rate=1e-3, checkpoint_interval=100),
     TrainingConfiguration(steps=400, batch=32, learning_rate=1e-3, checkpoint_interval=100),
-    TrainingConfiguration(steps=4000, batch=256, learning_rate=5e-2, average=0.995, checkpoint_interval=250),
+    TrainingConfiguration(steps=2800, batch=256, learning_rate=5e-2, average=0.995, checkpoint_interval=250),
     20_000,
     20_000,
 )
