@@ -3,7 +3,7 @@
     python examples/equivariant_flow.py [FOLDER]
 
 Reference samples of DW4 by replica exchange, a graph-network flow trained on them by optimal-transport flow matching and then
-by likelihood, its own samples with importance weights, and a figure, in two minutes on one core. FOLDER
+by path gradients, its own samples with importance weights, and a figure, in four minutes on one core. FOLDER
 (runs/equivariant_flow) keeps the model file, the weighted samples and the figure; the model file works in OpenMM and ASE like
 any other.
 """
@@ -16,12 +16,12 @@ import torch
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.ordinary_equations import Solver
+from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles
 from flowbridge.flows.equivariant.training import (
     ContinuousFlowTraining,
     FlowMatchingStage,
-    LikelihoodStage,
     train_continuous_flow,
 )
 from matplotlib.axes import Axes
@@ -51,9 +51,9 @@ def main(
     model = EquivariantFlow.untrained(system, samples, field, Solver(steps=10))
     training = ContinuousFlowTraining(
         matching=FlowMatchingStage(steps=steps),
-        likelihood=(LikelihoodStage(steps=steps // 8, batch=128, solver_steps=4, learning_rate=3e-3, average=0.95),),
+        path=(PathGradientStage(steps=steps // 8, learning_rate=3e-3, average=0.95),),
     )
-    train_continuous_flow(model.flow, samples, training, folder / "training", seed=1)
+    train_continuous_flow(model.flow, samples, training, folder / "training", energy=system.reduced_energy, seed=1)
     fb.save(model, folder / "dw4.flow")
 
     weighted = model.sample(draws, system, seed=2)

@@ -16,37 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
-from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
-from flowbridge.flows.equivariant.kernel_field import KernelFieldSettings
-from flowbridge.flows.equivariant.network_field import NetworkFieldSettings
-from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from torch import Tensor
 
 from flowbridge.workflows.stages import Stage
 
 from ..harness import report
-from .equivariant_systems import (
-    CASES,
-    TEST,
-    Case,
-    judged,
-    moved,
-    negative_log_likelihood,
-    reference_samples,
-    trained_flow,
-)
-
-_BASELINES: dict[str, FieldSettings] = {
-    "graph": GraphFieldSettings(hidden=32, radial=32, longest=10.0, crowding=1.0),
-    "kernel": KernelFieldSettings(distances=50, longest=10.0),
-    "network": NetworkFieldSettings(hidden=128, layers=3),
-}
-_BASELINE_SAMPLES = (100, 1000)
-_BASELINE_TRAINING = ContinuousFlowTraining(
-    matching=FlowMatchingStage(steps=400, batch=256, learning_rate=4e-3, average=0.99)
-)
+from .equivariance_compared import compared
+from .equivariant_figures import Compared, draw_samples
+from .equivariant_systems import CASES, VALIDATION, Case, judged, reference_samples, test_samples, trained_flow
 
 
 def main() -> None:
@@ -82,56 +62,47 @@ def run(
 ) -> dict[str, Any]:
     """Return the numbers of all tables; what is finished in ``output`` is not done again."""
     results: dict[str, Any] = {"seed": seed, "samples": {}, "flows": {}, "baselines": []}
+    pictures: list[Compared] = []
     for name in systems:
         case = smaller(CASES[name]) if small else CASES[name]
         x, results["samples"][name] = reference_samples(name, case, output, seed + 1)
         if not train:
             continue
-        held_out = min(TEST, len(x) // 2)
-        samples, test = x[:-held_out], x[-held_out:]
+        samples = x[: -min(VALIDATION, len(x) // 2)]
+        test = test_samples(name, case, output, seed + 101)
         model, training = trained_flow(name, case, samples, output, seed)
+        found, compared_samples = _judged_once(name, case, model, test, draws, output, seed + 2)
+        pictures.append(compared_samples)
         results["flows"][name] = {
             "training_samples": len(samples),
             "test_samples": len(test),
             "parameters": training["parameters"],
             "training_seconds": training["wall_seconds"],
-            **_judged_once(name, case, model, test, draws, output, seed + 2),
+            **found,
         }
         if name == "DW4" and baselines:
             results["baselines"] = compared(case, samples, test[:1000], output, seed, small)
+    if pictures:
+        draw_samples(pictures, output / "equivariant_flows.png")
     return results
 
 
 def _judged_once(
     name: str, case: Case, model: EquivariantFlow, test: Tensor, draws: int, output: Path, seed: int
-) -> dict[str, Any]:
-    """Return what ``judged`` says of a trained model, from its stage where it was asked before."""
+) -> tuple[dict[str, Any], Compared]:
+    """Return what ``judged`` says of a trained model, from its stage where it was asked before, and what is drawn of it."""
     digest = None if model.model_file is None else model.model_file.digest
     inputs = {"model": digest, "test": len(test), "draws": draws, "seed": seed}
-    stage = Stage.completed(output, f"judge-{name}", inputs, lambda _: judged(case, model, test, draws, seed))
+
+    def work(folder: Path) -> dict[str, Any]:
+        return judged(case, model, test, draws, seed, folder)
+
+    stage = Stage.completed(output, f"judge-{name}", inputs, work)
     results = stage.results or {}
     results.pop("wall_seconds", None)
-    return results
-
-
-def compared(case: Case, samples: Tensor, test: Tensor, output: Path, seed: int, small: bool) -> list[dict[str, Any]]:
-    """Return test likelihoods of three fields with few and many samples, on a test set as it is and moved by symmetries."""
-    rows = []
-    for count in (50,) if small else _BASELINE_SAMPLES:
-        # Spread over the run, since samples that follow each other are of the same chains.
-        chosen = samples[torch.linspace(0, len(samples) - 1, count).long()]
-        row: dict[str, Any] = {"samples": count}
-        for name, settings in _BASELINES.items():
-            training = case.training if small else _BASELINE_TRAINING
-            matching = training.matching.model_copy(update={"alignment": name != "network"})
-            training = training.model_copy(update={"matching": matching})
-            part = replace(case, training=training)
-            model, _ = trained_flow(f"DW4-{name}-{count}", part, chosen, output, seed, settings)
-            constant = model.flow.prior.gaussian_constant
-            row[name] = float(negative_log_likelihood(model, test).mean()) - constant
-            row[f"{name}_moved"] = float(negative_log_likelihood(model, moved(test, seed)).mean()) - constant
-        rows.append(row)
-    return rows
+    with np.load(stage.folder / "draws.npz") as kept:
+        samples, log_weights = torch.from_numpy(kept["samples"]), kept["log_weights"]
+    return results, Compared(name, case.system, test, samples, log_weights, results["effective_sample_percent"])
 
 
 def smaller(case: Case) -> Case:
@@ -143,10 +114,10 @@ def smaller(case: Case) -> Case:
         training=training.model_copy(
             update={
                 "matching": training.matching.model_copy(update={"steps": 10, "batch": 32, "pool": 64}),
-                "likelihood": tuple(
-                    stage.model_copy(update={"steps": 2, "batch": 8, "solver_steps": 2})
-                    for stage in training.likelihood
+                "path": tuple(
+                    stage.model_copy(update={"steps": 2, "batch": 8, "solver_steps": 2}) for stage in training.path
                 ),
+                "compilation": "never",
             }
         ),
     )
@@ -192,8 +163,10 @@ def show(name: str, results: dict[str, Any]) -> None:
             for dtype, most in (("float32", "<= 1e-5"), ("float64", "<= 1e-10"))
         ]
     for row in results["baselines"]:
-        rows.append([f"DW4, {row['samples']} samples: test -log p", "", "moved by symmetries"])
-        rows += [[f"    {field}", f"{row[field]:.2f}", f"{row[f'{field}_moved']:.2f}"] for field in _BASELINES]
+        of = f"DW4, {row['field']}, {row['samples']} samples in {row['training']} orientation(s), -log p"
+        rows.append(
+            [of, "same, permuted, moved", ", ".join(f"{row[key]:.2f}" for key in ("same", "permuted", "moved"))]
+        )
     report(name, "equivariant flows", ("", "asked", "measured"), rows, results)
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from flowbridge.core.statistics import effective_sample_percent, mean_with_error
+from flowbridge.flows.equivariant.compiled_field import compiled
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
 from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.mean_free import without_mean
-from flowbridge.flows.equivariant.ordinary_equations import Solver
+from flowbridge.flows.equivariant.ordinary_equations import Solution, Solver, transport
+from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster, ParticleSystem
 from flowbridge.flows.equivariant.training import (
     ContinuousFlowTraining,
     FlowMatchingStage,
-    LikelihoodStage,
     train_continuous_flow,
 )
 from torch import Tensor
@@ -30,7 +31,9 @@ import flowbridge
 from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import Stage
 
-TEST = 2000  # reference samples that no training sees
+VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
+_BATCH = 64  # configurations that are evaluated at once
+_TEST_FRAMES = 20  # of each chain of a run of its own, which nothing was chosen by
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,14 @@ CASES: dict[str, Case] = {
     "DW4": Case(
         DoubleWellParticles(),
         ReplicaExchangeSettings(
-            temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=100, spread=2.0
+            temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=500, spread=2.0
         ),
-        GraphFieldSettings(hidden=48, features=32, radial=32, longest=10.0, crowding=1.0),
+        GraphFieldSettings(hidden=64, features=32, triangles=24, radial=32, longest=10.0, crowding=1.0),
         Solver(steps=10),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=4000, batch=512, learning_rate=6e-3, group=16),
-            likelihood=(LikelihoodStage(steps=300, batch=256, solver_steps=4, learning_rate=3e-3, average=0.97),),
+            matching=FlowMatchingStage(steps=2500, batch=512, learning_rate=6e-3, group=16),
+            path=(PathGradientStage(steps=700, batch=128, solver_steps=4, learning_rate=3e-3),),
+            checkpoint_interval=50,
         ),
         (0.1, 85.0),
         (1.62, 0.01),
@@ -77,11 +81,13 @@ CASES: dict[str, Case] = {
     "LJ13": Case(
         LennardJonesCluster(13),
         ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=300),
-        GraphFieldSettings(hidden=32, radial=64, longest=5.5, crowding=2.0),
+        GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
         Solver(steps=6),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=20_000, batch=256, learning_rate=6e-3, group=8),
-            likelihood=(LikelihoodStage(steps=1000, batch=64, solver_steps=5, learning_rate=2e-3),),
+            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
+            path=(PathGradientStage(steps=100, batch=64, solver_steps=5, learning_rate=2e-3),),
+            checkpoint_interval=50,
+            compilation="auto",
         ),
         (0.6, 40.0),
         (-16.4, 0.1),
@@ -118,6 +124,13 @@ def reference_samples(name: str, case: Case, output: Path, seed: int) -> tuple[T
     return run.run(stage.folder), stage.results or {}
 
 
+def test_samples(name: str, case: Case, output: Path, seed: int) -> Tensor:
+    """Return samples ``(S, N, D)`` of an independent run."""
+    frames = min(_TEST_FRAMES, case.exchange.frames)
+    part = replace(case, exchange=replace(case.exchange, frames=frames))
+    return reference_samples(f"{name}-test", part, output, seed)[0]
+
+
 def trained_flow(
     label: str, case: Case, samples: Tensor, output: Path, seed: int, field_settings: FieldSettings | None = None
 ) -> tuple[EquivariantFlow, dict[str, Any]]:
@@ -137,7 +150,8 @@ def trained_flow(
 
     def work(folder: Path) -> Mapping[str, Any]:
         model = EquivariantFlow.untrained(case.system, samples, settings, case.solver, seed)
-        curves = train_continuous_flow(model.flow, samples, case.training, folder, seed=seed)
+        energy = case.system.reduced_energy
+        curves = train_continuous_flow(model.flow, samples, case.training, folder, energy=energy, seed=seed)
         flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "curves": curves}
 
@@ -148,29 +162,43 @@ def trained_flow(
     return model, stage.results or {}
 
 
-def negative_log_likelihood(model: EquivariantFlow, x: Tensor, solver: Solver | None = None) -> Tensor:
+def negative_log_likelihood(case: Case, model: EquivariantFlow, x: Tensor, solver: Solver | None = None) -> Tensor:
     """Return ``-log p`` ``(S,)`` in nats of reduced positions ``(S, N, D)``, with the Gaussian constant."""
-    if solver is not None:
-        model.flow.solver = solver
+    latent, divergence = in_batches(case, model, without_mean(x), backward=True, solver=solver)
+    return -(model.flow.prior.log_prob(latent.double()) + divergence.double())
+
+
+def in_batches(
+    case: Case, model: EquivariantFlow, x: Tensor, *, backward: bool, solver: Solver | None = None
+) -> Solution:
+    """Return what ``transport`` gives, in batches of a size for which the training has compiled the field."""
+    field = compiled(model.flow.field, case.training.compilation)
+    parts = []
     with torch.no_grad():
-        return -torch.cat([model.flow.log_prob(part) for part in x.split(64)])
+        for part in x.to(model.flow.dtype).split(_BATCH):
+            filled = torch.cat([part, part[:1].expand(_BATCH - len(part), -1, -1)])
+            found = transport(field, filled, solver or case.solver, backward=backward)
+            parts.append(Solution(found.value[: len(part)], found.divergence[: len(part)]))
+    return Solution(torch.cat([part.value for part in parts]), torch.cat([part.divergence for part in parts]))
 
 
-def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int) -> dict[str, Any]:
-    """Return likelihood, weights and symmetries of a trained flow.
+def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Return likelihood, weights and symmetries of a trained flow; its samples are kept as ``draws.npz`` in ``folder``.
 
     ``gap`` is paired: on each test sample ``-log p - u`` is known up to the partition function, whose reference value is
     subtracted, so the scatter of the energies, which the test set shares with its entropy, drops out.
     """
     begin = time.monotonic()
-    losses = negative_log_likelihood(model, test).numpy()
+    losses = negative_log_likelihood(case, model, test).numpy()
     finer = case.solver.model_copy(update={"steps": 2 * case.solver.steps})
-    fine = negative_log_likelihood(model, test[:500], finer).numpy()
-    model.flow.solver = case.solver
+    fine = negative_log_likelihood(case, model, test[:500], finer).numpy()
     excess = losses - case.system.reduced_energy(test).numpy()
-    drawn = model.flow.draw(draws, torch.Generator().manual_seed(seed))
-    reduced = case.system.reduced_energy(drawn.value.double())
-    log_weights = torch.where(torch.isfinite(reduced), -reduced - drawn.log_prob, -torch.inf).numpy()
+    latent = model.flow.prior.sample(draws, torch.Generator().manual_seed(seed))
+    drawn, divergence = in_batches(case, model, latent, backward=False)
+    log_prob = model.flow.prior.log_prob(latent.double()) - divergence.double()
+    reduced = case.system.reduced_energy(drawn.double())
+    log_weights = torch.where(torch.isfinite(reduced), -reduced - log_prob, -torch.inf).numpy()
+    np.savez(folder / "draws.npz", samples=drawn.numpy(), log_weights=log_weights)
     constant = model.flow.prior.gaussian_constant
     standard = 1.0 / math.sqrt(len(losses))
     return {
@@ -189,14 +217,15 @@ def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: i
     }
 
 
-def moved(x: Tensor, seed: int) -> Tensor:
-    """Return configurations ``(S, N, D)``, each rotated or reflected and permuted at random."""
+def moved(x: Tensor, seed: int, *, turned: bool = True) -> Tensor:
+    """Return configurations ``(S, N, D)``, each permuted and, where ``turned``, rotated or reflected at random."""
     generator = torch.Generator().manual_seed(seed)
     count, particles, dimension = x.shape
     noise = torch.randn(count, dimension, dimension, generator=generator, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(noise)
     order = torch.rand(count, particles, generator=generator).argsort(1)
-    return torch.gather(x, 1, order.unsqueeze(-1).expand_as(x)) @ rotation.to(x.dtype)
+    permuted = torch.gather(x, 1, order.unsqueeze(-1).expand_as(x))
+    return permuted @ rotation.to(x.dtype) if turned else permuted
 
 
 def asymmetry(model: EquivariantFlow, x: Tensor, dtype: torch.dtype = torch.float64) -> float:

@@ -25,7 +25,7 @@ from .ordinary_equations import Solver
 from .systems import ParticleSystem
 from .vector_fields import VectorField
 
-_REVISION = 1  # of the meaning of stored parameters: raise it when the same tensors would give another density
+_REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
 
 FieldSettings: TypeAlias = GraphFieldSettings | KernelFieldSettings | NetworkFieldSettings
 """Settings decide the field: a graph network, kernel dynamics, or a network without symmetry."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,18 @@ class Velocity(NamedTuple):
 
     value: Tensor
     divergence: Tensor
+
+
+class Velocities(Protocol):
+    """What solvers ask of a field: a :class:`VectorField`, or one in compiled form."""
+
+    def __call__(self, time: Tensor, x: Tensor) -> Tensor:
+        """Return velocities ``(B, N, D)``."""
+        ...
+
+    def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
+        """Return velocities and their divergences."""
+        ...
 
 
 class VectorField(nn.Module):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
+from ..training.checkpoint_files import load_checkpoint, save_checkpoint
 from ..training.stage_training import averaging, cosine
 from .configuration import TrainingConfiguration
 from .crystal import CrystalCoordinates, RigidBijection
@@ -225,7 +227,9 @@ class _Trainer:
         )
         self.curve = TrainingCurve()
         self.first = 0
-        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.best = copy.deepcopy(flow)
+        self.best_value = math.inf
+        self.kept = nn.ModuleDict({"flow": flow, "averaged": self.averaged, "best": self.best})
         if self.file.is_file():
             self._resume()
         else:
@@ -251,44 +255,37 @@ class _Trainer:
         self.curve.steps.append(done)
         self.curve.loss.append(loss)
         self._keep_the_best()
-        state = {
+        progress = {
             "done": done,
-            "flow": self.flow.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
             "curve": asdict(self.curve),
-            "best": self.best,
+            "best": self.best_value if math.isfinite(self.best_value) else None,
             "settings": self.settings.model_dump(mode="json"),
         }
-        part = self.file.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, self.file)
+        save_checkpoint(self.file, self.kept, self.optimiser, progress)
 
     def finish(self) -> None:
         """Leave the best parameters in the flow where something was held out, and else the averaged ones."""
-        self.flow.load_state_dict(self.averaged.module.state_dict() if self.best is None else self.best[1])
+        chosen = self.averaged.module if self.look is None else self.best
+        self.flow.load_state_dict(chosen.state_dict())
 
     def _keep_the_best(self) -> None:
         if self.look is None:
             return
         value = self.look(cast(RigidBijection, self.averaged.module))
         self.curve.held_out.append(value)
-        if self.best is None or value < self.best[0]:
-            self.best = value, {name: tensor.clone() for name, tensor in self.averaged.module.state_dict().items()}
+        if value < self.best_value:
+            self.best_value = value
+            self.best.load_state_dict(self.averaged.module.state_dict())
 
     def _resume(self) -> None:
-        # Our own checkpoint of this very run; weights_only reads tensors and plain containers, and runs no code.
-        state: dict[str, Any] = torch.load(self.file, weights_only=True)
-        if state["settings"] != self.settings.model_dump(mode="json"):
+        progress = load_checkpoint(self.file, self.kept, self.optimiser)
+        if progress["settings"] != self.settings.model_dump(mode="json"):
             raise ConfigurationError(
                 f"{self.file} is the checkpoint of a training with other settings: choose another folder, or remove it"
             )
-        self.first = state["done"]
-        self.flow.load_state_dict(state["flow"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.curve = TrainingCurve(**state["curve"])
-        self.best = state["best"]
+        self.first = progress["done"]
+        self.curve = TrainingCurve(**progress["curve"])
+        self.best_value = math.inf if progress["best"] is None else progress["best"]
 
 
 def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> list[tuple[list[nn.Parameter], float]]:

@@ -7,10 +7,12 @@ from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.kernel_field import KernelFieldSettings
 from flowbridge.flows.equivariant.ordinary_equations import Solver
+from flowbridge.flows.equivariant.path_training import PathGradientStage, PathGradientTraining
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings
 from flowbridge.flows.equivariant.systems import DoubleWellParticles
 from flowbridge.flows.equivariant.training import (
     ContinuousFlowTraining,
+    ContinuousLikelihoodTraining,
     FlowMatchingStage,
     LikelihoodStage,
     train_continuous_flow,
@@ -59,15 +61,45 @@ def test_flow_matching_and_likelihood_learn(pair, tmp_path):
     assert curves["likelihood-1"][0]["nll"] == pytest.approx(before, abs=0.3)
 
 
+def test_path_gradients_learn(pair, tmp_path):
+    """From a normal distribution towards the target; more slowly than likelihood where that is far, hence a larger limit."""
+    system, samples, test = pair
+    model = untrained(pair)
+    before = -model.flow.log_prob(test).mean().item()
+    stage = PathGradientStage(steps=40, batch=64, solver_steps=3, learning_rate=1e-2, average=0.8)
+    settings = ContinuousFlowTraining(matching=FlowMatchingStage(steps=0), path=(stage,))
+    curves = train_continuous_flow(model.flow, samples, settings, tmp_path, energy=system.reduced_energy, seed=1)
+    assert -model.flow.log_prob(test).mean().item() < before - 0.3
+    assert curves["path-1"][-1]["pull"] < 0.7 * curves["path-1"][0]["pull"]
+
+
+@pytest.mark.filterwarnings("ignore:.*trainer. reference is not registered")
+def test_path_gradients_vanish_where_the_flow_is_right(pair):
+    """Sample by sample, where those of the likelihood are noise: the untrained flow is at rest, its target the prior."""
+    model = untrained(pair)
+    prior = model.flow.prior
+    samples = prior.sample(256, torch.Generator().manual_seed(0))
+    stage = PathGradientStage(steps=1, batch=32)
+    path = PathGradientTraining(model.flow, stage, samples, lambda x: -prior.log_prob(x), 1, 25)
+    path.training_step(None, 0).backward()
+    assert max(parameter.grad.abs().max() for parameter in model.flow.parameters()) < 1e-4
+    likelihood = ContinuousLikelihoodTraining(model.flow, LIKELIHOOD, samples, 1, 25)
+    model.flow.zero_grad()
+    likelihood.training_step(None, 0).backward()
+    assert max(parameter.grad.abs().max() for parameter in model.flow.parameters()) > 1e-2
+
+
 def test_interrupted_training_gives_the_same_parameters(pair, tmp_path):
     """With pools of lines that change between checkpoints."""
     settings = ContinuousFlowTraining(
         matching=MATCHING.model_copy(update={"steps": 30, "pool": 256, "pool_uses": 2}),
         likelihood=(LIKELIHOOD.model_copy(update={"steps": 4}),) * 2,
+        path=(PathGradientStage(steps=4, batch=16, solver_steps=2),),
         checkpoint_interval=10,
     )
+    energy = pair[0].reduced_energy
     whole = untrained(pair)
-    train_continuous_flow(whole.flow, pair[1], settings, tmp_path / "whole", seed=1)
+    train_continuous_flow(whole.flow, pair[1], settings, tmp_path / "whole", energy=energy, seed=1)
 
     class Stop(Exception):
         pass
@@ -84,9 +116,9 @@ def test_interrupted_training_gives_the_same_parameters(pair, tmp_path):
 
     stopped.flow.field.forward = failing
     with pytest.raises(Stop):
-        train_continuous_flow(stopped.flow, pair[1], settings, tmp_path / "parts", seed=1)
+        train_continuous_flow(stopped.flow, pair[1], settings, tmp_path / "parts", energy=energy, seed=1)
     resumed = untrained(pair)
-    train_continuous_flow(resumed.flow, pair[1], settings, tmp_path / "parts", seed=1)
+    train_continuous_flow(resumed.flow, pair[1], settings, tmp_path / "parts", energy=energy, seed=1)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -105,6 +137,9 @@ def test_hostile_input(pair, tmp_path):
         train_continuous_flow(model.flow, torch.zeros(10, 3, 2), ContinuousFlowTraining(), tmp_path)
     with pytest.raises(ValueError, match="finite"):
         train_continuous_flow(model.flow, torch.full((10, 2, 2), torch.nan), ContinuousFlowTraining(), tmp_path)
+    blind = ContinuousFlowTraining(path=(PathGradientStage(),))
+    with pytest.raises(ConfigurationError, match="reduced energy"):
+        train_continuous_flow(model.flow, torch.zeros(10, 2, 2), blind, tmp_path)
     wrong = ContinuousFlowTraining(matching=MATCHING.model_copy(update={"pool": 130}))
     with pytest.raises(ConfigurationError, match="pool"):
         train_continuous_flow(model.flow, pair[1], wrong, tmp_path)
