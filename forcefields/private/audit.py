@@ -22,8 +22,9 @@ from torch import Tensor
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
 from .budget import PrivacyBudget
+from .configuration import PrivateTraining
 from .noise import NoiseSource, SeededNoise
-from .training import Learner, PrivateTrainer, PrivateTraining
+from .training import Learner, PrivateTrainer
 from .units import UnitData
 
 _FEWEST = 20

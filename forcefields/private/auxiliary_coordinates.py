@@ -22,6 +22,7 @@ objectives, clipped layer by layer.
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,11 @@ class AuxiliaryCoordinates:
         coordinate_rate: their learning rate.
     """
 
-    def __init__(self, network: FeedForwardNetwork, order: int, coordinate_steps: int, coordinate_rate: float) -> None:
+    method: Literal["dp_mac", "dp_sgd"] = "dp_mac"
+
+    def __init__(
+        self, network: FeedForwardNetwork, order: int = 1, coordinate_steps: int = 30, coordinate_rate: float = 0.01
+    ) -> None:
         self.network = network
         self.order = order
         self.coordinate_steps = coordinate_steps

@@ -9,6 +9,7 @@ from flowbridge.core.model_files import from_bytes, load, read_header, save, to_
 from flowbridge.forcefields.private.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.bill import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
+from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.feed_forward import (
     FeedForwardConfiguration,
     FeedForwardNetwork,
@@ -17,7 +18,7 @@ from flowbridge.forcefields.private.feed_forward import (
 )
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.sample_gradients import SampleGradients
-from flowbridge.forcefields.private.training import PrivateTrainer, PrivateTraining, train_privately
+from flowbridge.forcefields.private.training import PrivateTrainer, train_privately
 from flowbridge.forcefields.private.units import UnitData
 from opacus import GradSampleModule
 from typer.testing import CliRunner
