@@ -10,7 +10,9 @@ Surfaces need no dynamics: bonds, angles and torsions are drawn independently, a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from flowbridge.flows.zmatrix import Row, ZMatrix
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.force_maps import bonded_force_map
 from flowbridge.forcefields.networks import InvariantConfiguration
-from flowbridge.forcefields.private.budget import PrivacyBudget
+from flowbridge.forcefields.private.budget import Accountant, PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
@@ -47,7 +49,7 @@ from ..harness import report
 from ..molecules import EXAMPLES
 from .coarse_graining import ALANINE, settings_of
 from .coarse_graining import SMALL as SMALL_REFERENCE
-from .kept_runs import kept, spread
+from .kept_runs import OutOfTime, kept, spread
 
 DELTA = 1e-5
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
@@ -68,9 +70,10 @@ class Sizes:
     batch: int = 256
     plain_steps: int = 2000
     width: int = 32
+    accountant: Accountant = "prv"
 
 
-SMALL = Sizes(block=5, held_out=100, proposals=2000, steps=3, batch=10, plain_steps=5, width=8)
+SMALL = Sizes(block=5, held_out=100, proposals=2000, steps=3, batch=10, plain_steps=5, width=8, accountant="rdp")
 
 
 class PrivateAlanine:
@@ -106,18 +109,19 @@ class PrivateAlanine:
         network = InvariantConfiguration(width=self.sizes.width, depth=2, lipschitz=None, seed=seed)
         return public_force_field(self.prior, network, self.start, seed=1)
 
-    def private_data(self, force_field: CoarseGrainedForceField) -> UnitData:
-        """Return the private frames: blocks of the runs that are not held out."""
+    @cached_property
+    def private_data(self) -> UnitData:
+        """The private frames: blocks of the runs that are not held out. Labels know the prior, and no network."""
         frames = BeadFrames(self.positions[self.first :], self.forces[self.first :])
         blocks = torch.arange(len(frames)) // self.sizes.block
-        return trajectory_units(force_field, frames, blocks, per_step=4)
+        return trajectory_units(self.untrained(0), frames, blocks, per_step=4)
 
-    def held_out(self, force_field: CoarseGrainedForceField) -> UnitData:
-        """Return an even choice of the run that is held out."""
+    @cached_property
+    def held_out(self) -> UnitData:
+        """An even choice of the run that is held out."""
         chosen = torch.linspace(0, self.first - 1, self.sizes.held_out).long()
-        return trajectory_units(
-            force_field, BeadFrames(self.positions[chosen], self.forces[chosen]), torch.arange(len(chosen))
-        )
+        frames = BeadFrames(self.positions[chosen], self.forces[chosen])
+        return trajectory_units(self.untrained(0), frames, torch.arange(len(chosen)))
 
     def _prepare_judgement(self, log_weights: np.ndarray[Any, Any]) -> None:
         coordinates = InternalCoordinates(_CHAIN)
@@ -141,7 +145,7 @@ class PrivateAlanine:
         """Return the error of the forces, over the mean square of what the prior leaves of them, and of the surface."""
         if force_field.network is None:
             raise ValueError("there is no network to judge")
-        held_out = self.held_out(force_field)
+        held_out = self.held_out
         missed = network_forces(force_field.network, held_out.inputs) - held_out.targets
         energies = force_field.network(self.proposed.to(held_out.inputs.dtype)).double()
         log_weights = (self.log_ratio - energies).numpy()
@@ -160,15 +164,15 @@ class PrivateAlanine:
             {"method": method, "steps": self.sizes.steps, "batch": self.sizes.batch, "clip": _CLIP[method],
              "learning_rate": 0.05, "average": 0.9}
         )  # fmt: skip
-        budget = PrivacyBudget(epsilon=epsilon, delta=DELTA)
-        result = train_privately(force_field, self.private_data(force_field), budget, settings, seed=seed)
+        budget = PrivacyBudget(epsilon=epsilon, delta=DELTA, accountant=self.sizes.accountant)
+        result = train_privately(force_field, self.private_data, budget, settings, seed=seed)
         save(force_field, file)
         return {**self.judged(force_field), "epsilon": result.bill.epsilon}
 
     def plain_run(self, seed: int) -> dict[str, float]:
         """Train without privacy, and judge."""
         force_field = self.untrained(seed)
-        data, network = self.private_data(force_field), force_field.network
+        data, network = self.private_data, force_field.network
         if network is None:
             raise ValueError("there is no network to train")
         optimiser = torch.optim.Adam(network.parameters(), lr=0.005)
@@ -191,30 +195,43 @@ _CLIP = {"dp_sgd": 1000.0, "dp_mac": 1e-4}
 
 def alanine(output: Path, reference: Path, seeds: int, deadline: float, *, small: bool) -> dict[str, Any]:
     """Train over seeds and budgets, print the table, draw the figure, and return the numbers."""
-    epsilons = EPSILONS[-1:] if small else EPSILONS
+    epsilons = EPSILONS[:1] if small else EPSILONS
     study = PrivateAlanine(reference, small=small)
-    results: dict[str, list[dict[str, float]]] = {"none": [], "untrained": []}
-    for seed in range(seeds):
-        results["untrained"].append(
-            kept(output / f"untrained-{seed}.json", lambda s=seed: study.judged(study.untrained(s)), deadline)
-        )
-        results["none"].append(kept(output / f"plain-{seed}.json", lambda s=seed: study.plain_run(s), deadline))
-        for epsilon in epsilons:
-            for method in METHODS:
-                name = f"{method}-{epsilon:g}-{seed}"
-                found = kept(
-                    output / f"{name}.json",
-                    lambda m=method, e=epsilon, s=seed, n=name: study.private_run(m, e, s, output / f"{n}.flow"),
-                    deadline,
-                )
-                results.setdefault(f"{method} {epsilon:g}", []).append(found)
+    results: dict[str, list[dict[str, float]]] = {}
+    try:
+        for seed in range(seeds):
+            for name, found in _of_seed(study, output, epsilons, seed, deadline).items():
+                results.setdefault(name, []).append(found)
+    except OutOfTime:
+        if not results:
+            raise
+        print(f"out of time after {len(results['none'])} of {seeds} seeds: the same command goes on")
+    done = len(results["none"])
     rows = [_row(f"{epsilon:g}, {METHODS[m][0]}", results[f"{m} {epsilon:g}"]) for epsilon in epsilons for m in METHODS]
     rows += [_row("no privacy", results["none"]), _row("untrained", results["untrained"])]
     columns = ["epsilon", "force error", "surface error, kT²", "JS, nats"]
-    title = f"Capped alanine, blocks of {study.sizes.block} frames as units, delta {DELTA:g}: {seeds} seeds"
+    title = f"Capped alanine, blocks of {study.sizes.block} frames as units, delta {DELTA:g}: {done} seeds"
     report("private_training_alanine" + ("_small" if small else ""), title, columns, rows, dict(results))
     draw(results, epsilons, output / "private_alanine.png")
     return dict(results)
+
+
+def _of_seed(
+    study: PrivateAlanine, output: Path, epsilons: tuple[float, ...], seed: int, deadline: float
+) -> dict[str, dict[str, float]]:
+    """Return the numbers of all trainings of a seed."""
+    found = {
+        "untrained": kept(output / f"untrained-{seed}.json", lambda: study.judged(study.untrained(seed)), deadline),
+        "none": kept(output / f"plain-{seed}.json", lambda: study.plain_run(seed), deadline),
+    }
+    for epsilon, method in itertools.product(epsilons, METHODS):
+        file = output / f"{method}-{epsilon:g}-{seed}"
+
+        def work(m: str = method, e: float = epsilon, f: Path = file) -> dict[str, float]:
+            return study.private_run(m, e, seed, f.with_name(f"{f.name}.flow"))
+
+        found[f"{method} {epsilon:g}"] = kept(file.with_name(f"{file.name}.json"), work, deadline)
+    return found
 
 
 def _row(name: str, runs: list[dict[str, float]]) -> list[str]:

@@ -31,6 +31,7 @@ DELTA = 1e-5
 METHODS = ("dp_mac", "dp_sgd")
 STEPS, BATCH = 100, 256
 _TEST = 360
+_FEW = 10  # steps of a run that shows only that everything works, for which the quick accountant will do
 _TUNING_SEEDS = (1001, 1002)
 
 
@@ -132,7 +133,7 @@ def private_run(
         {"method": method, "steps": steps, "batch": min(task.batch, data.train.units // 2), "average": 0.9, **choice}
         | ({"coordinate_steps": 20} if method == "dp_mac" else {})
     )
-    budget = PrivacyBudget(epsilon=epsilon, delta=DELTA)
+    budget = PrivacyBudget(epsilon=epsilon, delta=DELTA, accountant="prv" if steps > _FEW else "rdp")
     train_privately(model, data.train, budget, settings, before=before, seed=seed)
     return quality(task, model, data)
 

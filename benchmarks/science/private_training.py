@@ -40,7 +40,7 @@ def run(part: str, arguments: argparse.Namespace, folder: Path, deadline: float)
         reference = arguments.reference or (folder / "reference" if small else COARSE_GRAINING / "alanine")
         alanine(folder / "alanine", reference, seeds, deadline, small=small)
     else:
-        epsilons = (8.0,) if small else tuple(arguments.epsilons)
+        epsilons = (1.0,) if small else tuple(arguments.epsilons)
         mnist = arguments.mnist if part == "mnist" else None
         utility(part, folder / part, seeds, epsilons, deadline, small=small, mnist=mnist)
 
