@@ -85,10 +85,7 @@ class AuxiliaryCoordinates:
     def assign(self, means: list[Tensor], damping: float) -> None:
         """Turn noisy mean coefficients into gradients of the parameters: ``b``, or ``b / (h + damping)``."""
         layers = self.network.dense_layers
-        slopes = means[: len(layers)]
-        if self.order == 2:
-            # The noise may make a curvature negative; what is done after it costs no privacy.
-            slopes = [b / (h.clamp_min(0.0) + damping) for b, h in zip(slopes, means[len(layers) :], strict=True)]
+        slopes = damped(means[: len(layers)], means[len(layers) :], damping)
         for layer, slope in zip(layers, slopes, strict=True):
             layer.weight.grad, layer.bias.grad = slope[:, :-1].clone(), slope[:, -1].clone()
 
@@ -139,3 +136,11 @@ class AuxiliaryCoordinates:
 
     def _activated(self, pre_activation: Tensor) -> Tensor:
         return activate(pre_activation, self.network.settings.activation)
+
+
+def damped(slopes: list[Tensor], curvatures: list[Tensor], damping: float) -> list[Tensor]:
+    """Return ``b / (h + damping)``, or the slopes as they are where there are no curvatures."""
+    if not curvatures:
+        return slopes
+    # The noise may make a curvature negative; what is done after it costs no privacy.
+    return [b / (h.clamp_min(0.0) + damping) for b, h in zip(slopes, curvatures, strict=True)]

@@ -16,6 +16,9 @@ a layer's parameters the data enter through
 
     B_k = sum_n R_kn [Z_(k-1)n; e_0]^T,      R_k = derivatives of the local objective by (a, A_1, .., A_3n).
 
+to second order also through the diagonal of the Gauss-Newton curvature, 2 |dg/dW_oj|^2 summed over the columns of g (last
+layer: the sum of squares of the slopes).
+
 The Z are found from a forward pass by a few short steps down E's gradient, as many as there are hidden layers: that is how far
 the labels have to come. Long ones fit the noise of the labels, which is most of what forces on beads are: the Z then carry the
 noise that the residual of the next layer is correlated with, which biases B (errors in variables). Adam's steps of one size, as
@@ -41,6 +44,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks import InvariantNetwork
+from .auxiliary_coordinates import damped
 from .clipping import Contributions, clipped_sum
 from .units import UnitBatch, sum_by_unit
 
@@ -52,6 +56,7 @@ class AuxiliaryForceMatching:
         force_field: whose network is trained; from :func:`.force_matching.public_force_field`.
         coordinate_steps: on the auxiliary coordinates; None for one each hidden layer.
         coordinate_rate: their size.
+        order: 1, or 2 with curvatures.
         length: l above, nm: public, about one over the size of force labels in kT/nm.
 
     Raises:
@@ -65,6 +70,7 @@ class AuxiliaryForceMatching:
         force_field: CoarseGrainedForceField,
         coordinate_steps: int | None = None,
         coordinate_rate: float = 1e-3,
+        order: int = 1,
         length: float = 0.01,
     ) -> None:
         network = force_field.network
@@ -76,18 +82,21 @@ class AuxiliaryForceMatching:
         self.network = network
         self.coordinate_steps = len(network.bounded_layers) if coordinate_steps is None else coordinate_steps
         self.coordinate_rate = coordinate_rate
+        self.order = order
         self.length = length
 
     @property
     def blocks(self) -> list[str]:
         """Names of the coefficient tensors."""
-        return [f"layer {number}" for number in range(1, len(self._layers) + 1)]
+        layers = [f"layer {number}" for number in range(1, len(self._layers) + 1)]
+        return layers + ([f"{name} curvature" for name in layers] if self.order == 2 else [])
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: weights and biases of the hidden layers, and the weights of the last."""
         hidden = [parameter for layer in self._layers[:-1] for parameter in layer.parameters()]
-        return [*hidden, self._layers[-1].weight]
+        weight, _ = self._layers[-1].parameters()
+        return [*hidden, weight]
 
     @torch.no_grad()
     def contributions(self, batch: UnitBatch, thresholds: list[float]) -> Contributions:
@@ -100,19 +109,22 @@ class AuxiliaryForceMatching:
             slopes = self._slopes(states, labels)
             moved = [state - self.coordinate_rate * slope for state, slope in zip(states[1:], slopes, strict=True)]
             states = [states[0], *moved]
-        found = []
-        for k, (factor, threshold) in enumerate(zip(self._factors(states, labels), thresholds, strict=True)):
-            product = factor.transpose(1, 2) @ states[k]
-            if k + 1 < len(self._layers):
-                product = torch.cat([product, factor[:, 0, :, None]], dim=2)
-            found.append(clipped_sum(sum_by_unit(product, batch), threshold))
+        factors = self._factors(states, labels)
+        tensors = [self._coefficients(state, factors[k], k) for k, state in enumerate(states)]
+        if self.order == 2:
+            tensors += [self._curvature(state, k) for k, state in enumerate(states)]
+        found = [
+            clipped_sum(sum_by_unit(t, batch), threshold) for t, threshold in zip(tensors, thresholds, strict=True)
+        ]
         return Contributions([f[0] for f in found], torch.tensor([f[1] for f in found]), max(f[2] for f in found))
 
     def assign(self, means: list[Tensor], damping: float) -> None:
-        """Turn noisy mean coefficients into gradients of the parameters."""
-        for layer, slope in zip(self._layers[:-1], means, strict=False):
+        """Turn noisy mean coefficients into gradients of the parameters: ``B``, or ``B / (curvature + damping)``."""
+        count = len(self._layers)
+        slopes = damped(means[:count], means[count:], damping)
+        for layer, slope in zip(self._layers[:-1], slopes, strict=False):
             layer.weight.grad, layer.bias.grad = slope[:, :-1].clone(), slope[:, -1].clone()
-        self._layers[-1].weight.grad = means[-1].clone()
+        self._layers[-1].weight.grad = slopes[-1].clone()
 
     @property
     def _layers(self) -> list[nn.Linear]:
@@ -123,13 +135,12 @@ class AuxiliaryForceMatching:
         size = positions[0].numel()
         directions = torch.eye(size, dtype=positions.dtype).reshape(size, 1, *positions.shape[1:])
 
-        def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = torch.func.jvp(
-                self.network.features, (positions,), (direction.expand_as(positions),)
-            )
-            return found
+        def along(direction: Tensor) -> Tensor:
+            found = torch.func.jvp(self.network.features, (positions,), (direction.expand_as(positions),))
+            slope: Tensor = found[1]
+            return slope
 
-        values, slopes = torch.func.vmap(along, out_dims=(None, 1))(directions)
+        values, slopes = self.network.features(positions), torch.func.vmap(along, out_dims=1)(directions)
         return torch.cat([values[:, None], self.length * slopes], dim=1)
 
     def _predicted(self, state: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,6 +171,25 @@ class AuxiliaryForceMatching:
         factor = slope * missed
         factor[:, :1] += bend * (missed[:, 1:] * drive[:, 1:]).sum(1, keepdim=True)
         return factor, missed
+
+    def _coefficients(self, state: Tensor, factor: Tensor, k: int) -> Tensor:
+        """Return ``R [Z; e_0]^T`` of each sample, and ``R Z^T`` of the last layer, whose bias is not trained."""
+        trained_bias = k + 1 < len(self._layers)
+        product = factor.transpose(1, 2) @ state
+        return torch.cat([product, factor[:, 0, :, None]], dim=2) if trained_bias else product
+
+    def _curvature(self, state: Tensor, k: int) -> Tensor:
+        """Return the curvatures of layer k by its parameters, of each sample."""
+        value, along = state[:, 0, None].square(), state[:, 1:]
+        along_squared = along.square().sum(1)[:, None]
+        if k + 1 == len(self._layers):
+            return along_squared
+        _, drive, slope, bend = self._predicted(state, k)
+        driven = drive[:, 1:].transpose(1, 2)
+        slope, bend = slope.transpose(1, 2), bend.transpose(1, 2)  # (S, out, 1)
+        own = slope.square() + bend.square() * driven.square().sum(2, keepdim=True)
+        mixed = 2.0 * slope * bend * (driven @ along) * state[:, 0, None]
+        return 2.0 * torch.cat([own * value + mixed + slope.square() * along_squared, own], dim=2)
 
     def _output_factor(self, state: Tensor, labels: Tensor) -> Tensor:
         factor = state @ self._layers[-1].weight.T

@@ -24,7 +24,7 @@ class PrivateTraining(Section):
         final_learning_rate: its end, as a share of the peak.
         average: decay of the moving average of the parameters that is kept; 0 keeps the last ones. It is computed from released
             steps, so it costs nothing.
-        order: 1, or 2 for curvatures (DP-MAC of feed-forward networks).
+        order: 1, or 2 for curvatures (DP-MAC).
         damping: added to curvatures.
         coordinate_steps: on auxiliary coordinates (DP-MAC); None for what suits the network.
         coordinate_rate: their learning rate; None likewise.

@@ -48,8 +48,7 @@ def learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> L
     """Return how units contribute to the training of a model.
 
     Raises:
-        ConfigurationError: for models that need a learner of their own, data that do not fit, settings that do not exist for
-            the model.
+        ConfigurationError: for models that need a learner of their own, and data that do not fit.
     """
     steps, rate = settings.coordinate_steps, settings.coordinate_rate
     coordinates: dict[str, Any] = {} if steps is None else {"coordinate_steps": steps}
@@ -62,9 +61,7 @@ def learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> L
     if isinstance(model, CoarseGrainedForceField):
         if settings.method == "dp_sgd":
             return force_matching_gradients(model)
-        if settings.order == 2:
-            raise ConfigurationError("DP-MAC of force fields has no second order: set order = 1")
-        return AuxiliaryForceMatching(model, **coordinates)
+        return AuxiliaryForceMatching(model, order=settings.order, **coordinates)
     raise ConfigurationError(
         f"a {type(model).__name__} needs a learner that says how units contribute, such as SampleGradients(model, loss)"
     )

@@ -36,10 +36,10 @@ def public_prior(system: openmm.System, mapping: Mapping, temperature: float) ->
     for force in system.getForces():
         if isinstance(force, openmm.HarmonicBondForce):
             rows = [force.getBondParameters(n) for n in range(force.getNumBonds())]
-            bonds += [_Row.of(row[:2], *row[2:], bead_of) for row in rows if bead_of.keys() >= set(row[:2])]
+            bonds += [_Row.of(bead_of, row[:2], row[2], row[3]) for row in rows if bead_of.keys() >= set(row[:2])]
         elif isinstance(force, openmm.HarmonicAngleForce):
             rows = [force.getAngleParameters(n) for n in range(force.getNumAngles())]
-            angles += [_Row.of(row[:3], *row[3:], bead_of) for row in rows if bead_of.keys() >= set(row[:3])]
+            angles += [_Row.of(bead_of, row[:3], row[3], row[4]) for row in rows if bead_of.keys() >= set(row[:3])]
     missing = {frozenset(pair) for pair in mapping.beads.bonds} - {frozenset(row.beads) for row in bonds}
     if missing:
         pair = sorted(next(iter(missing)))
@@ -70,7 +70,7 @@ class _Row(NamedTuple):
     stiffness: float
 
     @classmethod
-    def of(cls, atoms: list[int], centre: Any, stiffness: Any, bead_of: dict[int, int]) -> _Row:
+    def of(cls, bead_of: dict[int, int], atoms: list[int], centre: Any, stiffness: Any) -> _Row:
         value, constant = (
             float(quantity.value_in_unit_system(unit.md_unit_system)) for quantity in (centre, stiffness)
         )

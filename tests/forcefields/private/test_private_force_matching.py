@@ -121,6 +121,37 @@ def test_short_steps_teach_what_the_gradient_does(frames):
         assert (coefficient * gradient).sum() > (1.0 - 1e-6) * coefficient.norm() * gradient.norm()
 
 
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_curvatures_are_second_derivatives_where_nothing_is_missed(frames, activation):
+    """Without steps on the coordinates hidden layers miss nothing, and Gauss-Newton is exact: autograd says the same."""
+    shape = InvariantConfiguration(width=3, depth=1, lipschitz=None, activation=activation)
+    force_field = public_force_field(energy(1.9, 20.0), shape, START, seed=1).double()
+    learner = AuxiliaryForceMatching(force_field, coordinate_steps=0, order=2)
+    batch = trajectory_units(force_field, frames[0][:4], torch.arange(4)).batch(torch.arange(4))
+    found = learner.contributions(batch, [1e9] * 4).sums[2:]
+    first, last = force_field.network.bounded_layers[0], force_field.network.output
+    inputs = learner._inputs(batch.inputs)
+    target = learner._predicted(inputs, 0)[0].detach()
+
+    def missed(packed):
+        drive = inputs @ packed[:, :-1].T
+        values, slopes = torch.func.jvp(
+            torch.func.vmap(force_field.network.activation, in_dims=1, out_dims=1),
+            ((drive[:, :1] + packed[:, -1]).repeat(1, 12, 1),), (drive[:, 1:],),
+        )  # fmt: skip
+        return (torch.cat([values[:, :1], slopes], dim=1) - target).square().sum()
+
+    packed = torch.cat([first.weight, first.bias[:, None]], dim=1).detach()
+    exact = torch.autograd.functional.hessian(missed, packed)
+    assert torch.allclose(found[0], torch.einsum("ijij->ij", exact), rtol=1e-8, atol=1e-10)
+
+    def loss(weight):
+        return 0.5 * (target[:, 1:] @ weight.T).square().sum()
+
+    exact = torch.autograd.functional.hessian(loss, last.weight.detach())
+    assert torch.allclose(found[1], torch.einsum("ijij->ij", exact), rtol=1e-8, atol=1e-10)
+
+
 def test_no_trajectory_moves_a_block_by_more_than_its_norm(frames):
     """However large its forces are, and however many frames it has."""
     force_field = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
@@ -167,14 +198,14 @@ def test_bad_input(frames):
     private = quick.model_copy(update={"method": "dp_mac"})
     with pytest.raises(ConfigurationError, match="say dp_mac, but the learner trains by dp_sgd"):
         train_privately(force_field, data, budget, private, learner=force_matching_gradients(force_field))
-    with pytest.raises(ConfigurationError, match="no second order"):
-        train_privately(force_field, data, budget, private.model_copy(update={"order": 2}))
+    second = train_privately(force_field, data, budget, private.model_copy(update={"order": 2}), seed=0).bill
+    assert list(second.releases[0].clipping) == ["layer 1", "layer 2", "layer 1 curvature", "layer 2 curvature"]
     graph = CoarseGrainedForceField(
         BEADS, 300.0, energy(1.9, 20.0), GraphConfiguration(width=4, filters=4, interactions=1)
     )
     with pytest.raises(ConfigurationError, match="has a GraphNetwork: take method = 'dp_sgd'"):
         train_privately(graph, data, budget, private)
-    assert train_privately(graph, data, budget, quick, seed=0).bill.epsilon <= 9.0
+    assert train_privately(graph, data, budget, quick, seed=0).bill.epsilon <= 9.0  # by DP-SGD
     with pytest.raises(ConfigurationError, match="a PriorEnergy needs a learner"):
         train_privately(energy(1.9, 20.0), data, budget, quick)
     force_field.set_examples(frames[0].positions)
