@@ -190,6 +190,13 @@ def test_the_bill_travels_with_the_model(tmp_path):
     assert all(bill_of(copy) == bill for copy in copies)
     assert torch.equal(copies[0].predict(clusters().inputs), model.predict(clusters().inputs))
     shown = " ".join(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow")]).stdout.split())
+    for part in (
+        "chosen or tuned on the same data",
+        "statistics for standardising",
+        "example frames",
+        "losses, accuracies",
+    ):
+        assert part in shown  # what no bill covers is said with it
     for part in ("Privacy", "add_remove", "noise_multiplier 20", "dp_sgd", "cryptographic", f"{bill.epsilon:.6g}"):
         assert part in shown
     content = json.loads(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow"), "--json"]).stdout)
