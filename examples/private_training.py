@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from flowbridge.forcefields.private.bill import PrivacyBill
 from flowbridge.forcefields.private.budget import PrivacyBudget
+from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
-from flowbridge.forcefields.private.training import PrivateTraining, train_privately
+from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 from sklearn.datasets import load_digits
 

@@ -78,6 +78,38 @@ def plain_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMap
     return ForceMap(mapping, weights)
 
 
+def bonded_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMap:
+    """Return the map that adds the force on an atom of no bead to the bead that fewest bonds part it from.
+
+    Forces between bonded atoms cancel in such sums, which is most of what :func:`optimised_force_map` gains, and no frames are
+    looked at, which private data ask for. Atoms as near to two beads as to one belong to neither.
+
+    Args:
+        mapping: of the positions, with one atom a bead.
+        constraints: pairs of atoms whose distance the simulation fixed.
+
+    Raises:
+        ConfigurationError: when beads have several atoms, and when constraints join atoms that belong to different beads.
+    """
+    members = [mapping.members(bead) for bead in range(len(mapping.beads))]
+    if any(len(one) != 1 for one in members):
+        raise ConfigurationError("the bonded force map is for beads of one atom each: take plain_force_map")
+    graph: networkx.Graph[int] = networkx.Graph(list(mapping.atoms.bonds))
+    graph.add_nodes_from(range(len(mapping.atoms)))
+    steps = [networkx.single_source_shortest_path_length(graph, one[0]) for one in members]
+    weights = np.zeros_like(mapping.weights)
+    for atom in range(len(mapping.atoms)):
+        away = np.array([found.get(atom, np.inf) for found in steps])
+        nearest = np.flatnonzero(away == away.min())
+        if np.isfinite(away.min()) and len(nearest) == 1:
+            weights[nearest[0], atom] = 1.0
+    groups = constrained_groups(len(mapping.atoms), constraints)
+    for group in range(int(groups.max()) + 1):
+        if np.ptp(weights[:, groups == group], axis=1).any():
+            raise ConfigurationError("constraints join atoms that bonds give to different beads: take plain_force_map")
+    return ForceMap(mapping, weights)
+
+
 def optimised_force_map(mapping: Mapping, forces: NDArray[Any], constraints: Constraints = ()) -> ForceMap:
     """Return the map whose bead forces have the least mean square over frames.
 

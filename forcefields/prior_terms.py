@@ -64,7 +64,7 @@ class HarmonicBonds(PriorTerm):
 
     def each(self, positions: Tensor) -> Tensor:
         """See :meth:`PriorTerm.each`."""
-        return 0.5 * self.stiffness * (distances(positions, self.beads) - self.lengths).square()
+        return _harmonic(distances(positions, self.beads) - self.lengths, self.stiffness)
 
 
 class MorseBonds(PriorTerm):
@@ -94,7 +94,7 @@ class HarmonicAngles(PriorTerm):
 
     def each(self, positions: Tensor) -> Tensor:
         """See :meth:`PriorTerm.each`."""
-        return 0.5 * self.stiffness * (angles(positions, self.beads) - self.centres).square()
+        return _harmonic(angles(positions, self.beads) - self.centres, self.stiffness)
 
 
 class FourierTorsions(PriorTerm):
@@ -132,8 +132,11 @@ class ExcludedVolume(PriorTerm):
 
     def each(self, positions: Tensor) -> Tensor:
         """See :meth:`PriorTerm.each`."""
-        overlap = (self.ranges - distances(positions, self.beads)).clamp_min(0.0)
-        return 0.5 * self.stiffness * overlap.square()
+        return _harmonic((self.ranges - distances(positions, self.beads)).clamp_min(0.0), self.stiffness)
+
+
+def _harmonic(displacement: Tensor, stiffness: Tensor) -> Tensor:
+    return 0.5 * stiffness * displacement.square()
 
 
 TERMS: dict[str, type[PriorTerm]] = {

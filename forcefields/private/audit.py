@@ -22,8 +22,10 @@ from torch import Tensor
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
 from .budget import PrivacyBudget
+from .configuration import PrivateTraining
+from .learners import Learner
 from .noise import NoiseSource, SeededNoise
-from .training import Learner, PrivateTrainer, PrivateTraining
+from .training import PrivateTrainer
 from .units import UnitData
 
 _FEWEST = 20

@@ -22,6 +22,7 @@ objectives, clipped layer by layer.
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,11 @@ class AuxiliaryCoordinates:
         coordinate_rate: their learning rate.
     """
 
-    def __init__(self, network: FeedForwardNetwork, order: int, coordinate_steps: int, coordinate_rate: float) -> None:
+    method: Literal["dp_mac", "dp_sgd"] = "dp_mac"
+
+    def __init__(
+        self, network: FeedForwardNetwork, order: int = 1, coordinate_steps: int = 30, coordinate_rate: float = 0.01
+    ) -> None:
         self.network = network
         self.order = order
         self.coordinate_steps = coordinate_steps
@@ -80,10 +85,7 @@ class AuxiliaryCoordinates:
     def assign(self, means: list[Tensor], damping: float) -> None:
         """Turn noisy mean coefficients into gradients of the parameters: ``b``, or ``b / (h + damping)``."""
         layers = self.network.dense_layers
-        slopes = means[: len(layers)]
-        if self.order == 2:
-            # The noise may make a curvature negative; what is done after it costs no privacy.
-            slopes = [b / (h.clamp_min(0.0) + damping) for b, h in zip(slopes, means[len(layers) :], strict=True)]
+        slopes = damped(means[: len(layers)], means[len(layers) :], damping)
         for layer, slope in zip(layers, slopes, strict=True):
             layer.weight.grad, layer.bias.grad = slope[:, :-1].clone(), slope[:, -1].clone()
 
@@ -134,3 +136,11 @@ class AuxiliaryCoordinates:
 
     def _activated(self, pre_activation: Tensor) -> Tensor:
         return activate(pre_activation, self.network.settings.activation)
+
+
+def damped(slopes: list[Tensor], curvatures: list[Tensor], damping: float) -> list[Tensor]:
+    """Return ``b / (h + damping)``, or the slopes as they are where there are no curvatures."""
+    if not curvatures:
+        return slopes
+    # The noise may make a curvature negative; what is done after it costs no privacy.
+    return [b / (h.clamp_min(0.0) + damping) for b, h in zip(slopes, curvatures, strict=True)]

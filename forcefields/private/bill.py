@@ -15,7 +15,9 @@ from .budget import Accountant, Neighbours, PrivacyBudget, Release, accountant_n
 
 _FORMAT = 1
 _NOT_COVERED = (
-    "initial parameters, architecture, clipping norms and other settings, where they were chosen on the same data",
+    "initial parameters, architecture, clipping norms and other settings, where they were chosen or tuned on the same data",
+    "what the model held before training and its data were made with (statistics for standardising, priors, example frames, "
+    "force maps), where these come from the same data without a release of their own on this bill",
     "the number of units, which counts as public",
     "figures of merit computed on the data: losses, accuracies, counts of non-finite contributions",
 )

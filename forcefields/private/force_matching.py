@@ -1,8 +1,12 @@
-"""Coarse-grained force fields whose training trajectories stay private: force matching by DP-SGD, a trajectory the unit.
+"""Coarse-grained force fields whose training trajectories stay private: force matching with a trajectory as the unit.
 
 A force field is more than its network: in :func:`~flowbridge.forcefields.training.fitting.train_force_field` prior terms,
 standardisation and the examples kept with it come from the frames, too; the examples are frames, as they are. Here all three
-come from a public prior: its own dynamics gives the frames for standardisation and examples, and costs nothing.
+come from a public prior: its own dynamics gives the frames for standardisation and examples, and costs nothing. The force map
+must not come from private frames either: :func:`~flowbridge.forcefields.force_maps.bonded_force_map` looks at bonds only.
+
+Force matching needs no Boltzmann weights where the beads determine the bias of a simulation: at fixed beads the average of the
+unbiased forces stays what it is. So frames of enhanced sampling serve as they are.
 """
 
 from __future__ import annotations
@@ -68,10 +72,11 @@ def trajectory_units(
         per_step: frames of a trajectory in a step.
 
     Raises:
-        ConfigurationError: when forces are missing, or frames are weighted.
+        ConfigurationError: when forces are missing, frames are weighted, or the force field keeps some of them as examples.
     """
     if frames.forces is None or frames.weights is not None:
         raise ConfigurationError("private force matching takes frames with forces and without weights")
+    _refuse_kept_frames(force_field, frames.positions)
     kt = thermal_energy(_temperature(force_field))
     _, prior_forces = force_field.prior.energy_and_forces(frames.positions)
     labels = (frames.forces - prior_forces.to(frames.forces.dtype)) / kt
@@ -94,6 +99,18 @@ def force_matching_gradients(force_field: CoarseGrainedForceField) -> SampleGrad
         return (torch.func.grad(energy)(positions) + labels).square().mean()
 
     return SampleGradients(network, loss)
+
+
+def _refuse_kept_frames(force_field: CoarseGrainedForceField, positions: Tensor) -> None:
+    """Raise ConfigurationError when frames ``(F, n, 3)`` are among the examples that a force field keeps."""
+    data = positions.flatten(1)
+    kept = force_field.examples.to(data.dtype).flatten(1)
+    copies = sum(int((data == example).all(1).any()) for example in kept)
+    if copies:
+        raise ConfigurationError(
+            f"{copies} of the {len(kept)} example frames that this force field keeps in its file are frames of the private "
+            "data: start from public_force_field(), or give it others by set_examples()"
+        )
 
 
 def _temperature(force_field: CoarseGrainedForceField) -> float:

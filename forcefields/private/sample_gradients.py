@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class SampleGradients:
         ConfigurationError: naming the layers that mix samples (batch normalisation).
     """
 
+    method: Literal["dp_mac", "dp_sgd"] = "dp_sgd"
     blocks: tuple[str, ...] = ("all parameters",)
 
     def __init__(self, module: nn.Module, loss: SampleLoss) -> None:

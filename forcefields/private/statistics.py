@@ -106,7 +106,9 @@ def private_principal_axes(
     batch = data.batch(draw_units(data.units, 1.0, noise))
     x = batch.inputs.double() - (0.0 if centre is None else centre.double())
     x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    total, _, _ = clipped_sum(sum_by_unit(x[:, :, None] * x[:, None, :], batch), 1.0)
+    # A mean of matrices of norm 1 has norm 1 at most, so nothing is left to clip, and no matrix of one sample is ever formed.
+    share = 1.0 / torch.bincount(batch.owners, minlength=batch.units).double()[batch.owners]
+    total = x.T @ (share[:, None] * x)
     upper = torch.triu(noise_multiplier * noise.normal(total.shape))
     _, vectors = torch.linalg.eigh(total + upper + torch.triu(upper, 1).T)
     release = Release(

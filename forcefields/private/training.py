@@ -7,81 +7,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
-from ...flows.configuration import Section
 from ...flows.training.checkpoint_files import load_checkpoint, save_checkpoint
-from .auxiliary_coordinates import AuxiliaryCoordinates
 from .bill import PrivacyBill, bill_of, earlier_releases
 from .budget import PrivacyBudget, Release, noise_multiplier
-from .clipping import Contributions, adapted_thresholds, noise_shares, noisy_sums
-from .feed_forward import FeedForwardNetwork, refuse_unfit
+from .clipping import adapted_thresholds, noise_shares, noisy_sums
+from .configuration import PrivateTraining
+from .learners import Learner, learner_of
 from .noise import NoiseSource, noise_source
-from .sample_gradients import SampleGradients
-from .units import UnitBatch, UnitData, draw_units
+from .units import UnitData, draw_units
 
 Observer = Callable[[int, list[Tensor]], None]
 """Sees the number of a step and its noisy mean contributions: what the guarantee is about."""
-
-
-class PrivateTraining(Section):
-    """How a network is trained privately.
-
-    Attributes:
-        method: ``dp_mac`` (feed-forward networks) or ``dp_sgd``.
-        steps: noisy answers.
-        batch: units a step, on average: each takes part with probability ``batch / units``.
-        clip: norm that contributions are clipped to, one for all blocks or one each (DP-MAC: each layer, then each curvature).
-        adaptive_quantile: move the norms towards this quantile of the contributions' norms; None keeps ``clip``. A hundredth of
-            the noise budget pays for the counts.
-        adaptive_rate: of that movement.
-        learning_rate: peak of the cosine schedule of Adam.
-        final_learning_rate: its end, as a share of the peak.
-        average: decay of the moving average of the parameters that is kept; 0 keeps the last ones. It is computed from released
-            steps, so it costs nothing.
-        order: 1, or 2 for curvatures (DP-MAC).
-        damping: added to curvatures.
-        coordinate_steps: Adam steps on auxiliary coordinates (DP-MAC).
-        coordinate_rate: their learning rate.
-    """
-
-    method: Literal["dp_mac", "dp_sgd"] = "dp_sgd"
-    steps: PositiveInt = 200
-    batch: PositiveInt = 256
-    clip: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
-    adaptive_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)
-    adaptive_rate: PositiveFloat = 0.2
-    learning_rate: PositiveFloat = 0.01
-    final_learning_rate: float = Field(default=0.1, gt=0.0, le=1.0)
-    average: float = Field(default=0.0, ge=0.0, lt=1.0)
-    order: Literal[1, 2] = 1
-    damping: NonNegativeFloat = 0.1
-    coordinate_steps: NonNegativeInt = 30
-    coordinate_rate: PositiveFloat = 0.01
-
-
-class Learner(Protocol):
-    """What is trained, seen as clipped sums: :class:`.AuxiliaryCoordinates` or :class:`.SampleGradients`."""
-
-    @property
-    def blocks(self) -> Sequence[str]:
-        """Names of the tensors that are released in a step."""
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """All that is trained."""
-
-    def contributions(self, batch: UnitBatch, thresholds: list[float]) -> Contributions:
-        """Return the clipped sums over the units of a batch, which may be empty."""
-
-    def assign(self, means: list[Tensor], damping: float) -> None:
-        """Turn noisy means into ``grad`` of the parameters."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +67,7 @@ def train_privately(
         data: with its units.
         budget: for all releases together.
         settings: method and schedule.
-        learner: how units contribute; by default that of a feed-forward network.
+        learner: how units contribute; by default that of a feed-forward network or a force field.
         before: releases of private statistics of the same data.
         seed: None for cryptographic sampling and noise; a number for repeatable ones, which the bill tells.
         checkpoint: file to continue from, written every ``checkpoint_interval`` steps and removed at the end. Steps that were
@@ -157,7 +100,7 @@ class PrivateTrainer:
         data: with its units.
         budget: for all releases together.
         settings: method and schedule.
-        learner: how units contribute; None for that of a feed-forward network.
+        learner: how units contribute; None for that of a feed-forward network or a force field.
         before: earlier releases.
         noise: source of randomness.
         observer: sees every noisy answer; for audits.
@@ -181,7 +124,12 @@ class PrivateTrainer:
                 f"batches of {settings.batch} units cannot be drawn from {data.units} ({data.unit}): take a smaller batch"
             )
         self._model, self._data, self._budget, self._settings = model, data, budget, settings
-        self.learner = learner if learner is not None else _learner_of(model, data, settings)
+        self.learner = learner if learner is not None else learner_of(model, data, settings)
+        if self.learner.method != settings.method:
+            raise ConfigurationError(
+                f"the settings, and so the bill, say {settings.method}, but the learner trains by {self.learner.method}: make "
+                "them agree"
+            )
         self.noise = noise
         self._observer = observer
         self._before = earlier_releases(bill_of(model), before, data.unit, data.units, budget)
@@ -308,17 +256,6 @@ class _Trained(nn.Module):
     def averages(self) -> list[Tensor]:
         """In the order of the parameters."""
         return [getattr(self, f"average_{number}") for number in range(self._count)]
-
-
-def _learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> Learner:
-    if not isinstance(model, FeedForwardNetwork):
-        raise ConfigurationError(
-            f"a {type(model).__name__} needs a learner that says how units contribute, such as SampleGradients(model, loss)"
-        )
-    refuse_unfit(model, data.inputs, data.targets)
-    if settings.method == "dp_mac":
-        return AuxiliaryCoordinates(model, settings.order, settings.coordinate_steps, settings.coordinate_rate)
-    return SampleGradients.of_network(model)
 
 
 def _thresholds(clip: float | tuple[float, ...], blocks: Sequence[str]) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.force_maps import ForceMap, optimised_force_map, plain_force_map
+from flowbridge.forcefields.force_maps import ForceMap, bonded_force_map, optimised_force_map, plain_force_map
 from flowbridge.forcefields.mappings import centre_of_mass_mapping, five_beads, slice_mapping
 
 STIFFNESS = np.array([50.0, 20.0])
@@ -76,6 +76,18 @@ class TestAlanine:
             for i, j in constraints:
                 assert np.array_equal(found.weights[:, i], found.weights[:, j])
 
+    def test_bonds_alone_find_nearly_the_optimum(self, alanine, alanine_run):
+        """Without a look at a frame; and the mean force is that of the plain map, by the test above's argument."""
+        frames, constraints = alanine_run
+        mapping = five_beads(alanine.particles)
+        found = bonded_force_map(mapping, constraints)
+        size = np.square(found.forces(frames.forces)).mean()
+        best = np.square(optimised_force_map(mapping, frames.forces, constraints).forces(frames.forces)).mean()
+        assert size < 1.1 * best
+        assert np.allclose(found.weights.sum(0), 1.0)
+        for i, j in constraints:
+            assert np.array_equal(found.weights[:, i], found.weights[:, j])
+
     def test_centres_of_mass(self, alanine, alanine_run):
         frames, constraints = alanine_run
         mapping = centre_of_mass_mapping(alanine.particles, [range(6), range(6, 16), range(16, 22)])
@@ -89,6 +101,13 @@ class TestRefused:
     def test_constraints_between_beads(self, alanine):
         with pytest.raises(ConfigurationError, match=r"constraints join .*bead 1 with an atom of bead 0"):
             plain_force_map(five_beads(alanine.particles), [(4, 6)])
+
+    def test_bonded_maps_that_cannot_be(self, alanine):
+        mapping = centre_of_mass_mapping(alanine.particles, [range(6), range(6, 16), range(16, 22)])
+        with pytest.raises(ConfigurationError, match="beads of one atom each"):
+            bonded_force_map(mapping)
+        with pytest.raises(ConfigurationError, match="different beads: take plain_force_map"):
+            bonded_force_map(five_beads(alanine.particles), [(5, 7)])
 
     def test_another_map(self, alanine):
         mapping = five_beads(alanine.particles)

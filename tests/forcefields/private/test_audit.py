@@ -9,9 +9,9 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.private.audit import CanaryAttack, audit_scores, epsilon_lower_bound
 from flowbridge.forcefields.private.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.budget import PrivacyBudget
+from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.noise import SeededNoise
-from flowbridge.forcefields.private.training import PrivateTraining
 from flowbridge.forcefields.private.units import UnitData
 
 TRAININGS = 40

@@ -7,16 +7,20 @@ from flowbridge.core.model_files import load, save
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
+from flowbridge.forcefields.graph_network import GraphConfiguration
 from flowbridge.forcefields.networks import InvariantConfiguration
 from flowbridge.forcefields.prior_terms import HarmonicAngles, HarmonicBonds, PriorEnergy
+from flowbridge.forcefields.private.auxiliary_force_matching import AuxiliaryForceMatching
 from flowbridge.forcefields.private.bill import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget
+from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.force_matching import (
     force_matching_gradients,
     public_force_field,
     trajectory_units,
 )
-from flowbridge.forcefields.private.training import PrivateTraining, train_privately
+from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.training.fitting import BeadFrames
 from flowbridge.forcefields.training.gradients import network_force_gradients
 
@@ -59,18 +63,121 @@ def test_gradients_are_those_of_force_matching(frames):
     assert torch.allclose(found, torch.cat([g.flatten() for g in expected]), rtol=1e-8, atol=1e-8)
 
 
-def test_a_force_field_learns_without_keeping_frames(frames, tmp_path):
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_coefficients_are_derivatives_of_the_local_objectives(frames, activation, residual):
+    """E of the module's docstring, written out with the layers as they are, and differentiated by autograd."""
+    shape = InvariantConfiguration(width=6, depth=2, lipschitz=None, activation=activation, residual=residual)
+    force_field = public_force_field(energy(1.9, 20.0), shape, START, seed=1).double()
+    network = force_field.network
+    learner = AuxiliaryForceMatching(force_field, coordinate_steps=3, coordinate_rate=0.05)
+    batch = trajectory_units(force_field, frames[0][:8], torch.arange(8)).batch(torch.arange(8))
+    labels = learner.length * batch.targets.flatten(1)
+    found = learner.contributions(batch, [1e9] * 3).sums
+
+    def layer(number, state):
+        """Values in column 0, slopes in the others, each by its definition."""
+        linear = network.bounded_layers[number]
+        drive = torch.nn.functional.linear(state[:, 0], linear.weight, linear.bias)
+        values, slopes = torch.func.jvp(
+            torch.func.vmap(network.activation, in_dims=1, out_dims=1),
+            (drive[:, None].repeat(1, 12, 1),), (state[:, 1:] @ linear.weight.T,),
+        )  # fmt: skip
+        result = torch.cat([values[:, :1], slopes], dim=1)
+        return result + state if residual and number else result
+
+    def objective(states):
+        parts = [(layer(k, states[k]) - states[k + 1]).square().sum() for k in range(2)]
+        forces = (states[2][:, 1:] @ network.output.weight.T)[:, :, 0]
+        return sum(parts) + 0.5 * (forces + labels).square().sum()
+
+    with torch.no_grad():
+        states = [learner._inputs(batch.inputs)]
+        for number in range(2):
+            states.append(layer(number, states[-1]))
+    for _ in range(3):
+        moved = [state.detach().requires_grad_(True) for state in states[1:]]
+        slopes = torch.autograd.grad(objective([states[0], *moved]), moved)
+        states = [states[0], *(z.detach() - 0.05 * slope for z, slope in zip(moved, slopes, strict=True))]
+    expected = torch.autograd.grad(objective(states), learner.parameters)
+    for number in range(2):
+        assert torch.allclose(found[number][:, :-1], expected[2 * number], rtol=1e-8, atol=1e-10)
+        assert torch.allclose(found[number][:, -1], expected[2 * number + 1], rtol=1e-8, atol=1e-10)
+    assert torch.allclose(found[2], expected[4], rtol=1e-8, atol=1e-10)
+
+
+def test_short_steps_teach_what_the_gradient_does(frames):
+    """From a forward pass, one short step a hidden layer: every layer's coefficient points along the loss' gradient."""
+    shape = InvariantConfiguration(width=6, depth=2, lipschitz=None)
+    force_field = public_force_field(energy(1.9, 20.0), shape, START, seed=1).double()
+    batch = trajectory_units(force_field, frames[0][:50], torch.arange(50)).batch(torch.arange(50))
+    found = AuxiliaryForceMatching(force_field, coordinate_rate=1e-6).contributions(batch, [1e9] * 3).sums
+    _, *gradients = network_force_gradients(force_field.network, batch.inputs, batch.targets)
+    for coefficient, gradient in (
+        (found[0][:, :-1], gradients[0]),
+        (found[1][:, :-1], gradients[2]),
+        (found[2], gradients[4]),
+    ):
+        assert (coefficient * gradient).sum() > (1.0 - 1e-6) * coefficient.norm() * gradient.norm()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_curvatures_are_second_derivatives_where_nothing_is_missed(frames, activation):
+    """Without steps on the coordinates hidden layers miss nothing, and Gauss-Newton is exact: autograd says the same."""
+    shape = InvariantConfiguration(width=3, depth=1, lipschitz=None, activation=activation)
+    force_field = public_force_field(energy(1.9, 20.0), shape, START, seed=1).double()
+    learner = AuxiliaryForceMatching(force_field, coordinate_steps=0, order=2)
+    batch = trajectory_units(force_field, frames[0][:4], torch.arange(4)).batch(torch.arange(4))
+    found = learner.contributions(batch, [1e9] * 4).sums[2:]
+    first, last = force_field.network.bounded_layers[0], force_field.network.output
+    inputs = learner._inputs(batch.inputs)
+    target = learner._predicted(inputs, 0)[0].detach()
+
+    def missed(packed):
+        drive = inputs @ packed[:, :-1].T
+        values, slopes = torch.func.jvp(
+            torch.func.vmap(force_field.network.activation, in_dims=1, out_dims=1),
+            ((drive[:, :1] + packed[:, -1]).repeat(1, 12, 1),), (drive[:, 1:],),
+        )  # fmt: skip
+        return (torch.cat([values[:, :1], slopes], dim=1) - target).square().sum()
+
+    packed = torch.cat([first.weight, first.bias[:, None]], dim=1).detach()
+    exact = torch.autograd.functional.hessian(missed, packed)
+    assert torch.allclose(found[0], torch.einsum("ijij->ij", exact), rtol=1e-8, atol=1e-10)
+
+    def loss(weight):
+        return 0.5 * (target[:, 1:] @ weight.T).square().sum()
+
+    exact = torch.autograd.functional.hessian(loss, last.weight.detach())
+    assert torch.allclose(found[1], torch.einsum("ijij->ij", exact), rtol=1e-8, atol=1e-10)
+
+
+def test_no_trajectory_moves_a_block_by_more_than_its_norm(frames):
+    """However large its forces are, and however many frames it has."""
+    force_field = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
+    loud = frames[0].forces * torch.logspace(-3, 4, len(frames[0]), dtype=torch.float64)[:, None, None]
+    data = trajectory_units(force_field, BeadFrames(frames[0].positions, loud), torch.arange(len(loud)) // 40)
+    learner, norms = AuxiliaryForceMatching(force_field), [1e-4, 0.5]
+    everyone = learner.contributions(data.batch(torch.arange(data.units)), norms)
+    assert everyone.within.sum() < 2 * data.units
+    for unit in range(0, data.units, 4):
+        others = torch.tensor([n for n in range(data.units) if n != unit])
+        without = learner.contributions(data.batch(others), norms).sums
+        for total, rest, norm in zip(everyone.sums, without, norms, strict=True):
+            assert (total - rest).norm() <= norm * (1.0 + 1e-4)
+
+
+@pytest.mark.parametrize(("method", "clip"), [("dp_sgd", 30.0), ("dp_mac", 1e-3)])
+def test_a_force_field_learns_without_keeping_frames(frames, tmp_path, method, clip):
     force_field = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
     before = error(force_field, frames[0])
     data = trajectory_units(force_field, *frames, per_step=2)
     assert (data.units, data.unit) == (TRAJECTORIES, "trajectory")
-    settings = PrivateTraining(steps=60, batch=100, clip=30.0, learning_rate=0.03, average=0.9)
+    settings = PrivateTraining(method=method, steps=60, batch=100, clip=clip, learning_rate=0.03, average=0.9)
     budget = PrivacyBudget(epsilon=20.0, delta=1e-3, accountant="rdp")
-    bill = train_privately(
-        force_field, data, budget, settings, learner=force_matching_gradients(force_field), seed=0
-    ).bill
+    bill = train_privately(force_field, data, budget, settings, seed=0).bill
     assert error(force_field, frames[0]) < 0.8 * before
-    assert bill.unit == "trajectory"
+    assert (bill.unit, bill.releases[0].mechanism) == ("trajectory", method)
     # What the frames would have said lies in no buffer either: the public part is that of an untrained model.
     fresh = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(force_field.buffers(), fresh.buffers(), strict=True))
@@ -87,5 +194,20 @@ def test_bad_input(frames):
     with pytest.raises(ConfigurationError, match="with forces and without weights"):
         trajectory_units(force_field, BeadFrames(frames[0].positions), frames[1])
     data = trajectory_units(force_field, *frames)
-    with pytest.raises(ConfigurationError, match="needs a learner"):
-        train_privately(force_field, data, PrivacyBudget(epsilon=1.0, delta=1e-3), PrivateTraining(batch=10))
+    budget, quick = PrivacyBudget(epsilon=9.0, delta=1e-3, accountant="rdp"), PrivateTraining(batch=10, steps=1)
+    private = quick.model_copy(update={"method": "dp_mac"})
+    with pytest.raises(ConfigurationError, match="say dp_mac, but the learner trains by dp_sgd"):
+        train_privately(force_field, data, budget, private, learner=force_matching_gradients(force_field))
+    second = train_privately(force_field, data, budget, private.model_copy(update={"order": 2}), seed=0).bill
+    assert list(second.releases[0].clipping) == ["layer 1", "layer 2", "layer 1 curvature", "layer 2 curvature"]
+    graph = CoarseGrainedForceField(
+        BEADS, 300.0, energy(1.9, 20.0), GraphConfiguration(width=4, filters=4, interactions=1)
+    )
+    with pytest.raises(ConfigurationError, match="has a GraphNetwork: take method = 'dp_sgd'"):
+        train_privately(graph, data, budget, private)
+    assert train_privately(graph, data, budget, quick, seed=0).bill.epsilon <= 9.0  # by DP-SGD
+    with pytest.raises(ConfigurationError, match="a PriorEnergy needs a learner"):
+        train_privately(energy(1.9, 20.0), data, budget, quick)
+    force_field.set_examples(frames[0].positions)
+    with pytest.raises(ConfigurationError, match=r"32 of the 32 example frames .* are frames of the private data"):
+        trajectory_units(force_field, *frames)

@@ -9,6 +9,7 @@ from flowbridge.core.model_files import from_bytes, load, read_header, save, to_
 from flowbridge.forcefields.private.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.bill import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
+from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.feed_forward import (
     FeedForwardConfiguration,
     FeedForwardNetwork,
@@ -17,7 +18,7 @@ from flowbridge.forcefields.private.feed_forward import (
 )
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.sample_gradients import SampleGradients
-from flowbridge.forcefields.private.training import PrivateTrainer, PrivateTraining, train_privately
+from flowbridge.forcefields.private.training import PrivateTrainer, train_privately
 from flowbridge.forcefields.private.units import UnitData
 from opacus import GradSampleModule
 from typer.testing import CliRunner
@@ -189,6 +190,13 @@ def test_the_bill_travels_with_the_model(tmp_path):
     assert all(bill_of(copy) == bill for copy in copies)
     assert torch.equal(copies[0].predict(clusters().inputs), model.predict(clusters().inputs))
     shown = " ".join(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow")]).stdout.split())
+    for part in (
+        "chosen or tuned on the same data",
+        "statistics for standardising",
+        "example frames",
+        "losses, accuracies",
+    ):
+        assert part in shown  # what no bill covers is said with it
     for part in ("Privacy", "add_remove", "noise_multiplier 20", "dp_sgd", "cryptographic", f"{bill.epsilon:.6g}"):
         assert part in shown
     content = json.loads(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow"), "--json"]).stdout)
