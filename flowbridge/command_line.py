@@ -280,6 +280,37 @@ def density(
         )
 
 
+@application.command()
+def isomers(
+    formulas: Annotated[list[str] | None, typer.Argument(metavar="[FORMULA]...", help="Such as C4H8O.")] = None,
+    output: Annotated[Path, typer.Option(help="ASE database to write or to go on with.")] = Path("isomers.db"),
+    heavy_atoms: Annotated[
+        tuple[int, int] | None, typer.Option(help="Instead of formulas: all with so many atoms besides hydrogen.")
+    ] = None,
+    most: Annotated[str, typer.Option(help="Of these at most so many N, O, F.")] = "N2O2F2",
+    unsaturation: Annotated[int, typer.Option(min=0, help="Of these at most so many rings and double bonds.")] = 4,
+    exclude: Annotated[list[str] | None, typer.Option(help="A formula to leave out; may be repeated.")] = None,
+    per_formula: Annotated[int | None, typer.Option(min=1, help="A sample of each formula.  [default: all]")] = None,
+    calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
+    vibrations: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share whose vibrations are checked.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of samples and embeddings.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    scheduler: Scheduler = None,
+    debug: Debug = False,
+) -> None:
+    """Enumerate constitutional isomers, relax them, and keep those whose bonds hold in an ASE database.
+
+    After an interruption the same command continues.
+    """
+    with _readable_errors(debug, resumable=True):
+        from .isomer_database import IsomerRequest, chosen_formulas, make_and_print
+        from .molecule_spreads import spread_over
+
+        chosen = chosen_formulas(formulas or [], heavy_atoms, most, unsaturation, exclude or [])
+        with spread_over(workers, scheduler) as spread:
+            make_and_print(IsomerRequest(chosen, per_formula, calculator, vibrations, seed), output, spread)
+
+
 @application.command("compile")
 def compile_model_file(
     file: Annotated[Path, typer.Argument(metavar="MODEL.flow", help="A model file.")],

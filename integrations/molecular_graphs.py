@@ -109,7 +109,7 @@ def write_sdf(path: str, molecules: Sequence[tuple[Chem.Mol, dict[str, str | flo
             writer.write(copy)
 
 
-class _quiet:  # noqa: N801 (reads as a statement)
+class _quiet:
     """Within it RDKit's warnings about missing force-field parameters are not printed."""
 
     def __enter__(self) -> None:

@@ -81,11 +81,22 @@ class Formula:
                 f"{self} is a radical: its atoms have {bonds} valences, an odd number. Only closed-shell molecules are "
                 "built; check the number of hydrogens"
             )
-        if atoms == 1 or self.unsaturation < 0:
+        largest = max(VALENCES[e] for e, n in zip(ELEMENTS, self.counts, strict=True) if n)
+        # Without bonds from an atom to itself, nor beyond triple ones.
+        if self.unsaturation < 0 or 2 * largest > bonds or (atoms == 2 and largest > 3):
             raise ConfigurationError(
-                f"no connected molecule has the formula {self}: {atoms} atoms need {max(2 * (atoms - 1), 2)} valences to hang "
-                f"together, and these have {bonds}. C, N, O, F and H have 4, 3, 2, 1 and 1"
+                f"no connected molecule has the formula {self}: C, N, O, F and H make 4, 3, 2, 1 and "
+                f"1 bonds, which hold these {atoms} atoms together in no way. Check the number of hydrogens"
             )
+
+    @property
+    def possible(self) -> bool:
+        """Whether :meth:`require_possible` has nothing to say."""
+        try:
+            self.require_possible()
+        except ConfigurationError:
+            return False
+        return True
 
     @property
     def heavy_atoms(self) -> int:

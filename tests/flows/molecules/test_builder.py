@@ -248,6 +248,8 @@ class TestBadInput:
             ("c2h6", "cannot read"),
             ("", "cannot read"),
             ("C", "no connected molecule"),
+            ("CH2", "no connected molecule"),
+            ("C2", "no connected molecule"),
             ("C0H0", "at least one atom"),
         ],
     )
