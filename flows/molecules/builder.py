@@ -100,6 +100,7 @@ class MoleculeBuilder(Potential):
         choices = Placements(
             torch.zeros_like(elements), torch.zeros_like(elements), *torch.zeros(3, size, most, dtype=torch.float64)
         )
+        choices.distance.fill_(0.1)  # in the first entry, which means nothing, a number whose logarithm is finite
         log_probs = torch.zeros(size, most, dtype=torch.float64)
         placed = torch.zeros(size, most, dtype=torch.bool)
         for step in range(most):
