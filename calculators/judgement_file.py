@@ -14,7 +14,10 @@ from ..core.errors import ConfigurationError
 from ..flows.molecules.judgement import Judgement
 
 _RESOLUTION = 1e-5  # nm, of distances
-_TABLE = "CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, energy REAL, fault TEXT, positions TEXT)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS judgements "
+    "(key TEXT PRIMARY KEY, energy REAL, fault TEXT, positions TEXT, evaluations INTEGER)"
+)
 
 
 class JudgementFile:
@@ -49,18 +52,19 @@ class JudgementFile:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def find(self, numbers: Any, positions: Any) -> Judgement | None:
-        """Return the judgement of a geometry, which costs no evaluations, or None."""
+        """Return the judgement of a geometry, or None."""
         row = self._connection.execute(
-            "SELECT energy, fault, positions FROM judgements WHERE key = ?", (self.key(numbers, positions),)
+            "SELECT energy, fault, positions, evaluations FROM judgements WHERE key = ?",
+            (self.key(numbers, positions),),
         ).fetchone()
         if row is None:
             return None
-        return Judgement(row[0], np.array(json.loads(row[2])).reshape(-1, 3), 0, row[1])
+        return Judgement(row[0], np.array(json.loads(row[2])).reshape(-1, 3), row[3], row[1], known=True)
 
     def keep(self, numbers: Any, positions: Any, judgement: Judgement) -> None:
         """Keep a judgement; it is on disk when this returns."""
         places = json.dumps(np.nan_to_num(judgement.positions).tolist())
         self._connection.execute(
-            "INSERT OR REPLACE INTO judgements VALUES (?, ?, ?, ?)",
-            (self.key(numbers, positions), judgement.energy, judgement.fault, places),
+            "INSERT OR REPLACE INTO judgements VALUES (?, ?, ?, ?, ?)",
+            (self.key(numbers, positions), judgement.energy, judgement.fault, places, judgement.evaluations),
         )

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 from ase.optimize import BFGS
 from ase.units import nm
 from threadpoolctl import ThreadpoolController
@@ -25,7 +24,7 @@ from ..core.spreading import Spread
 from ..flows.molecules.judgement import Geometry, Judgement
 from .judgement_file import JudgementFile
 
-CalculatorSource = str | Callable[[], Calculator]
+CalculatorSource = str | Callable[[], Any]
 """``gfn2``, ``gfn1``, the path of a model file (``.flow``), ``module:function`` that makes a calculator, or such a function."""
 
 _TBLITE = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
@@ -153,27 +152,29 @@ def judge(source: CalculatorSource, settings: JudgeSettings, numbers: Any, posit
     if hopeless is not None:
         return Judgement(None, start, 0, hopeless)
     atoms = Atoms(numbers=numbers, positions=start * nm)
-    atoms.calc = counted = make_calculator(source)
-    evaluations = _count_calls(counted)
+    atoms.calc = make_calculator(source)
+    optimiser = BFGS(atoms, logfile=None, maxstep=settings.largest_step) if settings.relax else None
     try:
         with one_thread(), _time_limit(settings.seconds):
-            fault = _relax(atoms, settings) if settings.relax else None
+            fault = None if optimiser is None else _relax(optimiser, atoms, settings)
             energy = float(atoms.get_potential_energy())
     except _TooLong:
-        return Judgement(None, start, evaluations(), f"took longer than {settings.seconds:g} seconds")
+        return Judgement(None, start, _evaluations(optimiser), f"took longer than {settings.seconds:g} seconds")
     except Exception as error:
-        return Judgement(None, start, evaluations(), f"the calculator failed ({type(error).__name__}: {error})".strip())
+        reason = f"the calculator failed ({type(error).__name__}: {error})"
+        return Judgement(None, start, _evaluations(optimiser), reason)
     if fault is None and not np.isfinite(energy):
         fault = f"the energy is {energy}"
-    if fault is not None:
-        return Judgement(None, atoms.positions / nm, evaluations(), fault)
-    return Judgement(energy, atoms.positions / nm, evaluations())
+    return Judgement(energy if fault is None else None, atoms.positions / nm, _evaluations(optimiser), fault)
 
 
-def _relax(atoms: Atoms, settings: JudgeSettings) -> str | None:
+def _evaluations(optimiser: BFGS | None) -> int:
+    return 1 if optimiser is None else 1 + int(optimiser.nsteps)
+
+
+def _relax(optimiser: BFGS, atoms: Atoms, settings: JudgeSettings) -> str | None:
     """Move to a minimum; return why there is none, or None."""
     deadline = time.monotonic() + settings.seconds
-    optimiser = BFGS(atoms, logfile=None, maxstep=settings.largest_step)
     for converged in optimiser.irun(fmax=settings.force, steps=settings.steps):
         if not np.isfinite(atoms.get_forces()).all():
             return "forces are not finite"
@@ -192,19 +193,6 @@ def _hopeless(positions: np.ndarray) -> str | None:
         i, j = np.unravel_index(distances.argmin(), distances.shape)
         return f"atoms {i} and {j} are {distances.min():.3f} nm apart"
     return None
-
-
-def _count_calls(calculator: Calculator) -> Callable[[], int]:
-    calls = 0
-    calculate = calculator.calculate
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return calculate(*args, **kwargs)
-
-    calculator.calculate = counted
-    return lambda: calls
 
 
 class _TooLong(Exception):
@@ -251,7 +239,7 @@ def calculator_name(source: CalculatorSource) -> str:
     return source if isinstance(source, str) else f"{source.__module__}:{source.__qualname__}"
 
 
-def make_calculator(source: CalculatorSource) -> Calculator:
+def make_calculator(source: CalculatorSource) -> Any:
     """Return a new calculator.
 
     Raises:
@@ -278,5 +266,4 @@ def make_calculator(source: CalculatorSource) -> Calculator:
             f"no calculator {source!r} ({error}): give {', '.join(_TBLITE)}, a model file (.flow), or module:function "
             "where the function makes an ASE calculator"
         ) from error
-    calculator: Calculator = maker()
-    return calculator
+    return maker()

@@ -313,6 +313,13 @@ def teach(
     output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("builder.flow"),
     steps: Annotated[int, typer.Option(min=1, help="Of imitation.")] = 6000,
     width: Annotated[int, typer.Option(min=1, help="Features of an atom in the network.")] = 96,
+    energy_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-3,
+            help="eV; molecules so far above their formula's lowest are shown 1/e as often.  [default: alike]",
+        ),
+    ] = None,
     reinforce: Annotated[
         list[str] | None, typer.Option(help="Formula to reach low energies for; may be repeated.")
     ] = None,
@@ -344,7 +351,7 @@ def teach(
         taught = output if not reinforce else output.with_suffix(".imitation.flow")
         if database is not None:
             stage = ImitationStage(steps=steps)
-            imitation = ImitationRequest(database, taught, stage, BuilderConfiguration(width=width), seed)
+            imitation = ImitationRequest(database, taught, stage, BuilderConfiguration(width=width), energy_scale, seed)
         if reinforce:
             formulas = tuple(Formula.parse(text) for text in reinforce)
             begin = model if database is None else taught

@@ -92,7 +92,7 @@ class Harvest:
     def add(self, numbers: Any, judgement: Judgement) -> str | None:
         """Take in one molecule and return its SMILES, or None where it is no valid one."""
         self.judged += 1
-        self.evaluations += judgement.evaluations
+        self.evaluations += 0 if judgement.known else judgement.evaluations
         found = find_bonds(numbers, judgement.positions) if judgement.energy is not None else None
         fault = judgement.fault if found is None else found.fault
         smiles = None
@@ -189,7 +189,7 @@ def build(request: BuildRequest, spread: Spread | None = None) -> Harvest:
     portion = _PORTION if spread is None else request.count  # workers are started once
     found = harvest(molecules, judge, known, f"relaxing {formula}", portion)
     write_database(found.ranked, request.output / "isomers.db", request)
-    sdf = [
+    sdf: list[tuple[Any, dict[str, str | float]]] = [
         (molecule_of(i.numbers, i.bonds, i.positions), {"SMILES": i.smiles, "energy_eV": i.energy})
         for i in found.ranked
     ]

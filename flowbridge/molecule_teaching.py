@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from .calculators.molecule_judge import JudgeSettings, MoleculeJudge
 from .core.errors import ConfigurationError
@@ -19,7 +22,7 @@ from .flows.molecules.formulas import Formula
 from .flows.molecules.imitation import ImitationStage, imitate
 from .flows.molecules.molecule_sets import MoleculeSet
 from .flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
-from .isomer_database import read_isomers
+from .isomer_database import StoredIsomer, read_isomers
 from .molecule_building import KNOWN, load_builder
 from .workflows.progress import track
 
@@ -33,6 +36,7 @@ class ImitationRequest:
         output: model file to write; checkpoints lie beside it.
         stage: of the training.
         configuration: of the builder.
+        energy_scale: eV; a molecule that much above the lowest of its formula is shown 1/e as often; None for all alike.
         seed: of the batches.
     """
 
@@ -40,6 +44,7 @@ class ImitationRequest:
     output: Path
     stage: ImitationStage
     configuration: BuilderConfiguration
+    energy_scale: float | None = None
     seed: int = 1
 
 
@@ -54,16 +59,33 @@ def teach(request: ImitationRequest, show_progress: bool = False) -> MoleculeBui
     builder = MoleculeBuilder(request.configuration)
     molecules = MoleculeSet.of((isomer.numbers, isomer.positions) for isomer in isomers)
     checkpoints = request.output.with_suffix(".checkpoints")
-    imitate(builder, molecules, request.stage, checkpoints, seed=request.seed, show_progress=show_progress)
+    imitate(
+        builder,
+        molecules,
+        request.stage,
+        checkpoints,
+        weights=_weights(isomers, request.energy_scale),
+        seed=request.seed,
+        show_progress=show_progress,
+    )
     provenance: dict[str, Any] = {
         KNOWN: sorted({isomer.smiles for isomer in isomers}),
         "formulas": sorted({str(isomer.formula) for isomer in isomers}),
         "imitation": request.stage.model_dump(mode="json"),
+        "energy_scale": request.energy_scale,
         "seed": request.seed,
     }
     request.output.parent.mkdir(parents=True, exist_ok=True)
     save(builder.eval(), request.output, provenance=provenance)
     return builder
+
+
+def _weights(isomers: Sequence[StoredIsomer], scale: float | None) -> Tensor:
+    lowest: dict[Formula, float] = {}
+    for isomer in isomers:
+        lowest[isomer.formula] = min(isomer.energy, lowest.get(isomer.formula, math.inf))
+    above = torch.tensor([isomer.energy - lowest[isomer.formula] for isomer in isomers], dtype=torch.float64)
+    return torch.ones_like(above) if scale is None else torch.exp(-above / scale)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,10 @@ from ..core.errors import ConfigurationError, CoordinateError, MissingDependency
 from ..flows.molecules.bonds import Bond
 
 try:
-    from rdkit import Chem, RDLogger
-    from rdkit.Chem import AllChem
+    from rdkit import Chem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
     from rdkit.Chem.Draw import rdMolDraw2D
+    from rdkit.rdBase import BlockLogs
 except ImportError as error:
     raise MissingDependencyError("molecular graphs need RDKit: pip install 'flowbridge[molecules]'") from error
 
@@ -76,11 +77,11 @@ def embed(smiles: str, seed: int) -> Structure:
     if parsed is None:
         raise ConfigurationError(f"RDKit cannot read the SMILES {smiles!r}")
     molecule = Chem.AddHs(parsed)  # hydrogens come after the other atoms
-    with _quiet():
-        if AllChem.EmbedMolecule(molecule, randomSeed=seed, maxAttempts=_ATTEMPTS) != 0:
+    with BlockLogs():
+        if rdDistGeom.EmbedMolecule(molecule, randomSeed=seed, maxAttempts=_ATTEMPTS) != 0:
             raise CoordinateError(f"RDKit finds no three-dimensional structure for {smiles!r}")
-        if AllChem.MMFFHasAllMoleculeParams(molecule):
-            AllChem.MMFFOptimizeMolecule(molecule)
+        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
     return Structure(numbers, np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM)
 
@@ -91,8 +92,9 @@ def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:
     if molecule is None:
         raise ConfigurationError(f"RDKit cannot read the SMILES {smiles!r}")
     drawer = rdMolDraw2D.MolDraw2DSVG(width, height)
-    drawer.drawOptions().clearBackground = False
-    drawer.drawOptions().fixedBondLength = 28.0
+    options: Any = drawer.drawOptions()
+    options.clearBackground = False
+    options.fixedBondLength = 28.0
     rdMolDraw2D.PrepareAndDrawMolecule(drawer, molecule)
     drawer.FinishDrawing()
     text: str = drawer.GetDrawingText()
@@ -107,13 +109,3 @@ def write_sdf(path: str, molecules: Sequence[tuple[Chem.Mol, dict[str, str | flo
             for name, value in values.items():
                 copy.SetProp(name, str(value))
             writer.write(copy)
-
-
-class _quiet:
-    """Within it RDKit's warnings about missing force-field parameters are not printed."""
-
-    def __enter__(self) -> None:
-        RDLogger.DisableLog("rdApp.*")
-
-    def __exit__(self, *_: object) -> None:
-        RDLogger.EnableLog("rdApp.*")

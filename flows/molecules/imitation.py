@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class ImitationTraining(StageTraining):
         flow: the builder, trained in place.
         stage: its schedule.
         molecules: to imitate.
+        weights: ``(B,)``, how often each is drawn.
         seed: of the batches.
         log_interval: steps between points of the training curve.
     """
@@ -56,15 +58,22 @@ class ImitationTraining(StageTraining):
     flow: MoleculeBuilder
 
     def __init__(
-        self, flow: MoleculeBuilder, stage: ImitationStage, molecules: MoleculeSet, seed: int, log_interval: int
+        self,
+        flow: MoleculeBuilder,
+        stage: ImitationStage,
+        molecules: MoleculeSet,
+        weights: Tensor,
+        seed: int,
+        log_interval: int,
     ) -> None:
         super().__init__(flow, stage, seed, log_interval)
         self.molecules = molecules
+        self.weights = weights
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the mean negative log-likelihood of the choices of one batch; ConvergenceError where it is not finite."""
         generator = self.generator()
-        chosen = torch.randint(len(self.molecules.counts), (self.stage.batch,), generator=generator)
+        chosen = torch.multinomial(self.weights, self.stage.batch, replacement=True, generator=generator)
         molecules = self.molecules.select(chosen)
         molecules = molecules.permuted(molecules.draw_orders(generator).rows)
         steps = self._steps(molecules, generator)
@@ -115,6 +124,7 @@ def imitate(
     stage: ImitationStage,
     folder: Path,
     *,
+    weights: Tensor | None = None,
     seed: int = 0,
     checkpoint_interval: int = 500,
     log_interval: int = 25,
@@ -127,6 +137,7 @@ def imitate(
         molecules: finished ones, each connected by its bonds.
         stage: the schedule.
         folder: where checkpoints go; training goes on from those it finds, to the same numbers.
+        weights: ``(B,)``, how often each molecule is drawn; all alike when None.
         seed: of all random numbers.
         checkpoint_interval: steps between checkpoints.
         log_interval: steps between points of the curve.
@@ -134,9 +145,17 @@ def imitate(
 
     Raises:
         ConvergenceError: when the training diverges.
-        ConfigurationError: when there are no molecules.
+        ConfigurationError: for weights that do not fit, are negative, or all zero.
     """
-    if not len(molecules.counts):
-        raise ConfigurationError("there are no molecules to imitate: enumerate some first")
-    training = ImitationTraining(builder, stage, molecules, seed, log_interval)
+    if weights is None:
+        weights = torch.ones(len(molecules.counts), dtype=torch.float64)
+    if (
+        weights.shape != molecules.counts.shape
+        or not bool((weights >= 0).all())
+        or not 0 < float(weights.sum()) < math.inf
+    ):
+        raise ConfigurationError(
+            f"weights must be {len(molecules.counts)} numbers, not negative and not all zero, got {tuple(weights.shape)}"
+        )
+    training = ImitationTraining(builder, stage, molecules, weights, seed, log_interval)
     return run_stage(training, "imitation", checkpoint_interval, folder, show_progress)

@@ -20,14 +20,16 @@ class Judgement:
     Attributes:
         energy: in eV; None where there is a fault.
         positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from a judge that relaxes.
-        evaluations: energy evaluations that it took; 0 when it was known or seen to be hopeless.
+        evaluations: energy evaluations that it took, now or when it was computed; 0 when it was seen to be hopeless.
         fault: why there is no energy, or None.
+        known: whether it was looked up.
     """
 
     energy: float | None
     positions: NDArray[np.float64]
     evaluations: int
     fault: str | None = None
+    known: bool = False
 
 
 class Judge(Protocol):

@@ -86,7 +86,8 @@ class TestMemory:
         verdicts = judge([PAIR, turned(PAIR), (PAIR[0], PAIR[1] * 1.1), PAIR])
         assert judge.evaluations == 2
         assert verdicts[0].energy == verdicts[1].energy == verdicts[3].energy
-        assert judge([turned(PAIR, 5)])[0].evaluations == 0
+        assert judge([turned(PAIR, 5)])[0].known
+        assert judge.evaluations == 2
 
     def test_another_run_finds_what_was_computed(self, tmp_path):
         file = tmp_path / "judgements.sqlite"

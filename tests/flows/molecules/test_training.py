@@ -63,6 +63,17 @@ class TestImitation:
         assert float(lengths.median()) == pytest.approx(0.096, abs=0.003)
         assert float(angles.median()) == pytest.approx(104.5, abs=6.0)
 
+    def test_weights_choose_what_is_imitated(self, tmp_path):
+        model = MoleculeBuilder(SMALL)
+        short, long = (np.array([[0, 0, 0], [0, 0, length]]) for length in (0.09, 0.13))
+        molecules = MoleculeSet.of([([9, 1], short), ([9, 1], long)])
+        imitate(model, molecules, self.STAGE, tmp_path, weights=torch.tensor([0.0, 1.0]), seed=3)
+        lengths = model.sample("HF", 50, torch.Generator().manual_seed(1)).positions[:, 1].norm(dim=-1)
+        assert float(lengths.quantile(0.1)) > 0.12
+        for weights in (torch.zeros(2), torch.ones(3), torch.tensor([-1.0, 2.0])):
+            with pytest.raises(ConfigurationError, match="weights must be 2 numbers"):
+                imitate(model, molecules, self.STAGE, tmp_path, weights=weights)
+
     def test_a_stopped_training_goes_on_to_the_same(self, waters, tmp_path):
         stage = self.STAGE.model_copy(update={"steps": 12})
         whole, halves = MoleculeBuilder(SMALL), MoleculeBuilder(SMALL)
