@@ -169,6 +169,7 @@ def load_builder(path: Path | None) -> tuple[MoleculeBuilder, frozenset[str]]:
 def build(request: BuildRequest, spread: Spread | None = None) -> Harvest:
     """Build, relax and rank molecules, and write ``isomers.db``, ``isomers.sdf``, ``results.json`` and ``report.html``.
 
+    In ``workflows`` lies what ``flowbridge run`` needs for each isomer that MMFF94 has parameters for.
     What was evaluated is kept in ``judgements.sqlite``: a run that was stopped is repeated without evaluating anything twice.
 
     Args:
@@ -178,6 +179,7 @@ def build(request: BuildRequest, spread: Spread | None = None) -> Harvest:
     Raises:
         ConfigurationError: for a formula that no molecule has, a calculator or model that there is not.
     """
+    from .molecule_handover import write_workflows
     from .molecule_report import write_report
 
     formula = Formula.parse(request.formula)
@@ -194,7 +196,8 @@ def build(request: BuildRequest, spread: Spread | None = None) -> Harvest:
         for i in found.ranked
     ]
     write_sdf(str(request.output / "isomers.sdf"), sdf)
-    _write_results(found, request, formula)
+    without = write_workflows(found.ranked, str(formula), request.output / "workflows")
+    _write_results(found, request, formula, without)
     write_report(found, formula, judge.description, request.output / "report.html")
     return found
 
@@ -224,7 +227,7 @@ def _plain(request: BuildRequest) -> dict[str, Any]:
     return {**values, "output": str(request.output), "model": None if request.model is None else str(request.model)}
 
 
-def _write_results(found: Harvest, request: BuildRequest, formula: Formula) -> None:
+def _write_results(found: Harvest, request: BuildRequest, formula: Formula, without: list[str]) -> None:
     results = {
         "formula": str(formula),
         "request": _plain(request),
@@ -234,6 +237,7 @@ def _write_results(found: Harvest, request: BuildRequest, formula: Formula) -> N
         "novel": sum(isomer.novel for isomer in found.ranked),
         "evaluations": found.evaluations,
         "faults": dict(found.faults.most_common()),
+        "without_mmff_parameters": without,
         "ranking": [
             {"smiles": i.smiles, "energy_eV": i.energy, "times": i.times, "novel": i.novel} for i in found.ranked
         ],
