@@ -163,7 +163,8 @@ def make_isomers(request: IsomerRequest, path: Path, spread: Spread | None = Non
                     _write(database, result, request.calculator)
                 else:
                     failures[result.smiles] = result.fault
-        _write_text(failures_path, json.dumps(failures, indent=1, sort_keys=True))
+        if failures:
+            _write_text(failures_path, json.dumps(failures, indent=1, sort_keys=True))
     return _count(path, failures)
 
 

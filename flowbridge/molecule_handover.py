@@ -13,7 +13,7 @@ from .integrations.molecular_graphs import molecule_of
 from .integrations.openmm.mmff import mmff_system, mmff_topology
 from .molecule_building import FoundIsomer
 
-_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. MMFF94 is the force field; its parameters are in the System beside.
+_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.
 #
 #     flowbridge run {name}.toml
 

@@ -44,6 +44,19 @@ class TestEnergies:
         there = MoleculeJudge("calculators_that_fail:lennard_jones", spread=Processes(2))(molecules)
         assert [v.energy for v in here] == [v.energy for v in there]
 
+    def test_workers_of_a_cluster_give_the_same(self):
+        distributed = pytest.importorskip("distributed")
+        from flowbridge.integrations.dask import DaskSpread
+
+        molecules = [(PAIR[0], PAIR[1] * factor) for factor in (0.8, 1.0, 1.2)]
+        with (
+            distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            there = MoleculeJudge("calculators_that_fail:lennard_jones", spread=DaskSpread(client))(molecules)
+        here = MoleculeJudge("calculators_that_fail:lennard_jones")(molecules)
+        assert [v.energy for v in there] == [v.energy for v in here]
+
 
 class TestFaults:
     @pytest.mark.parametrize(
