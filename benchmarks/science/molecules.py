@@ -1,7 +1,7 @@
 """Molecules of held-out formulas: what builders find for their energy evaluations, against enumeration and simpler ways.
 
-    python -m benchmarks.science.molecules              # ten formulas, five ways, 1000 evaluations each: half an hour
-    python -m benchmarks.science.molecules --evaluations 300
+    python -m benchmarks.science.molecules              # ten formulas, five ways, 400 evaluations each: ten minutes of CPU
+    python -m benchmarks.science.molecules --evaluations 1000
     python -m benchmarks.science.molecules --small      # seconds: everything runs, little is found
 
 Every way proposes molecules, which GFN2-xTB relaxes until the evaluations are spent. The reference is the relaxation of
@@ -57,10 +57,10 @@ class Plan:
 
     formulas: tuple[str, ...] = HELD_OUT
     practice: tuple[str, ...] = PRACTICE
-    evaluations: int = 1000
+    evaluations: int = 400
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=60, molecules=120, learning_rate=5e-5, energy_scale=1.5, imitation=0.05
+            iterations=40, molecules=100, learning_rate=5e-5, energy_scale=1.5, imitation=0.05
         )
     )
 

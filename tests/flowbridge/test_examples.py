@@ -202,3 +202,11 @@ def test_private_training(tmp_path, capsys):
     assert "differential privacy for each digit" in capsys.readouterr().out
     assert (tmp_path / "private_training.png").stat().st_size > 10_000
     assert flowbridge.load(tmp_path / "dp_mac-8.flow").privacy["releases"][0]["noise"] == "cryptographic"
+
+
+def test_reinforce_builder(tmp_path, capsys):
+    pytest.importorskip("tblite")
+    results = example("reinforce_builder").main("CH4O", rounds=1, figure=str(tmp_path / "figure.png"), count=4)
+    assert "reinforced: " in capsys.readouterr().out
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert set(results) == {"imitation", "reinforced"}
