@@ -60,7 +60,7 @@ class Plan:
     evaluations: int = 400
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=40, molecules=100, learning_rate=5e-5, energy_scale=1.5, imitation=0.05
+            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.5, imitation=0.05
         )
     )
 
