@@ -213,3 +213,11 @@ def test_private_force_field(tmp_path, capsys):
     assert (tmp_path / "private_force_field.png").stat().st_size > 10_000
     bill = flowbridge.load(tmp_path / "dp_mac-8.flow").privacy
     assert (bill["releases"][0]["mechanism"], bill["units"]) == ("dp_mac", 48)
+
+
+def test_reinforce_builder(tmp_path, capsys):
+    pytest.importorskip("tblite")
+    results = example("reinforce_builder").main("CH4O", rounds=1, figure=str(tmp_path / "figure.png"), count=4)
+    assert "reinforced: " in capsys.readouterr().out
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert set(results) == {"imitation", "reinforced"}

@@ -1,0 +1,171 @@
+"""What ``flowbridge teach`` does: a builder learns from a database of molecules, and on some formulas from their energies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from .core.errors import ConfigurationError
+from .core.model_files import save
+from .core.spreading import Spread
+from .flows.molecules.builder import MoleculeBuilder
+from .flows.molecules.configuration import BuilderConfiguration
+from .flows.molecules.formulas import Formula
+from .flows.molecules.imitation import ImitationStage, imitate
+from .flows.molecules.molecule_sets import MoleculeSet
+from .flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
+from .isomer_database import StoredIsomer, read_isomers
+from .molecule_building import KNOWN, load_builder
+from .workflows.progress import track
+
+
+@dataclass(frozen=True)
+class ImitationRequest:
+    """A builder to be made of a database.
+
+    Attributes:
+        database: of relaxed molecules.
+        output: model file to write; checkpoints lie beside it.
+        stage: of the training.
+        configuration: of the builder.
+        energy_scale: eV; a molecule that much above the lowest of its formula is shown 1/e as often; None for all alike.
+        seed: of the batches.
+    """
+
+    database: Path
+    output: Path
+    stage: ImitationStage
+    configuration: BuilderConfiguration
+    energy_scale: float | None = None
+    seed: int = 1
+
+
+def teach(request: ImitationRequest, show_progress: bool = False) -> MoleculeBuilder:
+    """Train a builder by imitation and write its model file; a stopped call goes on to the same numbers when repeated.
+
+    Raises:
+        ConfigurationError: for a database that cannot be read or is empty.
+        ConvergenceError: when the training diverges.
+    """
+    isomers = read_isomers(request.database)
+    builder = MoleculeBuilder(request.configuration)
+    molecules = MoleculeSet.of((isomer.numbers, isomer.positions) for isomer in isomers)
+    checkpoints = request.output.with_suffix(".checkpoints")
+    imitate(
+        builder,
+        molecules,
+        request.stage,
+        checkpoints,
+        weights=_weights(isomers, request.energy_scale),
+        seed=request.seed,
+        show_progress=show_progress,
+    )
+    provenance: dict[str, Any] = {
+        KNOWN: sorted({isomer.smiles for isomer in isomers}),
+        "formulas": sorted({str(isomer.formula) for isomer in isomers}),
+        "imitation": request.stage.model_dump(mode="json"),
+        "energy_scale": request.energy_scale,
+        "seed": request.seed,
+    }
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    save(builder.eval(), request.output, provenance=provenance)
+    return builder
+
+
+def _weights(isomers: Sequence[StoredIsomer], scale: float | None) -> Tensor:
+    lowest: dict[Formula, float] = {}
+    for isomer in isomers:
+        lowest[isomer.formula] = min(isomer.energy, lowest.get(isomer.formula, math.inf))
+    above = torch.tensor([isomer.energy - lowest[isomer.formula] for isomer in isomers], dtype=torch.float64)
+    return torch.ones_like(above) if scale is None else torch.exp(-above / scale)
+
+
+@dataclass(frozen=True)
+class ReinforcementRequest:
+    """A builder to be drawn towards low energies.
+
+    Attributes:
+        model: file of the builder to begin with; the one that comes with flowbridge when None.
+        output: model file to write; checkpoint and judgements lie beside it.
+        formulas: that it is trained on.
+        calculator: see :data:`~flowbridge.calculators.molecule_judge.CalculatorSource`; a string.
+        relax: judge relaxed molecules, some fifty times the evaluations of single points.
+        stage: of the training.
+        seed: of everything random.
+    """
+
+    model: Path | None
+    output: Path
+    formulas: tuple[Formula, ...]
+    calculator: str
+    relax: bool
+    stage: ReinforcementStage
+    seed: int = 1
+
+
+def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> list[Round]:
+    """Train a builder by reinforcement, write its model file and return the curve; as resumable as :func:`teach`.
+
+    Raises:
+        ModelFileError, ConfigurationError: for a model, calculator or formulas that cannot be used.
+        ConvergenceError: when the training diverges.
+    """
+    builder, known = load_builder(request.model)
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    judge = MoleculeJudge(
+        request.calculator,
+        JudgeSettings(relax=request.relax),
+        spread=spread,
+        file=request.output.with_suffix(".judgements.sqlite"),
+    )
+    training = Reinforcement(builder, request.formulas, judge, request.stage, seed=request.seed)
+    curve: list[Round] = []
+    for current in track(
+        training.rounds(request.output.with_suffix(".checkpoint")), "reinforcement", request.stage.iterations
+    ):
+        curve.append(current)
+    provenance: dict[str, Any] = {
+        KNOWN: sorted(known),
+        "reinforced_on": [str(formula) for formula in request.formulas],
+        "calculator": judge.description,
+        "reinforcement": request.stage.model_dump(mode="json"),
+        "seed": request.seed,
+    }
+    save(builder.eval(), request.output, provenance=provenance)
+    return curve
+
+
+def teach_and_print(
+    request: ImitationRequest | None, reinforcement: ReinforcementRequest | None, spread: Spread | None = None
+) -> None:
+    """Do what the command line asks for and print the ends of the curves.
+
+    Raises:
+        ConfigurationError: when neither is asked for.
+    """
+    console = Console()
+    if request is None and reinforcement is None:
+        raise ConfigurationError("nothing to learn from: give a DATABASE to imitate, or --reinforce FORMULA")
+    if request is not None:
+        teach(request, console.is_terminal)
+        console.print(f"{request.output}: taught by imitation of {request.database}", markup=False)
+    if reinforcement is not None:
+        curve = strengthen(reinforcement, spread)
+        console.print(f"{reinforcement.output}: reinforced on {_names(reinforcement.formulas)}", markup=False)
+        for number in sorted({0, len(curve) // 2, len(curve) - 1}) if curve else []:
+            reward, valid, above, _ = curve[number]
+            console.print(
+                f"  round {number + 1}: reward {reward:.3f}, {100 * valid:.0f} % valid, {above:.3f} eV an atom above the best"
+            )
+
+
+def _names(formulas: Sequence[Formula]) -> str:
+    return ", ".join(str(formula) for formula in formulas)

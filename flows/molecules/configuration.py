@@ -1,0 +1,31 @@
+"""The sizes of a molecule builder, as model files hold them."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ..configuration import Section
+
+
+class BuilderConfiguration(Section):
+    """An autoregressive builder.
+
+    Attributes:
+        width: features of an atom.
+        layers: of message passing over the partial molecule.
+        radial: Gaussian functions of a distance.
+        radial_range: nm, of the first and the last of them.
+        channels: features of a neighbour that are summed for each radial function.
+        components: of the mixtures for distances and angles.
+        torsions: centres of the mixture for torsions, evenly spread over the circle.
+        seed: of the initial parameters.
+    """
+
+    width: PositiveInt = 96
+    layers: PositiveInt = 3
+    radial: PositiveInt = 20
+    radial_range: tuple[PositiveFloat, PositiveFloat] = (0.08, 0.56)
+    channels: PositiveInt = 16
+    components: PositiveInt = 8
+    torsions: PositiveInt = Field(default=36, ge=4)
+    seed: int = 0

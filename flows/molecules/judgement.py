@@ -1,0 +1,40 @@
+"""What a builder knows of energies: a callable that judges molecules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Geometry = tuple[Any, Any]
+"""Atomic numbers ``(N,)`` and positions ``(N, 3)`` in nm."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one molecule.
+
+    Attributes:
+        energy: in eV; None where there is a fault.
+        positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from a judge that relaxes.
+        evaluations: energy evaluations that it took, now or when it was computed; 0 when it was seen to be hopeless.
+        fault: why there is no energy, or None.
+        known: whether it was looked up.
+    """
+
+    energy: float | None
+    positions: NDArray[np.float64]
+    evaluations: int
+    fault: str | None = None
+    known: bool = False
+
+
+class Judge(Protocol):
+    """Judges molecules: any energy, relaxed or not. A molecule that cannot be judged is a fault, never an exception."""
+
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
+        """Return one verdict a molecule, in their order."""
+        ...

@@ -1,0 +1,59 @@
+"""``flowbridge teach``: from a database to a model file, reinforced or not, and on from where it stopped."""
+
+import json
+
+import pytest
+from flowbridge.core.model_files import read_header
+from flowbridge.flows.molecules.formulas import Formula
+from typer.testing import CliRunner
+
+from flowbridge.command_line import application
+from flowbridge.isomer_database import IsomerRequest, make_isomers
+from flowbridge.molecule_building import BuildRequest, build, load_builder
+
+pytest.importorskip("tblite")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teach") / "isomers.db"
+    make_isomers(IsomerRequest((Formula.parse("CH4O"), Formula.parse("CH2O"))), path)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(application, ["teach", *(str(argument) for argument in arguments)])
+
+
+def test_imitation_and_reinforcement(database, tmp_path):
+    output = tmp_path / "taught.flow"
+    options = ["--steps", 20, "--width", 16, "--reinforce", "CH4O", "--rounds", 2, "--molecules", 8, "--output", output]
+    result = run(database, *options)
+    assert result.exit_code == 0, result.output
+    assert "round 2: reward" in result.output
+    _, known = load_builder(output)
+    assert known == {"CO", "C=O"}
+    header = read_header(output)
+    assert header.provenance["reinforced_on"] == ["CH4O"]
+    assert header.kind == "molecule_builder"
+    again = run(database, *options)  # from its checkpoints
+    assert again.output == result.output
+    assert load_builder(output)[0].settings.width == 16
+    results = tmp_path / "built"
+    build(BuildRequest("CH4O", results, count=2, model=output))
+    assert json.loads((results / "results.json").read_text())["built"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "nothing to learn from"),
+        (["missing.db"], "there is no database"),
+        (["--reinforce", "CH3"], "radical"),
+    ],
+)
+def test_what_cannot_be_learned_from(tmp_path, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert reason in result.output
