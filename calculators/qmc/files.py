@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.errors import ModelFileError
+from ...core.whole_files import write_whole
 
 FORMAT, VERSION = "flowbridge-qmc", 1
 
@@ -53,20 +53,7 @@ def write_file(
     digest = hashlib.sha256(blob).hexdigest()
     place = blob.index(_BLANK.encode())
     blob = blob[:place] + digest.encode() + blob[place + len(_BLANK) :]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ModelFileError(
-            f"{target}: cannot be written ({error.strerror or error}). Check folder and space"
-        ) from error
+    write_whole(target, blob)
     return digest
 
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from ...core.errors import ConfigurationError, ConvergenceError
 from .atomic_functions import AtomicFunctions, Shell
 from .densities import CHUNK, DensityModel, LogDensity, OrbitalDensity
+from .density_symmetry import allowed_combinations
 from .electronic_structure import Quadrature
-from .local_symmetry import allowed_combinations
 from .molecule import Molecule
 from .sampling import ElectronSamples
 
 _RIDGE = 1e-5
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-13  # of the loss; statistical errors make it uncertain by 1e-6 and more
 _NEWTON_STEPS = 50
 
 
@@ -218,16 +218,23 @@ def _solved(
         return matrix, sums.vectors[kept].mean(0) * scale, sums.means[kept].mean(0) * scale
 
     matrix, vector, mean = problem(None)
+    weight = settings.likelihood
+
+    def loss(at: Tensor) -> float:
+        return float(0.5 * at @ matrix @ at - vector @ at + weight * (_log_total(on_grid, log_weights, at) - mean @ at))
+
     solution = torch.zeros_like(vector)
     for _ in range(_NEWTON_STEPS):
         gradient, covariance, _ = _likelihood(on_grid, log_weights, solution)
-        slope = matrix @ solution - vector + settings.likelihood * (gradient - mean)
-        step = torch.linalg.solve(matrix + settings.likelihood * covariance, slope)
-        # Far from the solution a whole step may overshoot; its length is in standard deviations of ln rho.
-        step = step * min(1.0, 2.0 / float((step @ covariance @ step).clamp_min(1e-300).sqrt()))
-        solution = solution - step
-        if float(step.abs().max()) < _TOLERANCE:
+        slope = matrix @ solution - vector + weight * (gradient - mean)
+        step = torch.linalg.solve(matrix + weight * covariance, slope)
+        decrement = float(slope @ step)  # twice what the loss can still fall
+        if decrement < _TOLERANCE:
             break
+        length, here = 1.0, loss(solution)
+        while length > 1e-6 and loss(solution - length * step) > here - 0.1 * length * decrement:
+            length *= 0.5
+        solution = solution - length * step
     else:
         raise ConvergenceError(
             "the fit of the density did not converge: the samples do not fit the base density. Check that they belong to it"
@@ -247,6 +254,11 @@ def _solved(
         [torch.tensor(electrons).log() - torch.logsumexp(log_weights + c @ on_grid, 0) for c in solutions]
     )
     return LinearLogDensity(base, functions, contraction, coefficients * scale, shifts, electrons)
+
+
+def _log_total(on_grid: Tensor, log_weights: Tensor, solution: Tensor) -> Tensor:
+    """Return ``ln Z``."""
+    return torch.logsumexp(log_weights + solution @ on_grid, 0)
 
 
 def _likelihood(
