@@ -194,7 +194,7 @@ def hydrogen_molecule(small: bool) -> dict[str, Any]:
 def lithium_hydride(small: bool) -> dict[str, Any]:
     """Return LiH at 3.015 bohr, beside CCSD."""
     settings = settings_for(small)
-    if not small:  # the dipole of an ionic molecule is a global moment, and wants as many samples as a plain average
+    if not small:  # a dipole is a global moment, and wants as many samples as a plain average
         settings = replace(settings, sampling=replace(settings.sampling, sweeps=180))
     _, result = run_of("LiH", LIH, settings)
     return result | _coupled_cluster(LIH, small)
@@ -202,7 +202,10 @@ def lithium_hydride(small: bool) -> dict[str, Any]:
 
 def polar(name: str, small: bool) -> dict[str, Any]:
     """Return a molecule with a dipole moment, beside CCSD."""
-    _, result = run_of(name, POLAR[name], settings_for(small))
+    settings = settings_for(small)
+    if not small:
+        settings = replace(settings, sampling=replace(settings.sampling, sweeps=120))
+    _, result = run_of(name, POLAR[name], settings)
     return result | _coupled_cluster(POLAR[name], small)
 
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ...core.errors import ConfigurationError, ConvergenceError, ModelFileError, NonFiniteEnergyError
+from .convex_fit import DensityFitSettings
 from .densities import DensityModel, SumDensity, base_density
 from .electronic_structure import Quadrature, becke_quadrature
-from .linear_log_density import DensityFitSettings, fit_linear_log_density
+from .linear_log_density import fit_linear_log_density
 from .linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
 from .molecule import Molecule
 from .neural_density import NeuralFitSettings, fit_neural_density

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError
 from .atomic_functions import AtomicFunctions, Shell
+from .convex_fit import ConvexFit
 from .densities import DensityModel, OrbitalDensity, SumDensity
 from .determinants import Excitations, Expansion
 from .files import read_file, write_file
@@ -37,6 +38,8 @@ def save_samples(path: PathLike, samples: ElectronSamples, state: SamplerState |
         "kinetic": samples.kinetic,
         "potential": samples.potential,
     }
+    if samples.log_absolute is not None:
+        tensors["log_absolute"] = samples.log_absolute
     content: dict[str, Any] = {"molecule": samples.molecule.to_dict(), "acceptance": samples.acceptance}
     if state is not None:
         content["step"] = state.step
@@ -64,6 +67,7 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
             tensors["kinetic"].double(),
             tensors["potential"].double(),
             float(content.get("acceptance", 1.0)),
+            tensors["log_absolute"].double() if "log_absolute" in tensors else None,
         )
     _require_same(path, samples.molecule, molecule)
     return samples
@@ -200,7 +204,8 @@ def _describe(density: DensityModel, prefix: str) -> tuple[dict[str, Any], dict[
     if isinstance(density, NeuralDensity):
         return (
             {"model": "neural", "electrons": density.electrons, "width": density.width},
-            {f"{prefix}{name}": tensor for name, tensor in density.network.state_dict().items()},
+            {f"{prefix}{name}": tensor for name, tensor in density.network.state_dict().items()}
+            | {f"{prefix}refit": density.refit.coefficients, f"{prefix}shifts": density.refit.shifts},
         )
     if isinstance(density, SumDensity):
         up, tensors = _describe(density.up, f"{prefix}up.")
@@ -219,7 +224,8 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Tensor], prefix: str, m
             _rebuild(content["down"], tensors, f"{prefix}down.", molecule),
         )
     if model == "neural":
-        density = NeuralDensity(molecule, float(content["electrons"]), int(content["width"]))
+        refit = ConvexFit(tensors[f"{prefix}refit"], tensors[f"{prefix}shifts"])
+        density = NeuralDensity(molecule, float(content["electrons"]), int(content["width"]), refit)
         own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         density.network.load_state_dict({name: own[name] for name in density.network.state_dict()})
         return density
