@@ -332,7 +332,9 @@ def _settings(parameters: dict[str, Any]) -> RunSettings:
     )
     return replace(
         settings,
-        optimisation=OptimisationSettings(parameters["iterations"], parameters["optimisation_sweeps"]),
+        optimisation=OptimisationSettings(
+            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
+        ),
     )
 
 

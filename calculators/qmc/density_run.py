@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...core.errors import ConfigurationError, ConvergenceError, ModelFileError, NonFiniteEnergyError
+from ...core.errors import ConfigurationError, ModelFileError
 from .convex_fit import DensityFitSettings
 from .densities import DensityModel, SumDensity, base_density
 from .electronic_structure import Quadrature, becke_quadrature
@@ -25,7 +25,7 @@ from .linear_method import OptimisationSettings, OptimisationState, optimise, st
 from .molecule import Molecule
 from .neural_density import NeuralFitSettings, fit_neural_density
 from .properties import DensityProperties
-from .sampling import ElectronSamples, LangevinSampler, SamplerState, SamplingSettings, sample
+from .sampling import ElectronSamples, EquilibriumError, LangevinSampler, SamplerState, SamplingSettings, sample
 from .storage import (
     load_density,
     load_optimisation,
@@ -192,8 +192,10 @@ class DensityRun:
                 checkpoint=checkpoint,
                 progress=lambda done: self._announce(Progress("sampling", done, settings.sweeps, "")),
             )
-        except (ConvergenceError, NonFiniteEnergyError):
+        except EquilibriumError as error:
             self._announce(Progress("sampling", settings.sweeps, settings.sweeps, "not in equilibrium"))
+            if file is not None:  # to look at what went wrong; never taken for a result
+                save_samples(file.with_name(f"not-in-equilibrium-{file.name}"), error.samples)
             raise
         if file is not None and part is not None:
             save_samples(file, samples)

@@ -148,13 +148,13 @@ class NeuralDensity(DensityModel):
         with torch.no_grad():
             if derivatives == 0:
                 return self.network.with_features(points)[1].T, points.new_empty(0)
-            gradients = []
+            slopes = []
             for axis in range(3):
                 direction = torch.zeros_like(points)
                 direction[:, axis] = 1.0
-                values, slope = torch.func.jvp(lambda r: self.network.with_features(r)[1], (points,), (direction,))
-                gradients.append(slope.T)
-        return values.T, torch.stack(gradients)
+                pair = torch.func.jvp(lambda r: self.network.with_features(r)[1], (points,), (direction,))
+                slopes.append(pair[1].T)
+            return pair[0].T, torch.stack(slopes)
 
     def _log_rho(self, points: Tensor) -> Tensor:
         values, features = self.network.with_features(points)

@@ -175,6 +175,18 @@ class ElectronSamples:
                 )
 
 
+class EquilibriumError(ConvergenceError):
+    """Samples that are not in equilibrium.
+
+    Attributes:
+        samples: what was recorded.
+    """
+
+    def __init__(self, message: str, samples: ElectronSamples) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
 def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generator) -> Tensor:
     """Return electrons ``(W, N, 3)`` in Gaussians around the nuclei, as many as each nucleus has charge, spins in turn."""
     owners: list[list[int]] = [[], []]
@@ -296,8 +308,8 @@ def sample(
         progress: called with the number of sweeps done.
 
     Raises:
-        ConvergenceError, NonFiniteEnergyError: see :meth:`ElectronSamples.check_equilibrium`; the error carries the samples as
-            ``samples``, so that what was computed is not lost.
+        EquilibriumError: when the walkers drifted or hardly moved; it carries the samples, so that they are not lost.
+        NonFiniteEnergyError: for a NaN or infinite local energy.
     """
     if recorded is not None and recorded.log_absolute is None:
         raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start anew")
@@ -332,7 +344,6 @@ def sample(
     samples = so_far(settings.sweeps)
     try:
         samples.check_equilibrium()
-    except (ConvergenceError, NonFiniteEnergyError) as error:
-        error.samples = samples  # type: ignore[union-attr]
-        raise
+    except ConvergenceError as error:
+        raise EquilibriumError(str(error), samples) from error
     return samples

@@ -110,12 +110,15 @@ class SlaterJastrow:
     mixing: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.jastrow is not None and self.jastrow_parameters is None:
-            object.__setattr__(self, "jastrow_parameters", torch.zeros(self.jastrow.count, dtype=torch.float64))
-        if self.jastrow is not None and len(self.jastrow_parameters) != self.jastrow.count:
-            raise ConfigurationError(
-                f"this Jastrow factor has {self.jastrow.count} parameters, got {len(self.jastrow_parameters)}"
-            )
+        if self.jastrow is not None:
+            parameters = self.jastrow_parameters
+            if parameters is None:
+                parameters = torch.zeros(self.jastrow.count, dtype=torch.float64)
+                object.__setattr__(self, "jastrow_parameters", parameters)
+            if len(parameters) != self.jastrow.count:
+                raise ConfigurationError(
+                    f"this Jastrow factor has {self.jastrow.count} parameters, got {len(parameters)}"
+                )
         if self.mixing is not None and self.expansion is not None:
             raise ConfigurationError("orbitals can be optimised for a single determinant only: leave out the expansion")
 

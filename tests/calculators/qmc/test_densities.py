@@ -156,7 +156,7 @@ def test_neural_density_has_the_cusp_and_learns_hydrogen(hydrogen_samples):
     assert float((values[2:].mean() - values[:2].mean()) / 1e-4) == pytest.approx(-2.0, abs=2e-3)
     grid = becke_quadrature(molecule, 3)
     fitted = fit_neural_density(
-        hydrogen_samples, grid, torch.Generator().manual_seed(0), NeuralFitSettings(400, 512, width=16)
+        hydrogen_samples, grid, torch.Generator().manual_seed(0), NeuralFitSettings(200, 512, width=16)
     )
     properties = DensityProperties(fitted, grid)
     assert float(properties.electrons().value) == pytest.approx(1.0, abs=1e-9)
@@ -173,7 +173,7 @@ def test_neural_density_has_error_bars_that_shrink_with_the_samples(hydrogen_sam
         samples,
         **{name: getattr(samples, name)[:, :64] for name in ("positions", "scores", "kinetic", "potential")},
     )
-    settings = NeuralFitSettings(150, 512, width=8)
+    settings = NeuralFitSettings(80, 512, width=8)
     errors = []
     for part in (samples, few):
         density = fit_neural_density(part, grid, torch.Generator().manual_seed(0), settings)

@@ -225,7 +225,7 @@ def test_files_come_back_as_they_were_and_strange_ones_are_refused(hydrogen, tmp
     with pytest.raises(ModelFileError, match="lacks something"):
         load_samples(tmp_path / "poor")
     content, tensors = read_file(tmp_path / "samples", "samples")
-    assert set(tensors) == {"positions", "scores", "kinetic", "potential"}
+    assert set(tensors) == {"positions", "scores", "kinetic", "potential", "log_absolute"}
     assert content["molecule"]["numbers"] == [1, 1]
 
 
@@ -257,6 +257,8 @@ def test_what_was_computed_before_an_error_is_kept(tmp_path, monkeypatch):
         atoms.get_potential_energy()
     assert caught.value.samples.kinetic.shape == (9, 64)
     assert list(tmp_path.glob("wave_function-*"))
+    (kept,) = tmp_path.glob("not-in-equilibrium-*")
+    assert torch.equal(load_samples(kept).kinetic, caught.value.samples.kinetic)
 
 
 def test_density_command(tmp_path):
