@@ -236,6 +236,11 @@ def test_samples_and_wave_functions_of_files(hydrogen, tmp_path):
     other.calc = QMCCalculator(samples=tmp_path / "samples", **QUICK)
     assert other.get_potential_energy() == hydrogen.get_potential_energy()
     assert abs(other.get_dipole_moment()[2]) < 0.1
+    dipole, charges = other.get_dipole_moment(), other.get_charges()
+    other.positions += [1.0, -0.5, 0.3]  # a molecule may have been moved since
+    assert other.get_potential_energy() == hydrogen.get_potential_energy()
+    np.testing.assert_allclose(other.get_dipole_moment(), dipole, atol=1e-6)
+    np.testing.assert_allclose(other.get_charges(), charges, atol=1e-6)
     other.calc = QMCCalculator(wave_function=tmp_path / "wave", **QUICK)
     energy = other.get_potential_energy()
     assert energy != hydrogen.get_potential_energy()
