@@ -133,8 +133,7 @@ class DensityRun:
         file = self._file("wave_function", settings.trial.to_dict(), asdict(settings.optimisation), self._walkers())
         state = _loaded(file, lambda path: load_optimisation(path, self.molecule))
         if state is None:
-            self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
-            trial = self._given_wave_function or trial_wave_function(self.molecule, settings.trial).wave_function
+            trial = self._given_wave_function or self._trial
             generator = torch.Generator().manual_seed(settings.seed)
             self._announce(Progress("equilibration", 0, 1, "walkers"))
             state = start_optimisation(trial, settings.sampling.walkers, settings.optimisation, generator)
@@ -154,10 +153,15 @@ class DensityRun:
 
     @property
     def wave_function(self) -> SlaterJastrow:
-        """The wave function, optimised."""
+        """The wave function, optimised; beside samples of another program the trial function, as the base of the fit."""
         if self._given_wave_function is not None:
             return self._given_wave_function
-        return self.optimisation.wave_function
+        return self._trial if self._given_samples is not None else self.optimisation.wave_function
+
+    @cached_property
+    def _trial(self) -> SlaterJastrow:
+        self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
+        return trial_wave_function(self.molecule, self.settings.trial).wave_function
 
     @cached_property
     def samples(self) -> ElectronSamples:
