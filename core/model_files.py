@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -23,6 +22,7 @@ from .model_format import FORMAT_VERSION, UNITS, ModelHeader, decode_header, dec
 from .model_kinds import KIND_GROUP, find_kind, implementation_name, register_kind
 from .potential import ModelFile, Potential
 from .privacy_statements import statement_holds
+from .whole_files import write_whole
 
 __all__ = [
     "ModelFile",
@@ -71,7 +71,7 @@ def save(
     blob = _encoded(potential, target, dict(provenance or {}), moment)
     header = decode_header(blob, target)
     _build(header, blob, target)
-    _write_atomically(blob, target)
+    write_whole(target, blob)
     potential.model_file = ModelFile(target, header.digest)
     return header.digest
 
@@ -249,30 +249,6 @@ def _versions(cls: type[Potential]) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return dict(sorted(found.items()))
-
-
-def _write_atomically(blob: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.flow.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # the new name must survive a power cut, too
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise ModelFileError(
-            f"{path}: cannot be written ({error.strerror or error}). Check that the folder exists, has space "
-            "and may be written to"
-        ) from error
 
 
 def _read(path: Path) -> bytes:

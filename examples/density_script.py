@@ -36,7 +36,7 @@ def main(name: str = "LiH", walkers: int = 1024, folder: str | None = None, **pa
 
     calculator.write_cube(output / f"{name}.cube")
     reference = GaussianDensity.from_reference(
-        calculator.run.molecule, reference_density(calculator.run.molecule, "hf", "cc-pvtz")
+        calculator.run.molecule, reference_density(calculator.run.molecule, "hf")
     )
     draw_density(
         output / f"{name}.png", calculator.properties, reference, f"{name}: quantum Monte Carlo", "Hartree-Fock"

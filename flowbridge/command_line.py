@@ -240,7 +240,7 @@ def density(
     spin: Annotated[int | None, typer.Option(help="Unpaired electrons.  [default: as few as possible]")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
     orbitals: Annotated[str, typer.Option(help="natural (of CCSD) or hartree-fock.")] = "natural",
-    basis: Annotated[str, typer.Option(help="Gaussian basis of the orbitals.")] = "cc-pvtz",
+    basis: Annotated[str, typer.Option(help="Gaussian basis of the orbitals.")] = "aug-cc-pvtz",
     virtual: Annotated[int, typer.Option(min=0, help="Virtual orbitals that the optimiser may mix in.")] = 0,
     active_space: Annotated[
         tuple[int, int] | None, typer.Option(help="Electrons and orbitals of a CASSCF expansion.")
@@ -390,6 +390,30 @@ def isomers(
         chosen = chosen_formulas(formulas or [], heavy_atoms, most, unsaturation, exclude or [])
         with spread_over(workers, scheduler) as spread:
             make_and_print(IsomerRequest(chosen, per_formula, calculator, vibrations, seed), output, spread)
+
+
+@application.command()
+def deepqmc(
+    training: Annotated[Path, typer.Argument(metavar="TRAINING", help="Training directory of a run of DeepQMC.")],
+    output: Annotated[Path, typer.Argument(metavar="SAMPLES", help="File to write, for flowbridge density --samples.")],
+    python: Annotated[Path, typer.Option(help="Interpreter of an environment with DeepQMC.")],
+    checkpoint: Annotated[str, typer.Option(help="File name, such as chkpt-1000.pt; LAST for the last.")] = "LAST",
+    walkers: Annotated[int, typer.Option(min=32, help="Markov chains.")] = 512,
+    sweeps: Annotated[int, typer.Option(min=3, help="Recorded configurations of each.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Draw samples from a wave function of DeepQMC, in DeepQMC's own environment.
+
+    DeepQMC reads its checkpoint with pickle, which runs what the file says: give only checkpoints that you trust.
+    """
+    with _readable_errors(debug):
+        from .integrations.deepqmc import export_samples
+
+        options = {"checkpoint": checkpoint, "walkers": walkers, "sweeps": sweeps, "seed": seed}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        samples = export_samples(python, training, output, options=words)
+        typer.echo(f"{output}: energy {samples.energy.value:.5f} +- {samples.energy.error:.5f} Hartree")
 
 
 @application.command("compile")

@@ -27,8 +27,10 @@ from .calculators.qmc.potential_charges import potential_charges
 from .calculators.qmc.properties import DensityProperties
 from .calculators.qmc.storage import save_density, save_wave_function
 from .core.errors import ConfigurationError
+from .core.whole_files import write_whole
 
 DEBYE = 0.2081943  # e Angstrom
+_NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
 
 
@@ -190,9 +192,8 @@ def _write(
     if request.parameters.get("samples") is None:
         save_wave_function(request.output / f"{name}.wave_function.safetensors", calculator.wave_function)
     content = {"structure": str(request.structure), "parameters": request.parameters, "properties": rows}
-    part = request.output / f"{name}.json.part"
-    part.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    part.replace(request.output / f"{name}.json")
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    write_whole((request.output / f"{name}.json").absolute(), text.encode())
     draw_density(
         request.output / f"{name}.png", calculator.properties, reference,
         f"{atoms.get_chemical_formula()}: {calculator.parameters['model']} density from quantum Monte Carlo",
@@ -209,14 +210,15 @@ def _print(request: DensityRequest, atoms: Atoms, rows: list[dict[str, Any]], se
             table.columns[index].justify = "right"
     for row in rows:
         digits = _digits(row["error"])
+        certain = row["error"] is not None and row["error"] < _NOTHING
         cells = [
             row["name"],
-            f"{row['value']:.{digits}f}",
-            "" if row["error"] is None else f"{row['error']:.{digits}f}",
+            _decimal(row["value"], digits),
+            "" if row["error"] is None else "symmetry" if certain else f"{row['error']:.{digits}f}",
             row["unit"],
         ]
         if label:
-            cells.append("" if row["reference"] is None else f"{row['reference']:.{digits}f}")
+            cells.append("" if row["reference"] is None else _decimal(row["reference"], digits))
         table.add_row(*cells)
     console.print(table)
     name = request.structure.stem
@@ -227,8 +229,14 @@ def _print(request: DensityRequest, atoms: Atoms, rows: list[dict[str, Any]], se
     )  # fmt: skip
 
 
+def _decimal(value: float, digits: int) -> str:
+    """Return a number with so many decimals, and zero without a sign."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0.0 else text
+
+
 def _digits(error: float | None) -> int:
     """Return decimals that show an error with two significant digits."""
-    if error is None or error <= 0.0:
+    if error is None or error < _NOTHING:
         return 4
     return int(np.clip(1 - np.floor(np.log10(error)), 0, 6))

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from ...core.bootstrap import Estimate
 from ...core.errors import ConfigurationError
+from .convex_fit import DensityFitSettings
 from .cubes import density_on_cell, write_density_cube
 from .densities import DensityModel, SumDensity
 from .density_run import Announce, DensityRun, RunSettings, run_from_files
-from .electronic_structure import require_pyscf
-from .linear_log_density import DensityFitSettings
+from .electronic_structure import DEFAULT_BASIS, require_pyscf
 from .linear_method import OptimisationSettings
 from .molecule import Molecule
 from .properties import DensityProperties
@@ -70,7 +70,7 @@ class QMCCalculator(Calculator):
         iterations, optimisation_sweeps: of the optimiser, see
             :class:`~flowbridge.calculators.qmc.linear_method.OptimisationSettings`.
         likelihood: weight of the likelihood in the fit, see
-            :class:`~flowbridge.calculators.qmc.linear_log_density.DensityFitSettings`.
+            :class:`~flowbridge.calculators.qmc.convex_fit.DensityFitSettings`.
         partition: of ``charges``, ``"hirshfeld"`` or ``"becke"``.
         forces: ``"hellmann-feynman"`` to have forces at all.
         wave_function: file of a wave function to sample as it is.
@@ -89,7 +89,7 @@ class QMCCalculator(Calculator):
         "charge": None,
         "spin": None,
         "orbitals": "natural",
-        "basis": "cc-pvtz",
+        "basis": DEFAULT_BASIS,
         "active_space": None,
         "virtual": 0,
         "jastrow": True,
@@ -100,7 +100,7 @@ class QMCCalculator(Calculator):
         "equilibration": 300,
         "iterations": 4,
         "optimisation_sweeps": 10,
-        "likelihood": 0.3,
+        "likelihood": 0.05,
         "partition": "hirshfeld",
         "forces": None,
         "wave_function": None,
@@ -332,7 +332,9 @@ def _settings(parameters: dict[str, Any]) -> RunSettings:
     )
     return replace(
         settings,
-        optimisation=OptimisationSettings(parameters["iterations"], parameters["optimisation_sweeps"]),
+        optimisation=OptimisationSettings(
+            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
+        ),
     )
 
 

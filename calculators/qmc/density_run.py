@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...core.errors import ConfigurationError, ConvergenceError, ModelFileError, NonFiniteEnergyError
+from ...core.errors import ConfigurationError, ModelFileError
+from .convex_fit import DensityFitSettings
 from .densities import DensityModel, SumDensity, base_density
 from .electronic_structure import Quadrature, becke_quadrature
-from .linear_log_density import DensityFitSettings, fit_linear_log_density
+from .linear_log_density import fit_linear_log_density
 from .linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
 from .molecule import Molecule
 from .neural_density import NeuralFitSettings, fit_neural_density
 from .properties import DensityProperties
-from .sampling import ElectronSamples, LangevinSampler, SamplerState, SamplingSettings, sample
+from .sampling import ElectronSamples, EquilibriumError, LangevinSampler, SamplerState, SamplingSettings, sample
 from .storage import (
     load_density,
     load_optimisation,
@@ -38,7 +39,7 @@ from .storage import (
 from .trial_functions import TrialSettings, trial_wave_function
 from .wave_function import SlaterJastrow
 
-_ALGORITHM = 1  # part of every digest: raise it when other numbers come out for the same settings
+_ALGORITHM = 2  # part of every digest: raise it when other numbers come out for the same settings
 DENSITY_MODELS = ("linear", "neural", "determinant")
 
 
@@ -132,8 +133,7 @@ class DensityRun:
         file = self._file("wave_function", settings.trial.to_dict(), asdict(settings.optimisation), self._walkers())
         state = _loaded(file, lambda path: load_optimisation(path, self.molecule))
         if state is None:
-            self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
-            trial = self._given_wave_function or trial_wave_function(self.molecule, settings.trial).wave_function
+            trial = self._given_wave_function or self._trial
             generator = torch.Generator().manual_seed(settings.seed)
             self._announce(Progress("equilibration", 0, 1, "walkers"))
             state = start_optimisation(trial, settings.sampling.walkers, settings.optimisation, generator)
@@ -153,10 +153,15 @@ class DensityRun:
 
     @property
     def wave_function(self) -> SlaterJastrow:
-        """The wave function, optimised."""
+        """The wave function, optimised; beside samples of another program the trial function, as the base of the fit."""
         if self._given_wave_function is not None:
             return self._given_wave_function
-        return self.optimisation.wave_function
+        return self._trial if self._given_samples is not None else self.optimisation.wave_function
+
+    @cached_property
+    def _trial(self) -> SlaterJastrow:
+        self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
+        return trial_wave_function(self.molecule, self.settings.trial).wave_function
 
     @cached_property
     def samples(self) -> ElectronSamples:
@@ -191,8 +196,10 @@ class DensityRun:
                 checkpoint=checkpoint,
                 progress=lambda done: self._announce(Progress("sampling", done, settings.sweeps, "")),
             )
-        except (ConvergenceError, NonFiniteEnergyError):
+        except EquilibriumError as error:
             self._announce(Progress("sampling", settings.sweeps, settings.sweeps, "not in equilibrium"))
+            if file is not None:  # to look at what went wrong; never taken for a result
+                save_samples(file.with_name(f"not-in-equilibrium-{file.name}"), error.samples)
             raise
         if file is not None and part is not None:
             save_samples(file, samples)

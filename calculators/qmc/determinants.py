@@ -10,7 +10,7 @@ Derivatives of ``torch.linalg.slogdet`` are avoided: nested forward mode through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,18 +73,13 @@ class Excitations:
         """Return the excitations of occupation lists in increasing order; the first must be the lowest orbitals.
 
         Raises:
-            ConfigurationError: for more than double excitations within one spin.
+            ConfigurationError: when the first string does not fill the lowest orbitals.
         """
         reference = list(range(len(strings[0])))
         holes, particles, signs = [], [], []
         for string in strings:
             left = [p for p in reference if p not in string]
             entered = [q for q in string if q not in reference]
-            if len(left) > 2:
-                raise ConfigurationError(
-                    f"a determinant with {len(left)} electrons of one spin excited: an expansion may hold up to two of each "
-                    "spin. Choose an active space of at most four electrons"
-                )
             columns = list(reference)
             for p, q in zip(left, entered, strict=True):
                 columns[p] = q
@@ -96,42 +91,35 @@ class Excitations:
             raise ConfigurationError(f"the first string must fill the lowest orbitals, got {list(strings[0])}")
         return cls(len(reference), orbitals, tuple(holes), tuple(particles), tuple(signs))
 
-    def _pairs(self, order: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return string numbers, holes, particles and signs of the strings with ``order`` excited electrons."""
-        chosen = [s for s, left in enumerate(self.holes) if len(left) == order]
-        shape = (len(chosen), order)
-        return (
-            torch.tensor(chosen, dtype=torch.long),
-            torch.tensor([self.holes[s] for s in chosen], dtype=torch.long).reshape(shape),
-            torch.tensor([self.particles[s] for s in chosen], dtype=torch.long).reshape(shape),
-            torch.tensor([float(self.signs[s]) for s in chosen], dtype=torch.float64),
-        )
+    def _orders(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield string numbers ``(S',)``, holes, particles ``(S', k)`` and signs of strings with k excited electrons."""
+        for order in sorted({len(left) for left in self.holes} - {0}):
+            chosen = [s for s, left in enumerate(self.holes) if len(left) == order]
+            yield (
+                torch.tensor(chosen),
+                torch.tensor([self.holes[s] for s in chosen]),
+                torch.tensor([self.particles[s] for s in chosen]),
+                torch.tensor([float(self.signs[s]) for s in chosen], dtype=torch.float64),
+            )
 
     def ratios(self, matrix: Tensor) -> Tensor:
         """Return the determinants of all strings over the reference ``(W, S)``, from ``(W, n, M - n)`` ratios."""
         result = matrix.new_ones(len(matrix), len(self.holes))
-        strings, p, q, signs = self._pairs(1)
-        if len(strings):
-            result[:, strings] = signs * matrix[:, p[:, 0], q[:, 0]]
-        strings, p, q, signs = self._pairs(2)
-        if len(strings):
-            a, b = matrix[:, p[:, 0], q[:, 0]], matrix[:, p[:, 1], q[:, 1]]
-            c, d = matrix[:, p[:, 0], q[:, 1]], matrix[:, p[:, 1], q[:, 0]]
-            result[:, strings] = signs * (a * b - c * d)
+        for strings, holes, particles, signs in self._orders():
+            result[:, strings] = signs * _determinants(_minors(matrix, holes, particles))
         return result
 
     def _cofactors(self, matrix: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return (strings, holes, particles, d ratio / d matrix entry ``(W, S')``) for all entries that matter."""
         found = []
-        strings, p, q, signs = self._pairs(1)
-        if len(strings):
-            found.append((strings, p[:, 0], q[:, 0], signs.expand(len(matrix), -1)))
-        strings, p, q, signs = self._pairs(2)
-        if len(strings):
-            for i in range(2):
-                for j in range(2):
-                    sign = signs if i == j else -signs
-                    found.append((strings, p[:, i], q[:, j], sign * matrix[:, p[:, 1 - i], q[:, 1 - j]]))
+        for strings, holes, particles, signs in self._orders():
+            minors = _minors(matrix, holes, particles)
+            order = holes.shape[1]
+            for i in range(order):
+                for j in range(order):
+                    rows, columns = ([k for k in range(order) if k != left] for left in (i, j))
+                    cofactor = _determinants(minors[:, :, rows][:, :, :, columns]) * (-1.0) ** (i + j)
+                    found.append((strings, holes[:, i], particles[:, j], signs * cofactor))
         return found
 
     def ratio_derivatives(self, matrix: Tensor, direction: Tensor) -> Tensor:
@@ -149,6 +137,23 @@ class Excitations:
         return flat.reshape(matrix.shape)
 
 
+def _minors(matrix: Tensor, holes: Tensor, particles: Tensor) -> Tensor:
+    """Return the rows of the holes and columns of the particles ``(W, S, k, k)`` of ``(W, n, M - n)`` ratios."""
+    return matrix[:, holes[:, :, None], particles[:, None, :]]
+
+
+def _determinants(matrices: Tensor) -> Tensor:
+    """Return determinants of ``(W, S, k, k)``; in closed form where they are small, which most are."""
+    order = matrices.shape[-1]
+    if order == 0:
+        return matrices.new_ones(matrices.shape[:2])
+    if order == 1:
+        return matrices[..., 0, 0]
+    if order == 2:
+        return matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] * matrices[..., 1, 0]
+    return torch.linalg.det(matrices)
+
+
 @dataclass(frozen=True)
 class Expansion:
     """Coefficients of products of an up and a down determinant.
@@ -162,6 +167,20 @@ class Expansion:
     up: Excitations
     down: Excitations
     coefficients: Tensor
+
+    def free_entries(self) -> list[list[tuple[int, int]]]:
+        """Return the entries of the coefficient matrix that vary, those that spin symmetry ties together in one list.
+
+        The reference's is the scale of the whole, and entries that are nearly zero are so by symmetry.
+        """
+        matrix = self.coefficients
+        symmetric = matrix.shape[0] == matrix.shape[1] and bool(torch.allclose(matrix, matrix.T, atol=1e-6))
+        free = []
+        for i, j in (matrix.abs() > 1e-4).nonzero().tolist():
+            if (i, j) == (0, 0) or (symmetric and j < i):
+                continue
+            free.append([(i, j), (j, i)] if symmetric and i != j else [(i, j)])
+        return free
 
 
 class DeterminantTerms(NamedTuple):

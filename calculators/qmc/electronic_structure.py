@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from ...core.errors import ConfigurationError, ConvergenceError, MissingDependencyError
 from .molecule import Molecule
 
-DEFAULT_BASIS = "cc-pvtz"
+DEFAULT_BASIS = "aug-cc-pvtz"  # without diffuse functions the dipole of water is 0.06 D too large in CCSD
 ORBITAL_KINDS = ("hartree-fock", "natural")
+
+_MOST_DETERMINANTS = 40_000  # of an active space, before small ones are left out
 
 
 def require_pyscf() -> Any:
@@ -234,12 +237,11 @@ def active_space_orbitals(
     molecule: Molecule, electrons: int, orbitals: int, basis: str = DEFAULT_BASIS, threshold: float = 5e-3,
     tight: bool = True,
 ) -> MolecularOrbitals:  # fmt: skip
-    """Return orbitals and coefficients of a CASSCF expansion of a closed-shell molecule.
+    """Return orbitals and coefficients of a CASSCF expansion; both spins share their orbitals, in open shells, too.
 
     Args:
         molecule: nuclei and electrons.
-        electrons: in the active space; at most four, see
-            :class:`~flowbridge.calculators.qmc.determinants.Excitations`.
+        electrons: in the active space; those of an open shell are among them.
         orbitals: in the active space.
         basis: of PySCF.
         threshold: strings all of whose coefficients are smaller are left out.
@@ -247,49 +249,96 @@ def active_space_orbitals(
 
     Raises:
         ConfigurationError: for an active space that does not fit.
-        ConvergenceError: when CASSCF does not converge.
+        ConvergenceError: when CASSCF does not converge, or no determinant leads its expansion.
     """
-    if molecule.spin != 0 or electrons % 2 or not 2 <= electrons <= min(4, molecule.electrons):
-        raise ConfigurationError(
-            f"an active space of {electrons} electrons does not fit {molecule.electrons} electrons with spin "
-            f"{molecule.spin}: expansions are for closed shells, with 2 or 4 active electrons"
-        )
-    if orbitals <= electrons // 2:
-        raise ConfigurationError(f"{orbitals} active orbitals hold {electrons} electrons in one way only: give more")
+    active = _active_electrons(molecule, electrons, orbitals)
     pyscf = require_pyscf()
     reference = mean_field(molecule, basis, tight)
-    solver = pyscf.mcscf.CASSCF(reference, orbitals, electrons)
+    start = _start_orbitals(reference)
+    if molecule.spin:
+        reference = pyscf.scf.ROHF(reference.mol)
+        reference.kernel()
+    solver = pyscf.mcscf.CASSCF(reference, orbitals, active)
     solver.natorb = True
-    solver.kernel(_start_orbitals(reference, orbitals, electrons))
+    solver.kernel(start)
     if not solver.converged:
         raise ConvergenceError(
             f"CASSCF({electrons},{orbitals}) in {basis} did not converge: choose another active space"
         )
-    active = electrons // 2
     core = solver.ncore
-    strings = pyscf.fci.cistring.gen_occslst(range(orbitals), active)
-    vector = np.asarray(solver.ci)
-    kept = [s for s in range(len(strings)) if s == 0 or np.abs(vector[s]).max() > threshold]
-    occupied = tuple(tuple(range(core)) + tuple(int(o) + core for o in strings[s]) for s in kept)
+    coefficients, vector = _leading_first(solver, reference, active)
+    strings, kept = [], []
+    for spin, count in enumerate(active):
+        lists = pyscf.fci.cistring.gen_occslst(range(orbitals), count)
+        largest = np.abs(vector).max(1 - spin)
+        kept.append([s for s in range(len(lists)) if s == 0 or largest[s] > threshold])
+        strings.append(tuple(tuple(range(core)) + tuple(int(o) + core for o in lists[s]) for s in kept[-1]))
+    coefficients = coefficients[:, : core + orbitals]
     return MolecularOrbitals(
         reference.mol,
-        solver.mo_coeff[:, : core + orbitals],
-        solver.mo_coeff[:, : core + orbitals],
+        coefficients,
+        coefficients,
         float(solver.e_tot),
         float(reference.e_tot),
         f"CASSCF({electrons},{orbitals})",
         True,
-        (occupied, occupied),
-        vector[np.ix_(kept, kept)],
+        (strings[0], strings[1]),
+        vector[np.ix_(*kept)],
     )
 
 
-def _start_orbitals(reference: Any, orbitals: int, electrons: int) -> np.ndarray[Any, Any]:
+def _active_electrons(molecule: Molecule, electrons: int, orbitals: int) -> tuple[int, int]:
+    """Return the numbers of active electrons with spin up and down."""
+    label = f"an active space of {electrons} electrons in {orbitals} orbitals"
+    if electrons < 2 or electrons > molecule.electrons or (electrons - molecule.spin) % 2 or electrons < molecule.spin:
+        raise ConfigurationError(
+            f"{label} does not fit {molecule.electrons} electrons with spin {molecule.spin}: what is left below must be pairs, "
+            "and the unpaired ones must be active"
+        )
+    up, down = (electrons + molecule.spin) // 2, (electrons - molecule.spin) // 2
+    if orbitals < up or math.comb(orbitals, up) * math.comb(orbitals, down) == 1:
+        raise ConfigurationError(
+            f"{label} with spin {molecule.spin} has no more than one determinant: give more orbitals"
+        )
+    if math.comb(orbitals, up) * math.comb(orbitals, down) > _MOST_DETERMINANTS:
+        raise ConfigurationError(
+            f"{label} has {math.comb(orbitals, up) * math.comb(orbitals, down)} determinants; expansions here are small, up "
+            f"to {_MOST_DETERMINANTS}: give fewer orbitals"
+        )
+    return up, down
+
+
+def _leading_first(
+    solver: Any, reference: Any, active: tuple[int, int]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return a CASSCF's orbitals, so ordered that the lowest of each spin make the largest determinant, and its vector."""
+    pyscf = require_pyscf()
+    vector = np.asarray(solver.ci)
+    lists = [pyscf.fci.cistring.gen_occslst(range(solver.ncas), count) for count in active]
+    row, column = np.unravel_index(np.abs(vector).argmax(), vector.shape)
+    up, down = ([int(o) for o in found[place]] for found, place in zip(lists, (row, column), strict=True))
+    if not set(down) <= set(up):
+        raise ConvergenceError(
+            "the largest determinant of this CASSCF is an open shell of singlet kind, which expansions here do not start from: "
+            "choose another active space or spin"
+        )
+    order = [*down, *(o for o in up if o not in down), *(o for o in range(solver.ncas) if o not in up)]
+    coefficients = np.array(solver.mo_coeff)
+    first = solver.ncore
+    coefficients[:, first : first + solver.ncas] = coefficients[:, [first + o for o in order]]
+    again = pyscf.mcscf.CASCI(reference, solver.ncas, active)
+    again.natorb = again.canonicalization = False
+    again.kernel(coefficients)
+    return coefficients, np.asarray(again.ci)
+
+
+def _start_orbitals(reference: Any) -> np.ndarray[Any, Any]:
     """Return MP2's natural orbitals: canonical virtual orbitals of a diffuse basis do not correlate."""
     pyscf = require_pyscf()
     solver = pyscf.mp.MP2(reference)
     solver.kernel()
-    return _natural_orbitals(_in_atomic_basis(solver, reference), reference.mol.intor("int1e_ovlp"))
+    matrix = np.asarray(_in_atomic_basis(solver, reference))
+    return _natural_orbitals(matrix.sum(0) if matrix.ndim == 3 else matrix, reference.mol.intor("int1e_ovlp"))
 
 
 class Quadrature(NamedTuple):

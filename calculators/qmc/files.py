@@ -1,13 +1,15 @@
 """Files of quantum Monte Carlo: wave functions, samples of electrons, densities. Tensors in safetensors, the rest in JSON.
 
 Nothing is unpickled. A digest over the whole file shows every altered bit. The file of samples is also the exchange format
-for other programs (``integrations/deepqmc.py``).
+for other programs (``integrations/deepqmc/export.py`` writes it).
 
 Layout: the safetensors metadata hold one entry, ``flowbridge``: a JSON object with ``digest`` (SHA-256 of the file with the
 digest's 64 characters replaced by zeros; may be absent in files of other programs), ``format`` (``"flowbridge-qmc"``),
 ``version`` (1), ``kind`` (``"samples"``, ``"wave_function"``, ``"density"``, ``"sampler"``) and what the kind needs. Samples:
 ``molecule`` with ``numbers``, ``positions`` in bohr, ``charge`` and ``spin``, and float64 tensors ``positions``, ``scores``
-``(S, W, N, 3)``, ``kinetic``, ``potential`` ``(S, W)``, in atomic units, electrons with spin up first.
+``(S, W, N, 3)``, ``kinetic``, ``potential`` ``(S, W)``, in atomic units, electrons with spin up first: S configurations of each
+of W independent walkers that sample |Psi|^2, gradients of ``ln |Psi|^2`` by each electron, and the parts of the local energy.
+Optional: the number ``acceptance`` of the moves, and the tensor ``log_absolute`` ``(S, W)`` of ln|Psi|.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.errors import ModelFileError
+from ...core.whole_files import write_whole
 
 FORMAT, VERSION = "flowbridge-qmc", 1
 
@@ -53,20 +55,7 @@ def write_file(
     digest = hashlib.sha256(blob).hexdigest()
     place = blob.index(_BLANK.encode())
     blob = blob[:place] + digest.encode() + blob[place + len(_BLANK) :]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ModelFileError(
-            f"{target}: cannot be written ({error.strerror or error}). Check folder and space"
-        ) from error
+    write_whole(target, blob)
     return digest
 
 

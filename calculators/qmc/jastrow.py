@@ -7,6 +7,7 @@ exact whatever the parameters are:
 - electron-electron-nucleus: ``sum_ij u_iA^l u_jA^m v_ij^n`` with ``u = 1/(1 + r_iA^2/2)`` and ``v = r_ij^2/(1 + r_ij^2)``,
   one set of parameters for each element;
 - electron-electron: ``v_ij^n``;
+- two electrons at two nuclei, see :mod:`~flowbridge.calculators.qmc.two_center_terms`;
 - one-electron terms of :class:`~flowbridge.calculators.qmc.atomic_functions.AtomicFunctions`, which let the density, and not
   only the energy, come out right.
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .atomic_functions import AtomicFunctions
+from .two_center_terms import TwoCenterTerms
 
 POWERS = 3
 """Highest power of u and of v."""
@@ -77,6 +79,10 @@ class _PairBlocks(NamedTuple):
 
     @classmethod
     def of(cls, distances: Tensor, difference: Tensor, others: Tensor, derivatives: int) -> _PairBlocks:
+        """Build from distances ``(W, N, N)``, ``r_i - r_j`` ``(W, N, N, 3)`` and ``others``, zero on the diagonal, else one.
+
+        Curvatures are left empty for fewer than two ``derivatives``.
+        """
         values, slopes, laplacians = _pair_powers(distances)
         steepness = torch.stack([others * slopes[n] for n in range(1, POWERS + 1)], 2)
         return cls(
@@ -151,9 +157,11 @@ class Jastrow:
         self._others = 1.0 - torch.eye(electrons, dtype=torch.float64)
         self._terms = torch.tensor(TERMS)
         paired = electrons > 1
+        self._two_center = TwoCenterTerms(centers, elements)
         self.counts = (
             self.element_count * len(TERMS) if paired else 0,
             POWERS if paired else 0,
+            self._two_center.count if paired else 0,
             contraction.shape[1],
         )
         self.count = sum(self.counts)
@@ -161,7 +169,7 @@ class Jastrow:
     def evaluate(self, positions: Tensor, parameters: Tensor, derivatives: int = 2) -> JastrowTerms:
         """Return J with gradient and, for ``derivatives=2``, Laplacian at ``positions`` ``(W, N, 3)``."""
         walkers = len(positions)
-        three, two, one = parameters.split(self.counts)
+        three, two, bonds, one = parameters.split(self.counts)
         found = self.one_electron.evaluate(positions.reshape(-1, 3), (self.contraction @ one)[:, None], derivatives)
         value = found.values.reshape(walkers, -1).sum(1)
         gradient = found.gradients.reshape(3, walkers, -1).permute(1, 2, 0)
@@ -175,17 +183,19 @@ class Jastrow:
         nuclear = self._nuclear(positions)
         blocks = _PairBlocks.of(distances, difference, self._others, derivatives)
         contracted = blocks.contracted(nuclear.powers, self._matrices(three))
-        value = value + 0.5 * (nuclear.powers * contracted.sums).sum((1, 2, 3))
-        along = (nuclear.slopes * contracted.sums).sum(3)
+        # Terms of two nuclei do not depend on the distance of the electrons: they add to the sums over partners alone.
+        fields = self._two_center.fields(_low_powers(nuclear.powers), bonds)
+        sums = contracted.sums.clone()
+        sums[..., 1:3] += fields.reshape(*sums.shape[:3], 2)
+        value = value + 0.5 * (nuclear.powers * sums).sum((1, 2, 3))
+        along = (nuclear.slopes * sums).sum(3)
         gradient = gradient + (along[..., None] * nuclear.away).sum(2)
         gradient = gradient + (nuclear.powers[:, None] * contracted.gradients).sum((3, 4)).transpose(1, 2)
         if derivatives >= 2:
             radial = (contracted.gradients * nuclear.away.permute(0, 3, 1, 2)[..., None]).sum(1)
             laplacian = laplacian + pair[2].sum((1, 2))
             laplacian = laplacian + (
-                nuclear.laplacians * contracted.sums
-                + 2.0 * nuclear.slopes * radial
-                + nuclear.powers * contracted.curvatures
+                nuclear.laplacians * sums + 2.0 * nuclear.slopes * radial + nuclear.powers * contracted.curvatures
             ).sum((1, 2, 3))
         return JastrowTerms(value, gradient, laplacian)
 
@@ -207,8 +217,12 @@ class Jastrow:
             partners = _PairBlocks.of(distances, difference, self._others, 2).summed(nuclear.powers)
             three = self._three_body_derivatives(nuclear, partners, velocities)
             two = self._two_body_derivatives(distances, difference, velocities)
-            values = [three.values, two.values, *values]
-            operated = [three.operated, two.operated, *operated]
+            speed = torch.einsum("wiac,wic->wia", nuclear.away, velocities)[..., None]
+            bonds = self._two_center.derivatives(
+                _low_powers(nuclear.powers), _low_powers(nuclear.laplacians + 2.0 * nuclear.slopes * speed)
+            )
+            values = [three.values, two.values, bonds[0], *values]
+            operated = [three.operated, two.operated, bonds[1], *operated]
         return JastrowDerivatives(torch.cat(values, 1), torch.cat(operated, 1))
 
     def _matrices(self, three: Tensor) -> Tensor:
@@ -276,6 +290,11 @@ class Jastrow:
             values.append(0.5 * (self._others * powers[n]).sum((1, 2)))
             operated.append((self._others * (laplacians[n] + 2.0 * slopes[n] * speed)).sum((1, 2)))
         return JastrowDerivatives(torch.stack(values, 1), torch.stack(operated, 1))
+
+
+def _low_powers(powers: Tensor) -> Tensor:
+    """Return the first and second of ``(W, N, A, L)``, ``(W, N, 2 A)``."""
+    return powers[..., 1:3].flatten(2)
 
 
 def _differences(positions: Tensor) -> tuple[Tensor, Tensor]:

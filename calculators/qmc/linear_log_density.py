@@ -1,57 +1,21 @@
-"""The linear logarithmic density: a convex fit of scores and likelihood, with jackknife errors.
+"""The linear logarithmic density: ``ln rho(r) = ln rho_base(r) + sum_k c_k b_k(r)``.
 
-    ln rho(r) = ln rho_base(r) + sum_k c_k b_k(r)
-
-The gradient of the logarithm of a density is the conditional average of the gradient of ``ln |Psi|^2`` by one electron at that
-place, so regressing the one on the other finds the density (H. Cheng et al., J. Chem. Phys. 162, 034120, 2025). The loss
-is quadratic in c. Relative weights of regions that touch little come from the likelihood, whose normalisation is integrated
-on a grid, where the paper uses noise-contrastive estimation:
-
-    loss = E|score - grad ln rho|^2/2 + lambda (ln Z(c) - E[c . b])
-
-It is convex; Newton's method takes a few iterations. The functions b have zero slope at nuclei, so that the cusps of the
-base density, which are exact, stay.
+The functions b have zero slope at nuclei, so that the cusps of the base density, which are exact, stay. For the fit see
+:mod:`~flowbridge.calculators.qmc.convex_fit`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from ...core.errors import ConfigurationError, ConvergenceError
+from ...core.errors import ConfigurationError
 from .atomic_functions import AtomicFunctions, Shell
-from .densities import CHUNK, DensityModel, LogDensity, OrbitalDensity
+from .convex_fit import DensityFitSettings, convex_fit
+from .densities import DensityModel, LogDensity, OrbitalDensity
+from .density_symmetry import allowed_combinations
 from .electronic_structure import Quadrature
-from .local_symmetry import allowed_combinations
 from .molecule import Molecule
 from .sampling import ElectronSamples
-
-_RIDGE = 1e-5
-_TOLERANCE = 1e-9
-_NEWTON_STEPS = 50
-
-
-@dataclass(frozen=True)
-class DensityFitSettings:
-    """How a density is fitted.
-
-    Attributes:
-        likelihood: weight lambda of the likelihood, bohr^-2. 0 is score matching alone, large values match moments as plain
-            averages over samples do.
-        groups: of walkers, for the jackknife.
-
-    Raises:
-        ConfigurationError: for negative weights or fewer than four groups.
-    """
-
-    likelihood: float = 0.3
-    groups: int = 32
-
-    def __post_init__(self) -> None:
-        if not self.likelihood >= 0.0 or self.groups < 4:
-            raise ConfigurationError(f"likelihood must be 0 or more and groups at least 4, got {self}")
 
 
 class LinearLogDensity(DensityModel):
@@ -114,15 +78,6 @@ def correction_functions(molecule: Molecule, grid: Quadrature, density: Tensor) 
     return AtomicFunctions(molecule.centers, shells), allowed_combinations(molecule.centers, shells, grid, density)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Averages over one group of walkers: ``M = E[grad b . grad b]``, ``E[grad b . residual]``, ``E[b]``."""
-
-    matrices: Tensor  # (G, Q, Q)
-    vectors: Tensor  # (G, Q)
-    means: Tensor  # (G, Q)
-
-
 def fit_linear_log_density(
     samples: ElectronSamples,
     base: OrbitalDensity,
@@ -136,126 +91,23 @@ def fit_linear_log_density(
         samples: configurations with scores.
         base: density to correct, of the same molecule and the same electrons.
         grid: quadrature for the normalisation.
-        settings: see :class:`DensityFitSettings`.
+        settings: see :class:`~flowbridge.calculators.qmc.convex_fit.DensityFitSettings`.
         spin: which electrons.
 
     Raises:
         ConfigurationError: for a base of another molecule, or fewer walkers than groups.
         ConvergenceError: when Newton's method does not converge.
     """
-    chosen = settings or DensityFitSettings()
     molecule = samples.molecule
     if not molecule.same_as(base.molecule):
         raise ConfigurationError("the base density belongs to another molecule than the samples")
-    walkers = samples.positions.shape[1]
-    if walkers < chosen.groups:
-        raise ConfigurationError(f"{walkers} walkers cannot be split into {chosen.groups} groups: give fewer groups")
-    electrons = {
-        "total": slice(0, molecule.electrons),
-        "up": slice(0, molecule.spin_up),
-        "down": slice(molecule.spin_up, molecule.electrons),
-    }[spin]
-    log_base = base.log_rho(grid.points)
-    functions, contraction = correction_functions(molecule, grid, log_base.exp())
-    sums = _group_sums(samples, electrons, base, functions, contraction, chosen.groups)
-    on_grid = torch.cat([functions.evaluate(part, contraction).values for part in grid.points.split(CHUNK)], 1)
-    count = electrons.stop - electrons.start
-    log_weights = log_base + grid.weights.clamp_min(1e-300).log()
-    log_weights = torch.where(grid.weights > 0.0, log_weights, torch.full_like(log_weights, -torch.inf))
-    return _solved(sums, on_grid, log_weights, chosen, base, functions, contraction, float(count))
+    functions, contraction = correction_functions(molecule, grid, base.rho(grid.points))
 
+    def combined(points: Tensor, derivatives: int) -> tuple[Tensor, Tensor]:
+        found = functions.evaluate(points, contraction, derivatives)
+        return found.values, found.gradients
 
-def _group_sums(
-    samples: ElectronSamples,
-    electrons: slice,
-    base: OrbitalDensity,
-    functions: AtomicFunctions,
-    contraction: Tensor,
-    groups: int,
-) -> _Sums:
-    size = contraction.shape[1]
-    sums = _Sums(
-        torch.zeros(groups, size, size, dtype=torch.float64),
-        torch.zeros(groups, size, dtype=torch.float64),
-        torch.zeros(groups, size, dtype=torch.float64),
-    )
-    walkers = torch.arange(samples.positions.shape[1]) * groups // samples.positions.shape[1]
-    for group in range(groups):
-        members = walkers == group
-        points = samples.positions[:, members, electrons].reshape(-1, 3)
-        scores = samples.scores[:, members, electrons].reshape(-1, 3)
-        for part, score in zip(points.split(CHUNK), scores.split(CHUNK), strict=True):
-            found = functions.evaluate(part, contraction, 1)
-            residual = score - base.evaluate(part, 1).gradients
-            for axis in range(3):
-                sums.matrices[group] += found.gradients[axis] @ found.gradients[axis].T
-                sums.vectors[group] += found.gradients[axis] @ residual[:, axis]
-            sums.means[group] += found.values.sum(1)
-        for total in (sums.matrices, sums.vectors, sums.means):
-            total[group] /= len(points)
-    return sums
-
-
-def _solved(
-    sums: _Sums,
-    on_grid: Tensor,
-    log_weights: Tensor,
-    settings: DensityFitSettings,
-    base: OrbitalDensity,
-    functions: AtomicFunctions,
-    contraction: Tensor,
-    electrons: float,
-) -> LinearLogDensity:
-    """Solve for all groups together, then with one group left out at a time."""
-    groups = len(sums.means)
-    scale = sums.matrices.mean(0).diagonal().clamp_min(1e-12).rsqrt()
-    on_grid = on_grid * scale[:, None]
-    ridge = _RIDGE * torch.eye(len(scale), dtype=torch.float64)
-
-    def problem(left_out: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        kept = [g for g in range(groups) if g != left_out]
-        matrix = sums.matrices[kept].mean(0) * scale * scale[:, None] + ridge
-        return matrix, sums.vectors[kept].mean(0) * scale, sums.means[kept].mean(0) * scale
-
-    matrix, vector, mean = problem(None)
-    solution = torch.zeros_like(vector)
-    for _ in range(_NEWTON_STEPS):
-        gradient, covariance, _ = _likelihood(on_grid, log_weights, solution)
-        slope = matrix @ solution - vector + settings.likelihood * (gradient - mean)
-        step = torch.linalg.solve(matrix + settings.likelihood * covariance, slope)
-        # Far from the solution a whole step may overshoot; its length is in standard deviations of ln rho.
-        step = step * min(1.0, 2.0 / float((step @ covariance @ step).clamp_min(1e-300).sqrt()))
-        solution = solution - step
-        if float(step.abs().max()) < _TOLERANCE:
-            break
-    else:
-        raise ConvergenceError(
-            "the fit of the density did not converge: the samples do not fit the base density. Check that they belong to it"
-        )
-    _, covariance, _ = _likelihood(on_grid, log_weights, solution)
-    solutions = [solution]
-    for group in range(groups):
-        matrix, vector, mean = problem(group)
-        inverse = torch.linalg.inv(matrix + settings.likelihood * covariance)
-        replica = solution.clone()
-        for _ in range(4 if settings.likelihood else 1):
-            gradient = _likelihood(on_grid, log_weights, replica, False)[0] if settings.likelihood else mean
-            replica = replica - inverse @ (matrix @ replica - vector + settings.likelihood * (gradient - mean))
-        solutions.append(replica)
-    coefficients = torch.stack(solutions)
-    shifts = torch.stack(
-        [torch.tensor(electrons).log() - torch.logsumexp(log_weights + c @ on_grid, 0) for c in solutions]
-    )
-    return LinearLogDensity(base, functions, contraction, coefficients * scale, shifts, electrons)
-
-
-def _likelihood(
-    on_grid: Tensor, log_weights: Tensor, solution: Tensor, curvature: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradient ``(Q,)`` and Hessian ``(Q, Q)`` of ``ln Z``, and ``ln Z``."""
-    exponents = log_weights + solution @ on_grid
-    log_total = torch.logsumexp(exponents, 0)
-    probabilities = (exponents - log_total).exp()
-    mean = on_grid @ probabilities
-    covariance = (on_grid * probabilities) @ on_grid.T - mean[:, None] * mean if curvature else on_grid.new_empty(0)
-    return mean, covariance, log_total
+    electrons = samples.electrons_of(spin)
+    found = convex_fit(samples, electrons, base, combined, grid, settings or DensityFitSettings())
+    count = float(electrons.stop - electrons.start)
+    return LinearLogDensity(base, functions, contraction, found.coefficients, found.shifts, count)

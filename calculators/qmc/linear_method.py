@@ -26,6 +26,7 @@ Lett. 94, 150201 (2005)."""
 
 _OVERLAP_SHIFT = 1e-4
 _ENERGY_SHIFT = 0.02  # Hartree
+_FARTHEST = 5.0  # Hartree; a first Jastrow factor may cost a tenth of one for each electron
 _LONGEST_STEP = 0.5  # in the norm of the overlap
 _OUTLIERS = (
     12.0  # standard deviations of the local energy; a tighter cut hides close pairs, and the function goes astray
@@ -181,11 +182,11 @@ def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Te
     matrix[still, :] = matrix[:, still] = 0.0
     matrix[still, still] = energy + 10.0
     values, vectors = scipy.linalg.eig(matrix, metric)
-    near = np.isfinite(values) & (np.abs(values.real - energy) < 1.0) & (np.abs(values.imag) < 1e-6)
+    near = np.isfinite(values) & (np.abs(values.real - energy) < _FARTHEST) & (np.abs(values.imag) < 1e-6)
     if not near.any():
         raise ConvergenceError(
-            f"the linear method finds no eigenvalue within 1 Hartree of {energy:.4f}: the sample is too small for "
-            f"{len(scale)} parameters; use more sweeps"
+            f"the linear method finds no eigenvalue within {_FARTHEST:.0f} Hartree of {energy:.4f}: the sample is too small "
+            f"for {len(scale)} parameters; use more sweeps"
         )
     vectors = vectors.real / np.linalg.norm(vectors.real, axis=0)
     chosen = max(np.flatnonzero(near), key=lambda index: abs(vectors[0, index]))

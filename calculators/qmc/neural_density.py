@@ -6,13 +6,17 @@ The last term has the slope -2 Z_A at the nucleus and is constant away from it; 
 y sees, for each nucleus, the vector and s scaled by ``ln(1 + s)/s``. It is trained by regressing its gradient on the scores
 of electrons, plus noise-contrastive estimation for the relative weights of regions (the recipe of microsoft/oneqmc, MIT
 licence, written anew here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
+
+What enters linearly, the last layer, and the envelope to first order, is then fitted once more to all samples together
+(:mod:`~flowbridge.calculators.qmc.convex_fit`): that removes the noise of the last steps, and leaving out groups of walkers in
+turn gives the jackknife replicas that error bars need.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.errors import ConfigurationError, ConvergenceError
-from .densities import CHUNK, DensityModel, LogDensity
+from .convex_fit import ConvexFit, DensityFitSettings, convex_fit
+from .densities import DensityModel, LogDensity
 from .electronic_structure import Quadrature
 from .molecule import Molecule
 from .sampling import ElectronSamples
@@ -38,6 +43,7 @@ class NeuralFitSettings:
         rate: largest learning rate; it falls with a cosine.
         contrast: weight of noise-contrastive estimation.
         width: of the network.
+        refit: how the last layer is fitted once more, see :class:`~flowbridge.calculators.qmc.convex_fit.DensityFitSettings`.
 
     Raises:
         ConfigurationError: for numbers that make no training.
@@ -48,6 +54,7 @@ class NeuralFitSettings:
     rate: float = 1e-2
     contrast: float = 1.0
     width: int = 64
+    refit: DensityFitSettings = field(default_factory=DensityFitSettings)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.width < 1 or not (self.rate > 0 and self.contrast >= 0):
@@ -67,15 +74,17 @@ class _LogDensityNetwork(nn.Module):
         self.output = nn.Linear(width, 1)
         self.decay = nn.Parameter(torch.ones(atoms))
         self.amplitude = nn.Parameter(torch.zeros(atoms))
-        self.register_buffer("shift", torch.zeros(()))
         self.double()
 
     centers: Tensor
     charges: Tensor
-    shift: Tensor
 
     def forward(self, points: Tensor) -> Tensor:
         """Return ``ln rho`` ``(P,)`` at ``points`` ``(P, 3)``."""
+        return self.with_features(points)[0]
+
+    def with_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``ln rho`` ``(P,)`` and its derivatives by the last layer and the envelope, ``(P, width + 2 A)``."""
         away = points[:, None] - self.centers
         square = away.square().sum(2)
         soft = (1.0 + square).sqrt()
@@ -84,33 +93,40 @@ class _LogDensityNetwork(nn.Module):
         x = self.input(features.flatten(1))
         for layer in self.hidden:
             x = x + layer(functional.silu(x))
-        envelope = torch.logsumexp(self.amplitude - functional.softplus(self.decay) * soft, 1)
+        parts = self.amplitude - functional.softplus(self.decay) * soft
         cusp = torch.erf(0.5 * self.charges * (square + _TINY).sqrt()).sum(1)
-        return self.output(x)[:, 0] + envelope - 2.0 * math.sqrt(math.pi) * cusp + self.shift
+        value = self.output(x)[:, 0] + torch.logsumexp(parts, 1) - 2.0 * math.sqrt(math.pi) * cusp
+        shares = torch.softmax(parts, 1)
+        return value, torch.cat([x, shares, -shares * soft], 1)
 
 
 class NeuralDensity(DensityModel):
-    """A neural electron density; it has no error bars of its own.
+    """A neural electron density, ``ln rho = network + c . features + shift``.
 
     Args:
         molecule: nuclei and electrons.
-        electrons: what it integrates to once it is normalised.
+        electrons: what it integrates to, once it was fitted.
         width: of the network.
+        refit: coefficients c ``(1 + R, Q)`` of the features and shifts ``(1 + R,)``, the fit first, then jackknife replicas;
+            None for zeros.
     """
 
-    def __init__(self, molecule: Molecule, electrons: float, width: int = 64) -> None:
+    def __init__(self, molecule: Molecule, electrons: float, width: int = 64, refit: ConvexFit | None = None) -> None:
         self.molecule, self.electrons, self.width = molecule, electrons, width
         self.network = _LogDensityNetwork(molecule, width)
+        size = width + 2 * len(molecule.numbers)
+        self.refit = refit or ConvexFit(torch.zeros(1, size, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+        self.replicas = len(self.refit.shifts) - 1
 
     def evaluate(self, points: Tensor, derivatives: int = 0) -> LogDensity:
         """See :meth:`DensityModel.evaluate`."""
         empty = points.new_empty(0)
         if derivatives == 0:
             with torch.no_grad():
-                return LogDensity(self.network(points), empty, empty)
+                return LogDensity(self._log_rho(points), empty, empty)
         with torch.enable_grad():
             leaf = points.detach().requires_grad_(True)
-            values = self.network(leaf)
+            values = self._log_rho(leaf)
             (gradients,) = torch.autograd.grad(values.sum(), leaf, create_graph=derivatives >= 2)
             laplacians = empty
             if derivatives >= 2:
@@ -121,15 +137,28 @@ class NeuralDensity(DensityModel):
                 laplacians = torch.stack(rows).sum(0)
         return LogDensity(values.detach(), gradients.detach(), laplacians)
 
-    def normalise(self, grid: Quadrature) -> None:
-        """Make it integrate to its number of electrons on ``grid``."""
-        total = torch.cat(
-            [
-                self.evaluate(points).values + weights.clamp_min(1e-300).log()
-                for points, weights in zip(grid.points.split(CHUNK), grid.weights.split(CHUNK), strict=True)
-            ]
-        )
-        self.network.shift += math.log(self.electrons) - float(torch.logsumexp(total, 0))
+    def replica_logs(self, points: Tensor) -> Tensor:
+        """See :meth:`DensityModel.replica_logs`."""
+        with torch.no_grad():
+            values, features = self.network.with_features(points)
+        return values + self.refit.coefficients[1:] @ features.T + self.refit.shifts[1:, None]
+
+    def features(self, points: Tensor, derivatives: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the features ``(Q, P)``, and for one derivative their gradients ``(3, Q, P)``."""
+        with torch.no_grad():
+            if derivatives == 0:
+                return self.network.with_features(points)[1].T, points.new_empty(0)
+            slopes = []
+            for axis in range(3):
+                direction = torch.zeros_like(points)
+                direction[:, axis] = 1.0
+                pair = torch.func.jvp(lambda r: self.network.with_features(r)[1], (points,), (direction,))
+                slopes.append(pair[1].T)
+            return pair[0].T, torch.stack(slopes)
+
+    def _log_rho(self, points: Tensor) -> Tensor:
+        values, features = self.network.with_features(points)
+        return values + features @ self.refit.coefficients[0] + self.refit.shifts[0]
 
 
 def fit_neural_density(
@@ -152,15 +181,12 @@ def fit_neural_density(
         progress: called with the number of steps done.
 
     Raises:
-        ConvergenceError: when the loss becomes NaN or infinite.
+        ConfigurationError: for fewer walkers than groups of the jackknife.
+        ConvergenceError: when the loss becomes NaN or infinite, or the last fit does not converge.
     """
     chosen = settings or NeuralFitSettings()
     molecule = samples.molecule
-    electrons = {
-        "total": slice(0, molecule.electrons),
-        "up": slice(0, molecule.spin_up),
-        "down": slice(molecule.spin_up, molecule.electrons),
-    }[spin]
+    electrons = samples.electrons_of(spin)
     points = samples.positions[:, :, electrons].reshape(-1, 3)
     scores = samples.scores[:, :, electrons].reshape(-1, 3)
     with torch.random.fork_rng(devices=[]):
@@ -185,8 +211,10 @@ def fit_neural_density(
         if progress is not None:
             progress(step + 1)
     network.requires_grad_(False)
-    density.normalise(grid)
-    return density
+    refit = convex_fit(samples, electrons, density, density.features, grid, chosen.refit)
+    fitted = NeuralDensity(molecule, density.electrons, chosen.width, refit)
+    fitted.network = network
+    return fitted
 
 
 def _loss(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class ElectronSamples:
         kinetic: ``(S, W)`` Hartree; of the local energy.
         potential: ``(S, W)`` Hartree.
         acceptance: fraction of accepted moves.
+        log_absolute: ``(S, W)`` of ln|Psi|, for reweighting to another wave function; None where it was not recorded.
     """
 
     molecule: Molecule
@@ -86,9 +87,14 @@ class ElectronSamples:
     kinetic: Tensor
     potential: Tensor
     acceptance: float
+    log_absolute: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (*self.kinetic.shape, self.molecule.electrons, 3)
+        if self.log_absolute is not None and self.log_absolute.shape != self.kinetic.shape:
+            raise ConfigurationError(
+                f"ln|Psi| must have the shape {tuple(self.kinetic.shape)} of the energies, got {tuple(self.log_absolute.shape)}"
+            )
         if self.kinetic.ndim != 2 or self.positions.shape != expected or self.scores.shape != expected:
             raise ConfigurationError(
                 f"samples of {self.molecule.electrons} electrons must have the shape (sweeps, walkers, electrons, 3), got "
@@ -100,6 +106,18 @@ class ElectronSamples:
     def local_energy(self) -> Tensor:
         """``(S, W)`` in Hartree."""
         return self.kinetic + self.potential
+
+    def electrons_of(self, spin: str) -> slice:
+        """Return which electrons have the spin ``"up"`` or ``"down"``; all of them for ``"total"``.
+
+        Raises:
+            ConfigurationError: for another word.
+        """
+        up, all_of_them = self.molecule.spin_up, self.molecule.electrons
+        found = {"total": slice(0, all_of_them), "up": slice(0, up), "down": slice(up, all_of_them)}.get(spin)
+        if found is None:
+            raise ConfigurationError(f"spin must be total, up or down, got {spin!r}")
+        return found
 
     def average(self, values: Tensor) -> Estimate[float]:
         """Return mean and standard error of a quantity ``(S, W)``, from independent walkers."""
@@ -155,6 +173,18 @@ class ElectronSamples:
                     f"the last third of the run, {abs(mean) / max(error, 1e-12):.0f} standard errors. Equilibrate longer "
                     "(equilibration=...)"
                 )
+
+
+class EquilibriumError(ConvergenceError):
+    """Samples that are not in equilibrium.
+
+    Attributes:
+        samples: what was recorded.
+    """
+
+    def __init__(self, message: str, samples: ElectronSamples) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generator) -> Tensor:
@@ -278,23 +308,27 @@ def sample(
         progress: called with the number of sweeps done.
 
     Raises:
-        ConvergenceError, NonFiniteEnergyError: see :meth:`ElectronSamples.check_equilibrium`; the error carries the samples as
-            ``samples``, so that what was computed is not lost.
+        EquilibriumError: when the walkers drifted or hardly moved; it carries the samples, so that they are not lost.
+        NonFiniteEnergyError: for a NaN or infinite local energy.
     """
+    if recorded is not None and recorded.log_absolute is None:
+        raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start anew")
     shape = (settings.sweeps, *sampler.positions.shape)
     positions, scores = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
-    kinetic, potential = torch.empty(shape[:2], dtype=torch.float64), torch.empty(shape[:2], dtype=torch.float64)
+    kinetic, potential, log_absolute = torch.empty(3, *shape[:2], dtype=torch.float64)
     done = 0
-    if recorded is not None:
+    if recorded is not None and recorded.log_absolute is not None:
         done = min(len(recorded.positions), settings.sweeps)
         positions[:done], scores[:done] = recorded.positions[:done], recorded.scores[:done]
         kinetic[:done], potential[:done] = recorded.kinetic[:done], recorded.potential[:done]
+        log_absolute[:done] = recorded.log_absolute[:done]
 
     def so_far(count: int) -> ElectronSamples:
         return ElectronSamples(
             sampler.wave_function.molecule,
             positions[:count], scores[:count], kinetic[:count], potential[:count],
             sampler.acceptance if sampler.acceptance or recorded is None else recorded.acceptance,
+            log_absolute[:count],
         )  # fmt: skip
 
     for sweep in range(done, settings.sweeps):
@@ -302,7 +336,7 @@ def sample(
             sampler.move()
         found = sampler.wave_function.local_energy(sampler.positions)
         positions[sweep], scores[sweep] = sampler.positions, 2.0 * found.gradient
-        kinetic[sweep], potential[sweep] = found.kinetic, found.potential
+        kinetic[sweep], potential[sweep], log_absolute[sweep] = found.kinetic, found.potential, found.log_absolute
         if progress is not None:
             progress(sweep + 1)
         if checkpoint is not None and (sweep + 1) % 20 == 0:
@@ -310,20 +344,6 @@ def sample(
     samples = so_far(settings.sweeps)
     try:
         samples.check_equilibrium()
-    except (ConvergenceError, NonFiniteEnergyError) as error:
-        error.samples = samples  # type: ignore[union-attr]
-        raise
+    except ConvergenceError as error:
+        raise EquilibriumError(str(error), samples) from error
     return samples
-
-
-def joined(parts: list[ElectronSamples]) -> ElectronSamples:
-    """Return runs of the same length with different walkers as one."""
-    first = parts[0]
-    return replace(
-        first,
-        positions=torch.cat([part.positions for part in parts], 1),
-        scores=torch.cat([part.scores for part in parts], 1),
-        kinetic=torch.cat([part.kinetic for part in parts], 1),
-        potential=torch.cat([part.potential for part in parts], 1),
-        acceptance=sum(part.acceptance for part in parts) / len(parts),
-    )

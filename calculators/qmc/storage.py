@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError
 from .atomic_functions import AtomicFunctions, Shell
+from .convex_fit import ConvexFit
 from .densities import DensityModel, OrbitalDensity, SumDensity
 from .determinants import Excitations, Expansion
 from .files import read_file, write_file
@@ -37,6 +38,8 @@ def save_samples(path: PathLike, samples: ElectronSamples, state: SamplerState |
         "kinetic": samples.kinetic,
         "potential": samples.potential,
     }
+    if samples.log_absolute is not None:
+        tensors["log_absolute"] = samples.log_absolute
     content: dict[str, Any] = {"molecule": samples.molecule.to_dict(), "acceptance": samples.acceptance}
     if state is not None:
         content["step"] = state.step
@@ -49,7 +52,7 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
 
     Args:
         path: the file.
-        molecule: that they must belong to; None for any.
+        molecule: that they must belong to, and where it is now; None for any.
 
     Raises:
         ModelFileError: when the file cannot be used.
@@ -57,16 +60,17 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
     """
     content, tensors = read_file(path, "samples")
     with _complete(path):
-        samples = ElectronSamples(
-            Molecule.from_dict(content["molecule"]),
-            tensors["positions"].double(),
+        own = Molecule.from_dict(content["molecule"])
+        placed = _placed(path, own, molecule)
+        return ElectronSamples(
+            placed,
+            tensors["positions"].double() + (placed.centers[0] - own.centers[0]),
             tensors["scores"].double(),
             tensors["kinetic"].double(),
             tensors["potential"].double(),
             float(content.get("acceptance", 1.0)),
+            tensors["log_absolute"].double() if "log_absolute" in tensors else None,
         )
-    _require_same(path, samples.molecule, molecule)
-    return samples
 
 
 def load_sampler_state(path: PathLike) -> SamplerState:
@@ -114,12 +118,11 @@ def load_wave_function(path: PathLike, molecule: Molecule | None = None) -> Slat
 
     Raises:
         ModelFileError: when the file cannot be used.
-        MoleculeMismatchError: when it belongs to another molecule than ``molecule``.
+        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be elsewhere, but not turned.
     """
     content, tensors = read_file(path, "wave_function")
     with _complete(path):
-        own = Molecule.from_dict(content["molecule"])
-        _require_same(path, own, molecule)
+        own = _placed(path, Molecule.from_dict(content["molecule"]), molecule)
         functions = AtomicFunctions(own.centers, _read_shells(content["shells"]))
         orbitals = SlaterOrbitals(functions, tensors["up"], tensors["down"], content["misfit"], content["restricted"])
         jastrow = None
@@ -168,12 +171,11 @@ def load_density(path: PathLike, molecule: Molecule | None = None) -> DensityMod
 
     Raises:
         ModelFileError: when the file cannot be used.
-        MoleculeMismatchError: when it belongs to another molecule than ``molecule``.
+        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be elsewhere, but not turned.
     """
     content, tensors = read_file(path, "density")
     with _complete(path):
-        own = Molecule.from_dict(content["molecule"])
-        _require_same(path, own, molecule)
+        own = _placed(path, Molecule.from_dict(content["molecule"]), molecule)
         return _rebuild(content["density"], tensors, "", own)
 
 
@@ -200,7 +202,8 @@ def _describe(density: DensityModel, prefix: str) -> tuple[dict[str, Any], dict[
     if isinstance(density, NeuralDensity):
         return (
             {"model": "neural", "electrons": density.electrons, "width": density.width},
-            {f"{prefix}{name}": tensor for name, tensor in density.network.state_dict().items()},
+            {f"{prefix}{name}": tensor for name, tensor in density.network.state_dict().items()}
+            | {f"{prefix}refit": density.refit.coefficients, f"{prefix}shifts": density.refit.shifts},
         )
     if isinstance(density, SumDensity):
         up, tensors = _describe(density.up, f"{prefix}up.")
@@ -219,7 +222,8 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Tensor], prefix: str, m
             _rebuild(content["down"], tensors, f"{prefix}down.", molecule),
         )
     if model == "neural":
-        density = NeuralDensity(molecule, float(content["electrons"]), int(content["width"]))
+        refit = ConvexFit(tensors[f"{prefix}refit"], tensors[f"{prefix}shifts"])
+        density = NeuralDensity(molecule, float(content["electrons"]), int(content["width"]), refit)
         own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         density.network.load_state_dict({name: own[name] for name in density.network.state_dict()})
         return density
@@ -255,11 +259,19 @@ class _complete:
             ) from error
 
 
-def _require_same(path: PathLike, own: Molecule, wanted: Molecule | None) -> None:
-    if wanted is not None and not own.same_as(wanted, 1e-4):
+def _placed(path: PathLike, own: Molecule, wanted: Molecule | None) -> Molecule:
+    """Return the molecule of a file where it is wanted: it may have been moved meanwhile, but not turned or changed."""
+    if wanted is None:
+        return own
+    moved = wanted
+    if len(own.numbers) == len(wanted.numbers):
+        shift = wanted.centers[0] - own.centers[0]
+        moved = Molecule.build(wanted.numbers, wanted.centers - shift, wanted.charge, wanted.spin)
+    if not own.same_as(moved, 1e-4):
         raise MoleculeMismatchError(
             f"{Path(path).absolute()}: belongs to another molecule: {_described(own)}; needed: {_described(wanted)}"
         )
+    return wanted
 
 
 def _described(molecule: Molecule) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigurationError
 from .atomic_functions import AtomicFunctions, Shell
+from .density_symmetry import allowed_combinations
 from .determinants import Excitations, Expansion
 from .electronic_structure import (
     DEFAULT_BASIS,
@@ -21,7 +22,6 @@ from .electronic_structure import (
     molecular_orbitals,
 )
 from .jastrow import Jastrow
-from .local_symmetry import allowed_combinations
 from .molecule import Molecule
 from .slater_orbitals import SlaterOrbitals, slater_orbitals
 from .wave_function import SlaterJastrow

@@ -5,6 +5,7 @@ Electrons are listed with spin up first, positions in bohr, energies in Hartree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -109,8 +110,15 @@ class SlaterJastrow:
     mixing: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.jastrow is not None and self.jastrow_parameters is None:
-            object.__setattr__(self, "jastrow_parameters", torch.zeros(self.jastrow.count, dtype=torch.float64))
+        if self.jastrow is not None:
+            parameters = self.jastrow_parameters
+            if parameters is None:
+                parameters = torch.zeros(self.jastrow.count, dtype=torch.float64)
+                object.__setattr__(self, "jastrow_parameters", parameters)
+            if len(parameters) != self.jastrow.count:
+                raise ConfigurationError(
+                    f"this Jastrow factor has {self.jastrow.count} parameters, got {len(parameters)}"
+                )
         if self.mixing is not None and self.expansion is not None:
             raise ConfigurationError("orbitals can be optimised for a single determinant only: leave out the expansion")
 
@@ -134,7 +142,7 @@ class SlaterJastrow:
         return (
             0 if self.jastrow is None else self.jastrow.count,
             0 if self.mixing is None else len(self.mixing) * (1 if self.orbitals.restricted else 2),
-            0 if self.expansion is None else len(self._free_coefficients()),
+            0 if self.expansion is None else len(self.expansion.free_entries()),
         )
 
     def parameter_derivatives(self, positions: Tensor) -> ParameterDerivatives:
@@ -148,14 +156,7 @@ class SlaterJastrow:
             found = self.jastrow.parameter_derivatives(positions, energy.gradient)
             logarithms.append(found.values)
             energies.append(-0.5 * found.operated)
-        if self.mixing is not None or self.expansion is not None:
-            operated = self._operated(spins, jastrow.gradient)
-            velocities = [ratio_velocities(spin, part)[1] for spin, part in zip(spins, operated, strict=True)]
-            part = (
-                self._mixing_derivatives(spins, velocities)
-                if self.mixing is not None
-                else self._coefficient_derivatives(spins, terms, velocities)
-            )
+        for part in self._determinant_derivatives(spins, terms, jastrow.gradient):
             logarithms.append(part[0])
             energies.append(part[1])
         return ParameterDerivatives(torch.cat(logarithms, 1), torch.cat(energies, 1), energy.total)
@@ -167,10 +168,10 @@ class SlaterJastrow:
         if self.jastrow_parameters is not None:
             changed = replace(changed, jastrow_parameters=self.jastrow_parameters + jastrow)
         if self.mixing is not None:
-            changed = replace(changed, orbitals=self._mixed(mixing))
+            changed = replace(changed, orbitals=self._mixed(self.mixing, mixing))
         if self.expansion is not None:
             matrix = self.expansion.coefficients.clone()
-            for value, entries in zip(coefficients, self._free_coefficients(), strict=True):
+            for value, entries in zip(coefficients, self.expansion.free_entries(), strict=True):
                 for entry in entries:
                     matrix[entry] += value
             changed = replace(changed, expansion=replace(self.expansion, coefficients=matrix))
@@ -226,11 +227,23 @@ class SlaterJastrow:
             potential_energy(self.molecule, positions),
         )
 
+    def _determinant_derivatives(
+        self, spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms, jastrow_gradient: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield derivatives ``(W, P)`` of ln|Psi| and of the local energy by mixing or by the expansion's coefficients."""
+        if self.mixing is None and self.expansion is None:
+            return
+        operated = self._operated(spins, jastrow_gradient)
+        velocities = [ratio_velocities(spin, part)[1] for spin, part in zip(spins, operated, strict=True)]
+        if self.mixing is not None:
+            yield self._mixing_derivatives(self.mixing, spins, velocities)
+        if self.expansion is not None:
+            yield _coefficient_derivatives(self.expansion, spins, terms, velocities)
+
     def _mixing_derivatives(
-        self, spins: tuple[SpinMatrices, SpinMatrices], velocities: list[Tensor]
+        self, mixing: Tensor, spins: tuple[SpinMatrices, SpinMatrices], velocities: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert self.mixing is not None
-        occupied, virtual = self.mixing.T
+        occupied, virtual = mixing.T
         ratios = [spin.ratios[:, occupied, virtual] for spin in spins if spin.inverse.shape[1]]
         changes = [
             velocity[:, occupied, virtual]
@@ -241,8 +254,7 @@ class SlaterJastrow:
             return torch.stack(ratios).sum(0), torch.stack(changes).sum(0)
         return torch.cat(ratios, 1), torch.cat(changes, 1)
 
-    def _mixed(self, step: Tensor) -> SlaterOrbitals:
-        assert self.mixing is not None
+    def _mixed(self, mixing: Tensor, step: Tensor) -> SlaterOrbitals:
         found = []
         parts = [step, step] if self.orbitals.restricted else list(step.chunk(2))
         for part, coefficients, electrons in zip(
@@ -252,43 +264,30 @@ class SlaterJastrow:
             strict=True,
         ):
             changed = coefficients.clone()
-            for value, (occupied, virtual) in zip(part, self.mixing.tolist(), strict=True):
+            for value, (occupied, virtual) in zip(part, mixing.tolist(), strict=True):
                 changed[:, occupied] += value * coefficients[:, electrons + virtual]
             found.append(changed)
         return self.orbitals.with_coefficients(found[0], found[1])
 
-    def _coefficient_derivatives(
-        self, spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms, velocities: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        assert self.expansion is not None
-        up, down = terms.string_ratios
-        up_change = self.expansion.up.ratio_derivatives(spins[0].ratios, velocities[0])
-        down_change = self.expansion.down.ratio_derivatives(spins[1].ratios, velocities[1])
-        total = terms.sum_of_ratios[:, None]
-        coefficients = self.expansion.coefficients
-        whole = ((up_change @ coefficients) * down + (up @ coefficients) * down_change).sum(1, keepdim=True) / total
-        logarithms, energies = [], []
-        for entries in self._free_coefficients():
-            value = sum((up[:, i] * down[:, j] for i, j in entries), torch.zeros_like(total[:, 0])) / total[:, 0]
-            change = sum(
-                (up_change[:, i] * down[:, j] + up[:, i] * down_change[:, j] for i, j in entries),
-                torch.zeros_like(total[:, 0]),
-            )
-            logarithms.append(value)
-            energies.append(change / total[:, 0] - value * whole[:, 0])
-        return torch.stack(logarithms, 1), torch.stack(energies, 1)
 
-    def _free_coefficients(self) -> list[list[tuple[int, int]]]:
-        """Return the entries of the coefficient matrix that vary, those that spin symmetry ties together in one list."""
-        assert self.expansion is not None
-        matrix = self.expansion.coefficients
-        symmetric = matrix.shape[0] == matrix.shape[1] and bool(torch.allclose(matrix, matrix.T, atol=1e-6))
-        free = []
-        for i, j in (matrix.abs() > 1e-4).nonzero().tolist():
-            if (i, j) == (0, 0) or (symmetric and j < i):
-                continue
-            free.append([(i, j), (j, i)] if symmetric and i != j else [(i, j)])
-        return free
+def _coefficient_derivatives(
+    expansion: Expansion, spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms, velocities: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return derivatives ``(W, P)`` of ln|Psi| and of the local energy by the expansion's free coefficients."""
+    up, down = terms.string_ratios
+    up_change = expansion.up.ratio_derivatives(spins[0].ratios, velocities[0])
+    down_change = expansion.down.ratio_derivatives(spins[1].ratios, velocities[1])
+    total = terms.sum_of_ratios
+    coefficients = expansion.coefficients
+    whole = ((up_change @ coefficients) * down + (up @ coefficients) * down_change).sum(1) / total
+    logarithms, energies = [], []
+    for entries in expansion.free_entries():
+        i, j = torch.tensor(entries).T
+        value = (up[:, i] * down[:, j]).sum(1) / total
+        change = (up_change[:, i] * down[:, j] + up[:, i] * down_change[:, j]).sum(1) / total
+        logarithms.append(value)
+        energies.append(change - value * whole)
+    return torch.stack(logarithms, 1), torch.stack(energies, 1)
 
 
 def _gradient(spins: tuple[SpinMatrices, SpinMatrices], terms: DeterminantTerms) -> Tensor:

@@ -1,12 +1,15 @@
 """Density models against densities that are known, and properties against PySCF's own integrals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from flowbridge.calculators.qmc.atomic_functions import AtomicFunctions, Shell
+from flowbridge.calculators.qmc.convex_fit import ConvexFit, DensityFitSettings
 from flowbridge.calculators.qmc.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
 from flowbridge.calculators.qmc.electronic_structure import Quadrature, becke_quadrature, reference_density
-from flowbridge.calculators.qmc.linear_log_density import DensityFitSettings, fit_linear_log_density
+from flowbridge.calculators.qmc.linear_log_density import fit_linear_log_density
 from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.neural_density import NeuralDensity, NeuralFitSettings, fit_neural_density
 from flowbridge.calculators.qmc.properties import DensityProperties, jackknife
@@ -56,7 +59,9 @@ def h2_reference(h2):
 
 
 def models(h2, h2_trial, h2_reference):
-    neural = NeuralDensity(h2, 2.0, 16)
+    generator = torch.Generator().manual_seed(7)
+    refit = ConvexFit(0.1 * torch.randn(3, 20, generator=generator).double(), torch.zeros(3).double())
+    neural = NeuralDensity(h2, 2.0, 16, refit)
     neural.network.requires_grad_(False)
     base = base_density(h2_trial.wave_function, h2_trial.grid)
     return {
@@ -151,12 +156,32 @@ def test_neural_density_has_the_cusp_and_learns_hydrogen(hydrogen_samples):
     assert float((values[2:].mean() - values[:2].mean()) / 1e-4) == pytest.approx(-2.0, abs=2e-3)
     grid = becke_quadrature(molecule, 3)
     fitted = fit_neural_density(
-        hydrogen_samples, grid, torch.Generator().manual_seed(0), NeuralFitSettings(400, 512, width=16)
+        hydrogen_samples, grid, torch.Generator().manual_seed(0), NeuralFitSettings(200, 512, width=16)
     )
     properties = DensityProperties(fitted, grid)
     assert float(properties.electrons().value) == pytest.approx(1.0, abs=1e-9)
     assert properties.contact_densities().value[0] == pytest.approx(1 / np.pi, rel=0.06)
     assert float(properties.second_moment().value) == pytest.approx(3.0, rel=0.06)
+
+
+def test_neural_density_has_error_bars_that_shrink_with_the_samples(hydrogen_samples):
+    grid = becke_quadrature(hydrogen_samples.molecule, 3)
+    # Noisy scores, or one electron would leave nothing uncertain: their mean at a place is what it was.
+    noise = torch.randn(hydrogen_samples.scores.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    samples = replace(hydrogen_samples, scores=hydrogen_samples.scores + noise)
+    few = replace(
+        samples,
+        **{name: getattr(samples, name)[:, :64] for name in ("positions", "scores", "kinetic", "potential")},
+    )
+    settings = NeuralFitSettings(80, 512, width=8)
+    errors = []
+    for part in (samples, few):
+        density = fit_neural_density(part, grid, torch.Generator().manual_seed(0), settings)
+        assert density.replicas == 32
+        found = DensityProperties(density, grid).second_moment()
+        errors.append(float(found.error))
+        assert abs(float(found.value) - 3.0) < 5 * float(found.error) + 0.02
+    assert 1.5 < errors[1] / errors[0] < 6.0  # eight times fewer walkers: the square root of eight, roughly
 
 
 def test_fits_refuse_what_does_not_belong_together(hydrogen_samples, wrong_hydrogen, lih_determinant):

@@ -225,7 +225,7 @@ def test_files_come_back_as_they_were_and_strange_ones_are_refused(hydrogen, tmp
     with pytest.raises(ModelFileError, match="lacks something"):
         load_samples(tmp_path / "poor")
     content, tensors = read_file(tmp_path / "samples", "samples")
-    assert set(tensors) == {"positions", "scores", "kinetic", "potential"}
+    assert set(tensors) == {"positions", "scores", "kinetic", "potential", "log_absolute"}
     assert content["molecule"]["numbers"] == [1, 1]
 
 
@@ -236,6 +236,11 @@ def test_samples_and_wave_functions_of_files(hydrogen, tmp_path):
     other.calc = QMCCalculator(samples=tmp_path / "samples", **QUICK)
     assert other.get_potential_energy() == hydrogen.get_potential_energy()
     assert abs(other.get_dipole_moment()[2]) < 0.1
+    dipole, charges = other.get_dipole_moment(), other.get_charges()
+    other.positions += [1.0, -0.5, 0.3]  # a molecule may have been moved since
+    assert other.get_potential_energy() == hydrogen.get_potential_energy()
+    np.testing.assert_allclose(other.get_dipole_moment(), dipole, atol=1e-6)
+    np.testing.assert_allclose(other.get_charges(), charges, atol=1e-6)
     other.calc = QMCCalculator(wave_function=tmp_path / "wave", **QUICK)
     energy = other.get_potential_energy()
     assert energy != hydrogen.get_potential_energy()
@@ -257,6 +262,8 @@ def test_what_was_computed_before_an_error_is_kept(tmp_path, monkeypatch):
         atoms.get_potential_energy()
     assert caught.value.samples.kinetic.shape == (9, 64)
     assert list(tmp_path.glob("wave_function-*"))
+    (kept,) = tmp_path.glob("not-in-equilibrium-*")
+    assert torch.equal(load_samples(kept).kinetic, caught.value.samples.kinetic)
 
 
 def test_density_command(tmp_path):

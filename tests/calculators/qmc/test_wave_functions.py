@@ -9,6 +9,7 @@ from flowbridge.calculators.qmc.atomic_functions import RADIAL_FAMILIES, AtomicF
 from flowbridge.calculators.qmc.determinants import Excitations
 from flowbridge.calculators.qmc.electronic_structure import pyscf_molecule
 from flowbridge.calculators.qmc.molecule import Molecule
+from flowbridge.calculators.qmc.sampling import LangevinSampler, SamplingSettings, initial_positions, sample
 from flowbridge.calculators.qmc.trial_functions import TrialSettings, trial_wave_function
 from flowbridge.core.errors import ConfigurationError
 
@@ -64,6 +65,7 @@ def differences(wave_function, positions, step=1e-4):
 CASES = {
     "closed shell": (Molecule.build([3, 1], [[0, 0, 0], [0, 0, 3.015]]), {}),
     "expansion": (Molecule.build([1, 1, 1, 1], [[0, 0, 2.0 * i - 3.0] for i in range(4)]), {"active_space": (4, 4)}),
+    "open-shell expansion": (Molecule.build([3], [[0, 0, 0]], spin=1), {"active_space": (3, 5)}),
     "mixed orbitals": (Molecule.build([3], [[0, 0, 0]], spin=1), {"virtual": 4}),
     "bent, charged": (
         Molecule.build([8, 1, 1], [[0, 0, 0.2], [0, 1.4, -0.8], [0, -1.4, -0.8]], 1, 1),
@@ -126,27 +128,52 @@ def test_exchange_of_equal_spins_leaves_the_absolute_value(case, shake, electron
     )
 
 
-def test_expansion_is_the_sum_of_its_determinants(electrons):
-    molecule, keywords = CASES["expansion"]
+def explicit_expansion(wave_function, strings, positions):
+    """The sum over all pairs of determinants, each computed on its own."""
+    orbitals, up = wave_function.orbitals, wave_function.molecule.spin_up
+    determinants = []
+    for part, spin in zip((positions[:, :up], positions[:, up:]), strings, strict=True):
+        values = orbitals.functions.evaluate(part.reshape(-1, 3), orbitals.up).values.T.reshape(*part.shape[:2], -1)
+        determinants.append(torch.stack([torch.linalg.det(values[:, :, list(string)]) for string in spin], 1))
+    return torch.einsum("wi,ij,wj->w", determinants[0], wave_function.expansion.coefficients, determinants[1])
+
+
+@pytest.mark.parametrize("name", ["expansion", "open-shell expansion"])
+def test_expansion_is_the_sum_of_its_determinants(name, electrons):
+    molecule, keywords = CASES[name]
     trial = trial_wave_function(molecule, TrialSettings(basis="cc-pvdz", grid_level=1, jastrow=False, **keywords))
     positions = electrons(trial.wave_function, 6)
-    orbitals = trial.wave_function.orbitals
-    strings = trial.orbitals.strings
-    values = [
-        orbitals.functions.evaluate(part.reshape(-1, 3), orbitals.up).values.T.reshape(6, 2, -1)
-        for part in (positions[:, :2], positions[:, 2:])
-    ]
-    determinants = [
-        torch.stack([torch.linalg.det(value[:, :, list(string)]) for string in spin], 1)
-        for value, spin in zip(values, strings, strict=True)
-    ]
-    matrix = trial.wave_function.expansion.coefficients
-    assert len(strings[0]) > 3
-    assert max(len(holes) for holes in trial.wave_function.expansion.up.holes) == 2
-    expected = torch.einsum("wi,ij,wj->w", determinants[0], matrix, determinants[1]).abs().log()
+    expected = explicit_expansion(trial.wave_function, trial.orbitals.strings, positions).abs().log()
+    assert max(map(len, trial.orbitals.strings)) > 3
     torch.testing.assert_close(trial.wave_function.evaluate(positions).log_absolute, expected, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ConfigurationError, match="3 electrons of one spin excited"):
-        Excitations.of_strings([(0, 1, 2), (3, 4, 5)], 6)
+
+
+def test_excitations_of_any_order_against_explicit_determinants():
+    generator = torch.Generator().manual_seed(4)
+    strings = list(itertools.combinations(range(7), 3))
+    excitations = Excitations.of_strings(strings, 7)
+    assert {len(holes) for holes in excitations.holes} == {0, 1, 2, 3}
+    orbitals = torch.randn(5, 3, 7, generator=generator, dtype=torch.float64)
+    matrix = torch.linalg.solve(orbitals[:, :, :3], orbitals[:, :, 3:])
+    explicit = torch.stack([torch.linalg.det(orbitals[:, :, list(string)]) for string in strings], 1)
+    torch.testing.assert_close(excitations.ratios(matrix), explicit / explicit[:, :1], rtol=1e-9, atol=1e-9)
+    direction = torch.randn(matrix.shape, generator=generator, dtype=torch.float64)
+    numerical = (excitations.ratios(matrix + 1e-6 * direction) - excitations.ratios(matrix - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close(excitations.ratio_derivatives(matrix, direction), numerical, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ConfigurationError, match="lowest orbitals"):
+        Excitations.of_strings([(0, 1, 3), (0, 1, 2)], 5)
+
+
+def test_open_shell_expansion_has_the_energy_of_casscf():
+    molecule, keywords = CASES["open-shell expansion"]
+    trial = trial_wave_function(molecule, TrialSettings(basis="cc-pvtz", grid_level=2, jastrow=False, **keywords))
+    generator = torch.Generator().manual_seed(3)
+    sampler = LangevinSampler(trial.wave_function, generator, initial_positions(molecule, 512, generator))
+    sampler.equilibrate(150)
+    found = sample(sampler, SamplingSettings(walkers=512, sweeps=40, interval=3)).energy
+    assert trial.orbitals.energy < trial.orbitals.hartree_fock_energy - 5e-3
+    # The tolerance is for what the refit of the orbitals changes.
+    assert found.value == pytest.approx(trial.orbitals.energy, abs=3 * found.error + 5e-3)
 
 
 def test_cusps_of_electrons_and_nuclei(lih, shake):
@@ -211,5 +238,35 @@ def test_trial_functions_that_make_no_sense_are_refused(h2, lih):
             TrialSettings(**settings)
     with pytest.raises(ConfigurationError, match="does not fit 2 electrons"):
         trial_wave_function(h2, TrialSettings(active_space=(4, 4)))
+    with pytest.raises(ConfigurationError, match="must be active"):
+        trial_wave_function(lih, TrialSettings(active_space=(3, 5)))
+    with pytest.raises(ConfigurationError, match="no more than one determinant"):
+        trial_wave_function(h2, TrialSettings(active_space=(2, 1)))
+    with pytest.raises(ConfigurationError, match="are small"):
+        trial_wave_function(lih, TrialSettings(active_space=(4, 30)))
     with pytest.raises(ConfigurationError, match="no basis"):
         trial_wave_function(lih, TrialSettings(basis="no-such-basis"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "positions", "axis"),
+    [
+        ([1, 1], [[0, 0, -0.7], [0, 0, 0.7]], 2),
+        ([9, 1], [[0, 0, 0], [0, 0, 1.7]], 0),
+        ([8, 1, 1], [[0, 0, 0.2], [0, 1.4, -0.8], [0, -1.4, -0.8]], 1),
+        ([6, 1, 1, 1, 1], [[0, 0, 0], [1.2, 1.2, 1.2], [-1.2, -1.2, 1.2], [1.2, -1.2, -1.2], [-1.2, 1.2, -1.2]], None),
+    ],
+)
+def test_the_jastrow_factor_has_the_symmetry_of_the_molecule(numbers, positions, axis, shake, electrons):
+    molecule = Molecule.build(numbers, positions)
+    settings = TrialSettings(basis="cc-pvdz", grid_level=2, orbitals="hartree-fock")
+    wave_function = shake(trial_wave_function(molecule, settings).wave_function, 0.3)
+    places = electrons(wave_function)
+    if axis is None:
+        turned = places[..., [1, 2, 0]]  # about a threefold axis
+    else:
+        turned = places.clone()
+        turned[..., axis] *= -1.0
+    here, there = (wave_function.jastrow.evaluate(r, wave_function.jastrow_parameters).value for r in (places, turned))
+    assert float(here.std()) > 0.05
+    torch.testing.assert_close(there, here, rtol=1e-6, atol=1e-6)
