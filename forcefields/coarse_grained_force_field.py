@@ -60,11 +60,12 @@ class CoarseGrainedForceField(Potential):
             )
         self.facts = PotentialFacts(beads, periodic=False, temperature=temperature)
         self.prior = prior
-        if isinstance(configuration, nn.Module):
-            self.network_configuration, self.network = None, configuration
+        self.network_configuration = None if isinstance(configuration, nn.Module) else configuration
+        self.network: nn.Module | None
+        if configuration is None or isinstance(configuration, nn.Module):
+            self.network = configuration
         else:
-            self.network_configuration = configuration
-            self.network = None if configuration is None else build_network(beads, configuration)
+            self.network = build_network(beads, configuration)
         self.register_buffer("examples", torch.zeros(_EXAMPLES, len(beads), 3, dtype=torch.float64))
         if examples is not None:
             self.set_examples(examples)

@@ -27,17 +27,17 @@ class Structures(NamedTuple):
         types: ``(B N,)``, atomic numbers or bead types.
         positions: ``(B N, 3)`` in the network's unit of length and dtype.
         molecule: ``(B N,)``, which copy an atom belongs to.
-        count: number of copies B.
+        copies: their number B.
     """
 
     types: Tensor
     positions: Tensor
     molecule: Tensor
-    count: int
+    copies: int
 
     def pairs(self, cutoff: float) -> Tensor:
         """Return indices ``(2, E)`` of all ordered pairs of one copy that are closer than ``cutoff``."""
-        each = self.positions.detach().reshape(self.count, -1, 3)
+        each = self.positions.detach().reshape(self.copies, -1, 3)
         near = torch.cdist(each, each) < cutoff
         near.diagonal(dim1=1, dim2=2).fill_(False)
         copy, first, second = near.nonzero(as_tuple=True)
@@ -261,7 +261,7 @@ def _schnetpack_energies(network: Any, structures: Structures) -> Tensor:
     """The modules of a SchNetPack model one after the other, without those that differentiate the energy."""
     first, second = structures.pairs(float(network.representation.cutoff))
     positions = structures.positions
-    size = len(positions) // structures.count
+    size = len(positions) // structures.copies
     inputs = {
         "_positions": positions,
         "_atomic_numbers": structures.types,
@@ -269,9 +269,9 @@ def _schnetpack_energies(network: Any, structures: Structures) -> Tensor:
         "_idx_i": first,
         "_idx_j": second,
         "_offsets": positions.new_zeros(len(first), 3),
-        "_n_atoms": structures.types.new_full((structures.count,), size),
-        "_cell": positions.new_zeros(structures.count, 3, 3),
-        "_pbc": torch.zeros(3 * structures.count, dtype=torch.bool, device=positions.device),
+        "_n_atoms": structures.types.new_full((structures.copies,), size),
+        "_cell": positions.new_zeros(structures.copies, 3, 3),
+        "_pbc": torch.zeros(3 * structures.copies, dtype=torch.bool, device=positions.device),
     }
     responses = [module for module in network.output_modules if getattr(module, "required_derivatives", None)]
     for module in (*network.input_modules, network.representation, *network.output_modules):
@@ -304,7 +304,7 @@ class _MaceEnergies:
         self.known = len(known)
 
     def __call__(self, network: Any, structures: Structures) -> Tensor:
-        positions, count = structures.positions, structures.count
+        positions, count = structures.positions, structures.copies
         size = len(positions) // count
         edges = structures.pairs(float(network.r_max))
         elements = self.elements.to(positions.device).repeat(count)

@@ -80,8 +80,8 @@ def _heavy_atoms(letters: str) -> tuple[app.Topology, Any]:
         turns = [(n, ca, c, next_n, _PSI), (ca, c, next_n, next_ca, 180.0)]
         if letters[i + 1] != "P":  # whose ring holds phi
             turns.append((c, next_n, next_ca, next_c, _PHI))
-        for *atoms, degrees in turns:
-            rdMolTransforms.SetDihedralDeg(heavy.GetConformer(), *atoms, degrees)
+        for i_atom, j_atom, k_atom, l_atom, degrees in turns:
+            rdMolTransforms.SetDihedralDeg(heavy.GetConformer(), i_atom, j_atom, k_atom, l_atom, degrees)
     file = app.PDBFile(io.StringIO(Chem.MolToPDBBlock(heavy, flavor=4)))
     return file.topology, file.positions
 

@@ -38,7 +38,7 @@ class Pairs(nn.Module):
         r = (structures.positions[first] - structures.positions[second]).norm(dim=1)
         terms = torch.exp(-((r[:, None] - torch.linspace(0.5, 3.0, 8, dtype=r.dtype)) ** 2)) @ self.weights
         smooth = terms * (1.0 - r / 3.0) ** 2 / (structures.types[first] + structures.types[second])
-        return torch.zeros(structures.count, dtype=r.dtype).index_add(0, structures.molecule[first], smooth)
+        return torch.zeros(structures.copies, dtype=r.dtype).index_add(0, structures.molecule[first], smooth)
 
 
 def call_pairs(network, structures):
@@ -284,7 +284,7 @@ class TestBadInput:
             network_potential(Pairs(), FORMALDEHYDE, evaluate=by_atom)
 
         def constant(network, structures):
-            return torch.zeros(structures.count)
+            return torch.zeros(structures.copies)
 
         with pytest.raises(ConfigurationError, match="has no forces"):
             network_potential(Pairs(), FORMALDEHYDE, evaluate=constant)
