@@ -35,7 +35,7 @@ from flowbridge.workflows.figure_style import DRIVEN, FLOW, MD, REFERENCE, drawn
 
 TEMPERATURE = 300.0
 STRUCTURE = Path(__file__).parent / "alanine_dipeptide.pdb"
-METHODS = {"dp_mac": ("DP-MAC", FLOW, 1e-4), "dp_sgd": ("DP-SGD", DRIVEN, 1000.0)}  # clipped to these norms
+METHODS = {"dp_mac": ("DP-MAC", FLOW, 1.0), "dp_sgd": ("DP-SGD", DRIVEN, 1000.0)}  # clipped to these norms
 ANGLE = torch.tensor([[0, 1, 2]])  # C-N-CA
 
 
