@@ -174,7 +174,7 @@ def test_a_force_field_learns_without_keeping_frames(frames, tmp_path, method, c
     before = error(force_field, frames[0])
     data = trajectory_units(force_field, *frames, per_step=2)
     assert (data.units, data.unit) == (TRAJECTORIES, "trajectory")
-    settings = PrivateTraining(method=method, steps=60, batch=100, clip=clip, learning_rate=0.03, average=0.9)
+    settings = PrivateTraining(method=method, steps=40, batch=100, clip=clip, learning_rate=0.03, average=0.9)
     budget = PrivacyBudget(epsilon=20.0, delta=1e-3, accountant="rdp")
     bill = train_privately(force_field, data, budget, settings, seed=0).bill
     assert error(force_field, frames[0]) < 0.8 * before
