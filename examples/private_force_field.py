@@ -35,7 +35,7 @@ from flowbridge.workflows.figure_style import DRIVEN, FLOW, MD, REFERENCE, drawn
 
 TEMPERATURE = 300.0
 STRUCTURE = Path(__file__).parent / "alanine_dipeptide.pdb"
-METHODS = {"dp_mac": ("DP-MAC", FLOW, 1e-4), "dp_sgd": ("DP-SGD", DRIVEN, 1000.0)}  # clipped to these norms
+METHODS = {"dp_mac": ("DP-MAC", FLOW, 1.0), "dp_sgd": ("DP-SGD", DRIVEN, 1000.0)}  # clipped to these norms
 ANGLE = torch.tensor([[0, 1, 2]])  # C-N-CA
 
 
@@ -71,9 +71,9 @@ def force_error(force_field: CoarseGrainedForceField, frames: BeadFrames) -> flo
 def angles_of(potential: Potential, start: torch.Tensor) -> np.ndarray:
     """Angles C-N-CA, degrees, in dynamics of the beads."""
     replicas = LangevinReplicas(
-        potential, start.double().expand(100, -1, -1).clone(), TEMPERATURE, step_ps=0.002, friction_per_ps=5.0, seed=1
+        potential, start.double().expand(60, -1, -1).clone(), TEMPERATURE, step_ps=0.002, friction_per_ps=5.0, seed=1
     )
-    replicas.step(200)
+    replicas.step(150)
     frames = torch.from_numpy(replicas.run(10, 20)).double().reshape(-1, *start.shape)
     return np.degrees(angles(frames, ANGLE)[:, 0].numpy())
 
@@ -83,6 +83,7 @@ def main(
     trajectories: int = 500,
     frames: int = 20,
     steps: int = 100,
+    sampling_rate: float = 0.5,
     epsilons: tuple[float, ...] = (2.0, 4.0, 8.0),
 ) -> dict[str, list[float]]:
     """Simulate, train, save, draw; returns force errors on held-out trajectories by method and epsilon."""
@@ -117,7 +118,12 @@ def main(
             force_field = public_force_field(prior, network, start, seed=1)
             data = trajectory_units(force_field, shared, owners[private], per_step=4)
             settings = PrivateTraining(
-                method=method, steps=steps, batch=data.units // 2, clip=clip, learning_rate=0.05, average=0.9
+                method=method,
+                steps=steps,
+                batch=round(sampling_rate * data.units),
+                clip=clip,
+                learning_rate=0.05,
+                average=0.9,
             )
             bill = train_privately(force_field, data, budget, settings).bill
             flowbridge.save(force_field, folder / f"{method}-{epsilon:g}.flow")

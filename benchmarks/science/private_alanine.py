@@ -190,7 +190,7 @@ class PrivateAlanine:
 
 
 # Below all norms: every contribution is scaled to one length, and the step has no scale of its own under Adam.
-_CLIP = {"dp_sgd": 1000.0, "dp_mac": 1e-4}
+_CLIP = {"dp_sgd": 1000.0, "dp_mac": 1.0}
 
 
 def alanine(output: Path, reference: Path, seeds: int, deadline: float, *, small: bool) -> dict[str, Any]:

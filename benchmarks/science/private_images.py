@@ -130,7 +130,7 @@ def private_run(
     # Noise of the axes: 16, 8 and 4 at epsilon 0.5, 2 and 8, as in arXiv 1910.06924.
     before = project(task, model, data.train, 8.0 * (2.0 / epsilon) ** 0.5, seed)
     settings = PrivateTraining.model_validate(
-        {"method": method, "steps": steps, "batch": min(task.batch, data.train.units // 2), "average": 0.9, **choice}
+        {"method": method, "steps": steps, "batch": min(task.batch, data.train.units // 5), "average": 0.9, **choice}
         | ({"coordinate_steps": 20} if method == "dp_mac" else {})
     )
     budget = PrivacyBudget(epsilon=epsilon, delta=DELTA, accountant="prv" if steps > _FEW else "rdp")

@@ -173,8 +173,14 @@ class AuxiliaryForceMatching:
         return factor, missed
 
     def _coefficients(self, state: Tensor, factor: Tensor, k: int) -> Tensor:
-        """Return ``R [Z; e_0]^T`` of each sample, and ``R Z^T`` of the last layer, whose bias is not trained."""
-        trained_bias = k + 1 < len(self._layers)
+        """Return ``R [Z; e_0]^T`` of each sample, and ``R Z^T`` of the last layer, whose bias is not trained.
+
+        Hidden layers miss by as many powers of the rate as there are layers behind them: these are divided out, a constant that
+        no data change, so that one clipping norm suits all layers.
+        """
+        behind = len(self._layers) - 1 - k
+        trained_bias = behind > 0
+        factor = self.coordinate_rate**-behind * factor
         product = factor.transpose(1, 2) @ state
         return torch.cat([product, factor[:, 0, :, None]], dim=2) if trained_bias else product
 

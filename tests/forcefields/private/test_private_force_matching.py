@@ -73,7 +73,8 @@ def test_coefficients_are_derivatives_of_the_local_objectives(frames, activation
     learner = AuxiliaryForceMatching(force_field, coordinate_steps=3, coordinate_rate=0.05)
     batch = trajectory_units(force_field, frames[0][:8], torch.arange(8)).batch(torch.arange(8))
     labels = learner.length * batch.targets.flatten(1)
-    found = learner.contributions(batch, [1e9] * 3).sums
+    sums = learner.contributions(batch, [1e9] * 3).sums
+    found = [total * 0.05**behind for total, behind in zip(sums, (2, 1, 0), strict=True)]
 
     def layer(number, state):
         """Values in column 0, slopes in the others, each by its definition."""
@@ -157,7 +158,7 @@ def test_no_trajectory_moves_a_block_by_more_than_its_norm(frames):
     force_field = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
     loud = frames[0].forces * torch.logspace(-3, 4, len(frames[0]), dtype=torch.float64)[:, None, None]
     data = trajectory_units(force_field, BeadFrames(frames[0].positions, loud), torch.arange(len(loud)) // 40)
-    learner, norms = AuxiliaryForceMatching(force_field), [1e-4, 0.5]
+    learner, norms = AuxiliaryForceMatching(force_field), [0.1, 0.5]
     everyone = learner.contributions(data.batch(torch.arange(data.units)), norms)
     assert everyone.within.sum() < 2 * data.units
     for unit in range(0, data.units, 4):
@@ -167,13 +168,13 @@ def test_no_trajectory_moves_a_block_by_more_than_its_norm(frames):
             assert (total - rest).norm() <= norm * (1.0 + 1e-4)
 
 
-@pytest.mark.parametrize(("method", "clip"), [("dp_sgd", 30.0), ("dp_mac", 1e-3)])
+@pytest.mark.parametrize(("method", "clip"), [("dp_sgd", 30.0), ("dp_mac", 1.0)])
 def test_a_force_field_learns_without_keeping_frames(frames, tmp_path, method, clip):
     force_field = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
     before = error(force_field, frames[0])
     data = trajectory_units(force_field, *frames, per_step=2)
     assert (data.units, data.unit) == (TRAJECTORIES, "trajectory")
-    settings = PrivateTraining(method=method, steps=60, batch=100, clip=clip, learning_rate=0.03, average=0.9)
+    settings = PrivateTraining(method=method, steps=40, batch=100, clip=clip, learning_rate=0.03, average=0.9)
     budget = PrivacyBudget(epsilon=20.0, delta=1e-3, accountant="rdp")
     bill = train_privately(force_field, data, budget, settings, seed=0).bill
     assert error(force_field, frames[0]) < 0.8 * before
