@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .atomic_functions import AtomicFunctions
-from .electronic_structure import Quadrature, ReferenceDensity, pyscf_molecule
+from .electronic_structure import Quadrature, ReferenceDensity
 from .molecule import Molecule
 from .slater_orbitals import SlaterOrbitals
 from .wave_function import SlaterJastrow
@@ -249,8 +249,3 @@ def base_density(wave_function: SlaterJastrow, grid: Quadrature, spin: str = "to
     return OrbitalDensity(
         wave_function.molecule, wave_function.orbitals.functions, wave_function.orbitals.up, occupations
     )
-
-
-def empty_molecule_of(molecule: Molecule) -> Any:
-    """Return PySCF's molecule with the default basis, for integrals of potentials."""
-    return pyscf_molecule(molecule, tight=False)

@@ -44,7 +44,7 @@ class GaussianPotential:
 @lru_cache(maxsize=4)
 def hartree_fock_potential(molecule: Molecule) -> GaussianPotential:
     """Return Hartree-Fock's density and potential of a molecule."""
-    method = mean_field(molecule, tight=True)
+    method = mean_field(molecule, "cc-pvtz", tight=True)  # what is missing is summed on the grid
     matrix = method.make_rdm1()
     total = torch.as_tensor(matrix if matrix.ndim == 2 else matrix.sum(0), dtype=torch.float64)
     return GaussianPotential(GaussianDensity(molecule, method.mol, total), method.mol, total)
