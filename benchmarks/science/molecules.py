@@ -1,6 +1,6 @@
 """Molecules of held-out formulas: what builders find for their energy evaluations, against enumeration and simpler ways.
 
-    python -m benchmarks.science.molecules              # ten formulas, five ways, 400 evaluations each: ten minutes of CPU
+    python -m benchmarks.science.molecules              # ten formulas, five ways, 300 evaluations each: ten minutes of CPU
     python -m benchmarks.science.molecules --evaluations 1000
     python -m benchmarks.science.molecules --small      # seconds: everything runs, little is found
 
@@ -57,10 +57,10 @@ class Plan:
 
     formulas: tuple[str, ...] = HELD_OUT
     practice: tuple[str, ...] = PRACTICE
-    evaluations: int = 400
+    evaluations: int = 300
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.5, imitation=0.05
+            iterations=30, molecules=80, learning_rate=1e-4, energy_scale=1.5, imitation=0.05
         )
     )
 
