@@ -1,6 +1,6 @@
 """Molecules larger than any that the builder was taught with: reinforcement against imitation.
 
-    python -m benchmarks.science.larger_molecules          # nine and ten heavy atoms; ten minutes of one core, resumable
+    python -m benchmarks.science.larger_molecules          # nine and ten heavy atoms; minutes of one core, resumable
     python -m benchmarks.science.larger_molecules --small  # seconds
 
 The builder that comes with flowbridge learned from at most six heavy atoms. It is reinforced on the formulas by single-point
@@ -41,11 +41,11 @@ class Plan:
     """
 
     formulas: tuple[str, ...] = ("C7H14O2", "C8H16O", "C7H13NO", "C8H14O2")
-    count: int = 48
+    count: int = 24
     every: int = 10
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=30, molecules=64, learning_rate=1e-4, energy_scale=2.0, imitation=0.05
+            iterations=20, molecules=64, learning_rate=1e-4, energy_scale=2.0, imitation=0.05
         )
     )
 
