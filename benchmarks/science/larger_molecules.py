@@ -159,7 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
     results = {
         "formulas": plan.formulas,
         "seed": options.seed,
-        "points": points,
+        "points": [
+            {
+                key: [v if math.isfinite(v) else None for v in value] if key != "rounds" else value
+                for key, value in p.items()
+            }
+            for p in points
+        ],
         "curve": [list(values) for values in curve],
     }
     report(name, f"{', '.join(plan.formulas)}", ["rounds", "valid, %", "eV an atom above"], rows, results)
