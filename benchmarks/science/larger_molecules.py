@@ -116,6 +116,7 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
                 rounds, scale * np.array(means), scale * np.array(errors), color=REWEIGHTED, marker="o", capsize=3
             )
             axes.set(xlabel="rounds of reinforcement (0: imitation)", ylabel=label)
+            axes.set_xticks(rounds)
             axes.set_ylim(bottom=0.0)
         panels[0].set_ylim(0.0, 100.0)
 
