@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         for formula in track(held_out, way, len(held_out)):
             found = searched(proposals[way], formula, plan, options.seed, known, folder / "judgements.sqlite")
             results[way][str(formula)] = summary(found, [i for i in enumerated if i.formula == formula])
-    columns = ["", "valid, %", "isomers", f"within {_LOW:g} eV", "minimum found", "gap, eV"]
+    columns = ["", "valid %", "isomers", "low", "minima", "gap eV"]
     title = f"{len(held_out)} held-out formulas, {plan.evaluations} evaluations each; isomers for 1000 evaluations"
     rows = [table_row(way, results[way], plan.evaluations) for way in WAYS]
     report(

@@ -11,7 +11,7 @@ from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.formulas import Formula
 
 from benchmarks import harness
-from benchmarks.science import molecules
+from benchmarks.science import larger_molecules, molecules
 from benchmarks.science.molecule_proposals import random_isomers, random_placement
 from flowbridge.molecule_building import load_builder
 
@@ -27,6 +27,22 @@ def test_small(tmp_path, monkeypatch):
     assert results["ways"]["RDKit's random isomers"]["C2H6O"]["valid"] > 0
     molecules.main(["--small", "--output", str(tmp_path / "runs")])  # from what was kept
     assert json.loads((tmp_path / "molecules_small.json").read_text())["ways"] == results["ways"]
+
+
+def test_larger_molecules_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    larger_molecules.main(["--small", "--output", str(tmp_path / "runs")])
+    results = json.loads((tmp_path / "larger_molecules_small.json").read_text())
+    assert [point["rounds"] for point in results["points"]] == [0, 1]
+    assert (tmp_path / "runs/larger_molecules_small/larger_molecules.png").stat().st_size > 10_000
+
+
+def test_energies_are_compared_within_a_formula():
+    first = larger_molecules.Evaluation(0, [True, True, False], [-10.0, -20.0, float("nan")], ["CH4", "C2H6", "CH4"])
+    second = larger_molecules.Evaluation(1, [True, True, True], [-11.0, -18.0, -10.5], ["CH4", "C2H6", "CH4"])
+    before, after = larger_molecules.above_lowest([first, second])
+    assert before.tolist() == pytest.approx([1.0 / 5, 0.0])
+    assert after.tolist() == pytest.approx([0.0, 2.0 / 8, 0.5 / 5])
 
 
 @pytest.mark.parametrize("way", [random_placement, random_isomers])
