@@ -18,7 +18,7 @@ from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
 
-from flowbridge.molecule_building import Harvest, harvest, load_builder
+from flowbridge.molecules.building import Harvest, harvest, load_builder
 from flowbridge.workflows.figure_style import MD, REWEIGHTED, drawn
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from .core.errors import FlowbridgeError
-
-INTERRUPTED = 130  # the shells' code for a command ended by Ctrl-C
+from .command_options import AsJSON, ConfigurationFile, Debug, Scheduler, Workers, readable_errors
+from .molecules.commands import build, isomers, teach
 
 application = typer.Typer(
     help="Train normalizing flows on molecules and use them in OpenMM, ASE and reweighting.",
@@ -22,40 +19,6 @@ application = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ConfigurationFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The workflow to run.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes that simulate at the same time; default: as in CONFIG.toml."),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="Dask cluster for simulations, energies and samples: address, scheduler file (.json), or 'local'.",
-        show_default=False,
-    ),
-]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-@contextmanager
-def _readable_errors(debug: bool, *, resumable: bool = False) -> Iterator[None]:
-    """Turn flowbridge's own errors into one readable message and exit code 1."""
-    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        yield
-    except FlowbridgeError as error:
-        if debug:
-            raise
-        stderr.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        hint = ": repeat the same command to continue where it stopped" if resumable else ""
-        stderr.print(f"interrupted{hint}", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_version(asked: bool) -> None:
@@ -88,7 +51,7 @@ def run(
 
     Finished stages are kept: after an interruption the same command continues.
     """
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .workflows import pipeline
 
         pipeline.run(config, output, workers, scheduler)
@@ -129,7 +92,7 @@ def train(
 
     Finished stages are kept: after an interruption the same command continues.
     """
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .workflows import from_trajectory
 
         workflow = from_trajectory.workflow_from(
@@ -151,7 +114,7 @@ def coarse_grain(
 
     Finished stages are kept: after an interruption the same command continues.
     """
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .workflows import coarse_grain as workflow
 
         workflow.run(config, output, workers)
@@ -160,7 +123,7 @@ def coarse_grain(
 @application.command()
 def reference(config: ConfigurationFile, workers: Workers = None, debug: Debug = False) -> None:
     """Compute the reference free energy of a workflow anew (long) and store it beside CONFIG.toml."""
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .workflows import reference as reference_workflow
 
         reference_workflow.run(config, workers)
@@ -187,7 +150,7 @@ def md(
 
     After an interruption the same command continues.
     """
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .integrations.openmm.model_dynamics import ModelDynamics
         from .running import run_and_print
 
@@ -209,7 +172,7 @@ def socket(
     debug: Debug = False,
 ) -> None:
     """Serve a model's energies and forces to i-PI, or another driver that speaks its protocol."""
-    with _readable_errors(debug):
+    with readable_errors(debug):
         from .integrations.socket import serve
 
         serve(model, structure, unix=unix, host=host, port=port)
@@ -222,7 +185,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show what a model file holds, after verifying it."""
-    with _readable_errors(debug):
+    with readable_errors(debug):
         from .core.model_files import read_header
         from .information import information_as_json, print_information
 
@@ -262,7 +225,7 @@ def density(
 
     After an interruption the same command continues.
     """
-    with _readable_errors(debug, resumable=True):
+    with readable_errors(debug, resumable=True):
         from .core.errors import ConfigurationError
         from .electron_density import DensityRequest, compute_and_print
 
@@ -281,118 +244,6 @@ def density(
 
 
 @application.command()
-def build(
-    formula: Annotated[str, typer.Argument(help="Such as C3H5NO2: neutral, closed shell, of H, C, N, O and F.")],
-    calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
-    n: Annotated[int, typer.Option("--n", min=1, help="Molecules to build.")] = 200,
-    model: Annotated[
-        Path | None, typer.Option(help="A builder.  [default: the one that comes with flowbridge]")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/FORMULA]")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate energies.")] = 1,
-    scheduler: Scheduler = None,
-    debug: Debug = False,
-) -> None:
-    """Build low-energy isomers of a formula, relaxed and ranked: ASE database, SDF, and a page with pictures.
-
-    After an interruption the same command continues, and evaluates nothing twice.
-    """
-    with _readable_errors(debug, resumable=True):
-        from .molecule_building import BuildRequest, build_and_print
-        from .molecule_spreads import spread_over
-
-        with spread_over(workers, scheduler) as spread:
-            request = BuildRequest(formula, output or Path("runs") / formula, n, model, calculator, seed)
-            build_and_print(request, spread)
-
-
-@application.command()
-def teach(
-    database: Annotated[Path | None, typer.Argument(help="ASE database of relaxed molecules to imitate.")] = None,
-    output: Annotated[Path, typer.Option(help="Model file to write.")] = Path("builder.flow"),
-    steps: Annotated[int, typer.Option(min=1, help="Of imitation.")] = 6000,
-    width: Annotated[int, typer.Option(min=1, help="Features of an atom in the network.")] = 96,
-    energy_scale: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-3,
-            help="eV; molecules so far above their formula's lowest are shown 1/e as often.  [default: alike]",
-        ),
-    ] = None,
-    reinforce: Annotated[
-        list[str] | None, typer.Option(help="Formula to reach low energies for; may be repeated.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of reinforcement.")] = 40,
-    molecules: Annotated[int, typer.Option(min=2, help="Built in each round.")] = 128,
-    model: Annotated[
-        Path | None, typer.Option(help="Builder to reinforce without a database.  [default: flowbridge's]")
-    ] = None,
-    calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
-    relax: Annotated[bool, typer.Option("--relax", help="Reward relaxed energies, not single points.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate energies.")] = 1,
-    scheduler: Scheduler = None,
-    debug: Debug = False,
-) -> None:
-    """Teach a builder of molecules: imitation of a database, reinforcement by energies, or one after the other.
-
-    After an interruption the same command continues.
-    """
-    with _readable_errors(debug, resumable=True):
-        from .flows.molecules.configuration import BuilderConfiguration
-        from .flows.molecules.formulas import Formula
-        from .flows.molecules.imitation import ImitationStage
-        from .flows.molecules.reinforcement import ReinforcementStage
-        from .molecule_spreads import spread_over
-        from .molecule_teaching import ImitationRequest, ReinforcementRequest, teach_and_print
-
-        imitation = strengthening = None
-        taught = output if not reinforce else output.with_suffix(".imitation.flow")
-        if database is not None:
-            stage = ImitationStage(steps=steps)
-            imitation = ImitationRequest(database, taught, stage, BuilderConfiguration(width=width), energy_scale, seed)
-        if reinforce:
-            formulas = tuple(Formula.parse(text) for text in reinforce)
-            begin = model if database is None else taught
-            policy = ReinforcementStage(iterations=rounds, molecules=molecules)
-            strengthening = ReinforcementRequest(begin, output, formulas, calculator, relax, policy, seed)
-        with spread_over(workers, scheduler) as spread:
-            teach_and_print(imitation, strengthening, spread)
-
-
-@application.command()
-def isomers(
-    formulas: Annotated[list[str] | None, typer.Argument(metavar="[FORMULA]...", help="Such as C4H8O.")] = None,
-    output: Annotated[Path, typer.Option(help="ASE database to write or to go on with.")] = Path("isomers.db"),
-    heavy_atoms: Annotated[
-        tuple[int, int] | None, typer.Option(help="Instead of formulas: all with so many atoms besides hydrogen.")
-    ] = None,
-    most: Annotated[str, typer.Option(help="Of these at most so many N, O, F.")] = "N2O2F2",
-    unsaturation: Annotated[int, typer.Option(min=0, help="Of these at most so many rings and double bonds.")] = 4,
-    exclude: Annotated[list[str] | None, typer.Option(help="A formula to leave out; may be repeated.")] = None,
-    per_formula: Annotated[int | None, typer.Option(min=1, help="A sample of each formula.  [default: all]")] = None,
-    calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
-    vibrations: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share whose vibrations are checked.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of samples and embeddings.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    scheduler: Scheduler = None,
-    debug: Debug = False,
-) -> None:
-    """Enumerate constitutional isomers, relax them, and keep those whose bonds hold in an ASE database.
-
-    After an interruption the same command continues.
-    """
-    with _readable_errors(debug, resumable=True):
-        from .isomer_database import IsomerRequest, chosen_formulas, make_and_print
-        from .molecule_spreads import spread_over
-
-        chosen = chosen_formulas(formulas or [], heavy_atoms, most, unsaturation, exclude or [])
-        with spread_over(workers, scheduler) as spread:
-            make_and_print(IsomerRequest(chosen, per_formula, calculator, vibrations, seed), output, spread)
-
-
-@application.command()
 def deepqmc(
     training: Annotated[Path, typer.Argument(metavar="TRAINING", help="Training directory of a run of DeepQMC.")],
     output: Annotated[Path, typer.Argument(metavar="SAMPLES", help="File to write, for flowbridge density --samples.")],
@@ -407,7 +258,7 @@ def deepqmc(
 
     DeepQMC reads its checkpoint with pickle, which runs what the file says: give only checkpoints that you trust.
     """
-    with _readable_errors(debug):
+    with readable_errors(debug):
         from .integrations.deepqmc import export_samples
 
         options = {"checkpoint": checkpoint, "walkers": walkers, "sweeps": sweeps, "seed": seed}
@@ -430,7 +281,7 @@ def compile_model_file(
 
     OpenMM forces and ASE calculators do so by themselves when they first need it.
     """
-    with _readable_errors(debug):
+    with readable_errors(debug):
         from .compiling import compile_model, print_programs
 
         print_programs(compile_model(file, batch or [1], dtype, anew), Console())
@@ -446,7 +297,7 @@ def doctor(
 
     The exit code is 0 when everything that flowbridge cannot do without works.
     """
-    with _readable_errors(debug):
+    with readable_errors(debug):
         from .doctor import core_works, examine, findings_as_json, print_findings
 
         stderr = Console(stderr=True)
@@ -462,3 +313,7 @@ def doctor(
 
 if __name__ == "__main__":
     sys.exit(application())
+
+
+for command in (build, teach, isomers):
+    application.command()(command)

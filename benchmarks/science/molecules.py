@@ -26,8 +26,8 @@ from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
 
-from flowbridge.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
-from flowbridge.molecule_building import Harvest, load_builder
+from flowbridge.molecules.building import Harvest, load_builder
+from flowbridge.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
 from flowbridge.workflows.progress import track
 
 from ..harness import report

@@ -18,8 +18,8 @@ from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 from typer.testing import CliRunner
 
 from flowbridge.command_line import application
-from flowbridge.isomer_database import read_isomers
-from flowbridge.molecule_building import BuildRequest, Harvest, build, load_builder
+from flowbridge.molecules.building import BuildRequest, Harvest, build, load_builder
+from flowbridge.molecules.isomer_database import read_isomers
 from flowbridge.workflows.configuration import read_workflow
 from flowbridge.workflows.setup import molecular_system
 

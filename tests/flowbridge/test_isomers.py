@@ -7,7 +7,7 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.spreading import Processes
 from flowbridge.flows.molecules.formulas import Formula
 
-from flowbridge.isomer_database import IsomerRequest, formulas_of_heavy_atoms, make_isomers, read_isomers
+from flowbridge.molecules.isomer_database import IsomerRequest, formulas_of_heavy_atoms, make_isomers, read_isomers
 
 pytest.importorskip("tblite")
 

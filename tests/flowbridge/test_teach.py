@@ -8,8 +8,8 @@ from flowbridge.flows.molecules.formulas import Formula
 from typer.testing import CliRunner
 
 from flowbridge.command_line import application
-from flowbridge.isomer_database import IsomerRequest, make_isomers
-from flowbridge.molecule_building import BuildRequest, build, load_builder
+from flowbridge.molecules.building import BuildRequest, build, load_builder
+from flowbridge.molecules.isomer_database import IsomerRequest, make_isomers
 
 pytest.importorskip("tblite")
 

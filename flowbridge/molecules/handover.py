@@ -8,10 +8,10 @@ from pathlib import Path
 import openmm
 from openmm import app, unit
 
-from .core.errors import ConfigurationError
-from .integrations.molecular_graphs import molecule_of
-from .integrations.openmm.mmff import mmff_system, mmff_topology
-from .molecule_building import FoundIsomer
+from ..core.errors import ConfigurationError
+from ..integrations.molecular_graphs import molecule_of
+from ..integrations.openmm.mmff import mmff_system, mmff_topology
+from .building import FoundIsomer
 
 _TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.
 #

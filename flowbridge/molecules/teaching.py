@@ -12,19 +12,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from .calculators.molecule_judge import JudgeSettings, MoleculeJudge
-from .core.errors import ConfigurationError
-from .core.model_files import save
-from .core.spreading import Spread
-from .flows.molecules.builder import MoleculeBuilder
-from .flows.molecules.configuration import BuilderConfiguration
-from .flows.molecules.formulas import Formula
-from .flows.molecules.imitation import ImitationStage, imitate
-from .flows.molecules.molecule_sets import MoleculeSet
-from .flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
+from ..calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from ..core.errors import ConfigurationError
+from ..core.model_files import save
+from ..core.spreading import Spread
+from ..flows.molecules.builder import MoleculeBuilder
+from ..flows.molecules.configuration import BuilderConfiguration
+from ..flows.molecules.formulas import Formula
+from ..flows.molecules.imitation import ImitationStage, imitate
+from ..flows.molecules.molecule_sets import MoleculeSet
+from ..flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
+from ..workflows.progress import track
+from .building import KNOWN, load_builder
 from .isomer_database import StoredIsomer, read_isomers
-from .molecule_building import KNOWN, load_builder
-from .workflows.progress import track
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.units import kJ, mol, nm
 
+from ..flows.molecules.formulas import Formula
+from ..integrations.molecular_graphs import draw_svg
 from .ball_and_stick import draw
-from .flows.molecules.formulas import Formula
-from .integrations.molecular_graphs import draw_svg
-from .molecule_building import FoundIsomer, Harvest
+from .building import FoundIsomer, Harvest
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
@@ -31,7 +31,7 @@ def write_report(found: Harvest, formula: Formula, method: str, path: Path) -> N
     ranked = found.ranked
     lowest = ranked[0].energy if ranked else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((files(__package__) / "molecule_report.html").read_text(encoding="utf-8"))
+    template = environment.from_string((files(__package__) / "report.html").read_text(encoding="utf-8"))
     page = template.render(
         formula=str(formula).translate(_SUBSCRIPTS),
         method=method,

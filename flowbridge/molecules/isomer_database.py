@@ -19,15 +19,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.units import nm
 
-from .calculators.molecule_judge import JudgeSettings, calculator_name, judge, make_calculator, one_thread
-from .calculators.vibrations import lowest_frequency
-from .core.errors import ConfigurationError, CoordinateError
-from .core.spreading import Spread
-from .flows.molecules.bonds import find_bonds
-from .flows.molecules.formulas import Formula
-from .integrations.isomers import enumerate_isomers
-from .integrations.molecular_graphs import canonical_smiles, embed
-from .workflows.progress import track
+from ..calculators.molecule_judge import JudgeSettings, calculator_name, judge, make_calculator, one_thread
+from ..calculators.vibrations import lowest_frequency
+from ..core.errors import ConfigurationError, CoordinateError
+from ..core.spreading import Spread
+from ..flows.molecules.bonds import find_bonds
+from ..flows.molecules.formulas import Formula
+from ..integrations.isomers import enumerate_isomers
+from ..integrations.molecular_graphs import canonical_smiles, embed
+from ..workflows.progress import track
 
 _IMAGINARY = -30.0  # 1/cm; below it a vibration counts as imaginary, above it as the softness that a relaxation leaves
 _JOB = 8  # molecules

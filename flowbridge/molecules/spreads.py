@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .core.spreading import Processes, Spread
+from ..core.spreading import Processes, Spread
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def spread_over(workers: int, scheduler: str | None) -> Iterator[Spread | None]:
         ConfigurationError, WorkerError, MissingDependencyError: when the cluster cannot be used.
     """
     if scheduler is not None:
-        from .integrations.dask import connected
+        from ..integrations.dask import connected
 
         with connected(scheduler, workers) as spread:
             yield spread

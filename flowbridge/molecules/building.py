@@ -19,16 +19,16 @@ from ase.units import nm
 from rich.console import Console
 from rich.table import Table
 
-from .calculators.molecule_judge import JudgeSettings, MoleculeJudge
-from .core.errors import ConfigurationError, CoordinateError
-from .core.model_files import load, read_header
-from .core.spreading import Spread
-from .flows.molecules.bonds import Bond, find_bonds
-from .flows.molecules.builder import MoleculeBuilder
-from .flows.molecules.formulas import Formula
-from .flows.molecules.judgement import Geometry, Judge, Judgement
-from .integrations.molecular_graphs import canonical_smiles, molecule_of, write_sdf
-from .workflows.progress import track
+from ..calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from ..core.errors import ConfigurationError, CoordinateError
+from ..core.model_files import load, read_header
+from ..core.spreading import Spread
+from ..flows.molecules.bonds import Bond, find_bonds
+from ..flows.molecules.builder import MoleculeBuilder
+from ..flows.molecules.formulas import Formula
+from ..flows.molecules.judgement import Geometry, Judge, Judgement
+from ..integrations.molecular_graphs import canonical_smiles, molecule_of, write_sdf
+from ..workflows.progress import track
 
 _PORTION = 8  # molecules that are judged before the bar moves
 KNOWN = "trained_on"
@@ -157,7 +157,7 @@ def load_builder(path: Path | None) -> tuple[MoleculeBuilder, frozenset[str]]:
         ModelFileError: when the file cannot be read.
         ConfigurationError: when it holds something else.
     """
-    file = path or Path(str(files(__package__) / "models" / "molecules_cnof.flow"))
+    file = path or Path(str(files("flowbridge") / "models" / "molecules_cnof.flow"))
     model = load(file)
     if not isinstance(model, MoleculeBuilder):
         raise ConfigurationError(
@@ -179,8 +179,8 @@ def build(request: BuildRequest, spread: Spread | None = None) -> Harvest:
     Raises:
         ConfigurationError: for a formula that no molecule has, a calculator or model that there is not.
     """
-    from .molecule_handover import write_workflows
-    from .molecule_report import write_report
+    from .handover import write_workflows
+    from .report import write_report
 
     formula = Formula.parse(request.formula)
     builder, known = load_builder(request.model)

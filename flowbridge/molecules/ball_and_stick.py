@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .flows.molecules.bonds import Bond
+from ..flows.molecules.bonds import Bond
 
 _COLOURS = {1: "#f2f2f2", 6: "#5a5f66", 7: "#3566d6", 8: "#d93a3a", 9: "#4fae5a"}
 _RADII = {1: 0.022, 6: 0.034, 7: 0.033, 8: 0.032, 9: 0.030}  # nm on the picture
