@@ -326,6 +326,8 @@ CASES: dict[str, Callable[[bool], dict[str, Any]]] = {
     "NH3": lambda small: polar("NH3", small),
     "HF-casscf": lambda small: polar("HF", small, (8, 5)),
     "H2O-casscf": lambda small: polar("H2O", small, (8, 6)),
+    "CO-casscf": lambda small: polar("CO", small, (10, 8)),
+    "NH3-casscf": lambda small: polar("NH3", small, (8, 7)),
     "dissociation": dissociation,
 }
 
