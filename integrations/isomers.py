@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rdkit import Chem
-
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, MissingDependencyError
 from ..flows.molecules.formulas import ELEMENTS, Formula
+
+try:
+    from rdkit import Chem
+except ImportError as error:
+    raise MissingDependencyError("isomers need RDKit: pip install 'flowbridge[molecules]'") from error
 
 _ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _LARGEST = 200_000  # graphs of one level; beyond it memory and patience end
