@@ -46,12 +46,9 @@ class HamiltonianKernel(Kernel):
         learned: bool = False,
         scale: Tensor | None = None,
     ) -> None:
-        super().__init__(step, learned=learned, scale=scale)
-        if steps < 1 or trajectories < 1:
-            raise ConfigurationError(
-                f"a kernel needs at least one trajectory of at least one step, got {trajectories} of {steps}"
-            )
-        self.steps = steps
+        super().__init__(step, steps, learned=learned, scale=scale)
+        if trajectories < 1:
+            raise ConfigurationError(f"a kernel needs at least one trajectory, got {trajectories}")
         self.trajectories = trajectories
         self.accept = accept
 

@@ -35,6 +35,7 @@ class Kernel(nn.Module):
 
     Args:
         step: its size, in the units of the coordinates (for dynamics: of time, masses being one).
+        steps: how many, one after the other.
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
     """
@@ -42,8 +43,10 @@ class Kernel(nn.Module):
     log_step: Tensor
     scale: Tensor | None
 
-    def __init__(self, step: float, *, learned: bool = False, scale: Tensor | None = None) -> None:
+    def __init__(self, step: float, steps: int, *, learned: bool = False, scale: Tensor | None = None) -> None:
         super().__init__()
+        if steps < 1:
+            raise ConfigurationError(f"a kernel needs at least one step, got {steps}")
         if not 0.0 < step < float("inf"):
             raise ConfigurationError(f"the step of a kernel must be a positive number, got {step}")
         if scale is not None and not bool((torch.isfinite(scale) & (scale > 0.0)).all()):
@@ -54,6 +57,7 @@ class Kernel(nn.Module):
         else:
             self.register_buffer("log_step", value)
         self.register_buffer("scale", scale)
+        self.steps = steps
 
     def steps_of(self, value: Tensor) -> Tensor:
         """Return the step by coordinate, ``(D,)`` or 0-dimensional, in the dtype of ``value``."""

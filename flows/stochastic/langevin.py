@@ -27,12 +27,6 @@ class OverdampedLangevinKernel(Kernel):
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
     """
 
-    def __init__(self, step: float, steps: int, *, learned: bool = False, scale: Tensor | None = None) -> None:
-        super().__init__(step, learned=learned, scale=scale)
-        if steps < 1:
-            raise ConfigurationError(f"a kernel needs at least one step, got {steps}")
-        self.steps = steps
-
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
         """See :meth:`Kernel.forward`."""
         step = self.steps_of(value)
@@ -67,14 +61,11 @@ class LangevinKernel(Kernel):
     def __init__(
         self, step: float, steps: int, friction: float, *, learned: bool = False, scale: Tensor | None = None
     ) -> None:
-        super().__init__(step, learned=learned, scale=scale)
-        if steps < 1:
-            raise ConfigurationError(f"a kernel needs at least one step, got {steps}")
+        super().__init__(step, steps, learned=learned, scale=scale)
         if not 0.0 < friction < math.inf:
             raise ConfigurationError(
                 f"the friction must be positive, got {friction}: without friction, take a HamiltonianKernel"
             )
-        self.steps = steps
         self.friction = friction
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:

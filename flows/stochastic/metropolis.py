@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigurationError
 from .distributions import InterpolatedEnergy
 from .kernels import Kernel, Moved, accepted, energy_change, normal_like
 
@@ -22,12 +21,6 @@ class MetropolisKernel(Kernel):
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
     """
-
-    def __init__(self, step: float, steps: int, *, learned: bool = False, scale: Tensor | None = None) -> None:
-        super().__init__(step, learned=learned, scale=scale)
-        if steps < 1:
-            raise ConfigurationError(f"a kernel needs at least one step, got {steps}")
-        self.steps = steps
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
         """See :meth:`Kernel.forward`; the energy is differentiated at both ends only, not in between."""

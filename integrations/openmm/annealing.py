@@ -69,10 +69,9 @@ class OpenMMLangevinKernel(Kernel):
         prior: Potential | str | os.PathLike[str] | None = None,
         compilation: str = "auto",
     ) -> None:
-        super().__init__(step_ps)
-        if steps < 1 or not friction > 0.0:
-            raise ConfigurationError(f"steps and friction must be positive, got {steps} and {friction}")
-        self.steps = steps
+        super().__init__(step_ps, steps)
+        if not friction > 0.0:
+            raise ConfigurationError(f"the friction must be positive, got {friction}")
         self.friction = friction
         self.thermal_energy = thermal_energy(temperature)
         self.masses = _masses(system)

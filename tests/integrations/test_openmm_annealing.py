@@ -162,8 +162,10 @@ def test_systems_that_cannot_be_weighted_are_refused():
     held.setParticleMass(0, 0.0)
     with pytest.raises(ConfigurationError, match="without mass"):
         OpenMMLangevinKernel(held, TEMPERATURE, 0.001, 1, 1.0)
-    with pytest.raises(ConfigurationError, match="steps and friction"):
+    with pytest.raises(ConfigurationError, match="at least one step, got 0"):
         OpenMMLangevinKernel(springs(), TEMPERATURE, 0.001, 0, 1.0)
+    with pytest.raises(ConfigurationError, match="friction must be positive, got 0"):
+        OpenMMLangevinKernel(springs(), TEMPERATURE, 0.001, 1, 0.0)
 
 
 def test_uses_that_make_no_sense_are_refused():
