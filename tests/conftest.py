@@ -17,8 +17,13 @@ from openmm import app, unit
 
 # Compiling each of the many small potentials here would take hours; the tests of compiled code ask for it by name.
 os.environ["FLOWBRIDGE_COMPILE"] = "never"
-# What tests keep there is not the user's.
-os.environ["FLOWBRIDGE_CACHE"] = tempfile.mkdtemp(prefix="flowbridge-tests-")
+# What tests keep there is not the user's. The workers of pytest-xdist share it: each would compile the same programs.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+os.environ["FLOWBRIDGE_CACHE"] = (
+    str(Path(tempfile.gettempdir()) / f"flowbridge-tests-{_RUN}")
+    if _RUN
+    else tempfile.mkdtemp(prefix="flowbridge-tests-")
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
