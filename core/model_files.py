@@ -280,9 +280,10 @@ def _build(header: ModelHeader, blob: bytes, path: Path) -> Potential:
             f"{path}: {implementation_name(cls)} cannot be built from the stored configuration "
             f"({type(error).__name__}: {error}). The file was written with {header.versions}"
         ) from error
+    potential.eval()  # now: what modules do on leaving training must not touch the stored numbers
     _fill(potential, tensors, path)
     potential.privacy = header.provenance.get("privacy")
-    return potential.eval()
+    return potential
 
 
 def _fill(potential: Potential, tensors: dict[str, Tensor], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -32,6 +32,20 @@ class Triangular(NamedTuple):
     changed: Tensor
 
 
+class Mixing(NamedTuple):
+    """Result of a linear layer.
+
+    Attributes:
+        value: mapped coordinates ``(B, D)``.
+        log_det: ``(B,)``.
+        solve_transposed: ``u -> v`` with ``J^T v = u`` for the derivative J of ``value``, both ``(B, D)``.
+    """
+
+    value: Tensor
+    log_det: Tensor
+    solve_transposed: Callable[[Tensor], Tensor]
+
+
 class Bijection(nn.Module):
     """An invertible map between latent and data coordinates, optionally conditioned on a context.
 
@@ -47,9 +61,9 @@ class Bijection(nn.Module):
         """Map data to latent: ``(B, D)`` and context ``(B, C)`` -> value ``(B, D)``, log_det ``(B,)``."""
         raise TypeError(f"{type(self).__name__} defines no inverse (data to latent) map")
 
-    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """Map data to latent as :meth:`inverse` does, and tell the diagonal of the derivative; of single layers only."""
-        raise TypeError(f"{type(self).__name__} is not a layer with a triangular derivative")
+    def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular | Mixing:
+        """Map data to latent as :meth:`inverse` does, with what solves for its derivative; of single layers only."""
+        raise TypeError(f"{type(self).__name__} is not a layer whose derivative is triangular, or that of a linear map")
 
 
 class Chain(Bijection):

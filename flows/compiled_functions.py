@@ -1,8 +1,9 @@
 """Functions of a flow and of tensors as compiled programs: the same numbers, at a fraction of the time.
 
 A flow is thousands of small tensor operations, and torch spends more time on calling them than the processor on computing
-them. A program is made for one batch size, with the flow's parameters among its inputs, so that it serves a flow that is being
-trained, and any other of the same design; it is kept like the programs of potentials.
+them. A program is made for one batch size, with all that training changes in the flow among its inputs: parameters, and the
+matrices into which perturbations are merged. So it serves a flow that is being trained, and any other of the same design; it is
+kept like the programs of potentials.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..core.compilation.functions import Comparable, CompiledFunction, FunctionR
 from ..core.compilation.programs import kept, resolved
 from ..core.errors import CompilationError
 from .coordinate_flow import CoordinateFlow, FlowResult
+from .invertible_linear.rank_one_matrix import MERGED, RankOneMatrix
 from .molecule_coordinates import Coordinates
 from .root_finding import bounded_iterations
 
@@ -57,7 +59,7 @@ class CompiledFlowFunction:
         """
         if not self.compiles:
             return self._function(self._flow, *tensors)
-        parameters = [parameter.detach().contiguous() for parameter in self._flow.parameters()]
+        parameters = [parameter.detach().contiguous() for parameter in changed_by_training(self._flow).values()]
         arguments = [tensor.detach().contiguous() for tensor in tensors]
         shapes = tuple(tensor.shape for tensor in tensors)
         if shapes not in self._programs:
@@ -84,15 +86,25 @@ class CompiledFlowFunction:
     def _of_tensors(self) -> Callable[..., tuple[Tensor, ...]]:
         """Return the function of parameters and tensors."""
         applied = _Applied(self._flow, self._function)
-        names = [name for name, _ in applied.named_parameters()]
+        names = list(changed_by_training(applied))
+        trained = sum(1 for _ in applied.parameters())
 
         def evaluate(*values: Tensor) -> tuple[Tensor, ...]:
-            leaves = [value.detach().requires_grad_(True) for value in values[: len(names)]]
+            leaves = [
+                value.detach().requires_grad_(place < trained) for place, value in enumerate(values[: len(names)])
+            ]
             exchanged = dict(zip(names, leaves, strict=True))
             results: tuple[Tensor, ...] = torch.func.functional_call(applied, exchanged, values[len(names) :])
             return tuple(result.detach() for result in results)
 
         return evaluate
+
+
+def changed_by_training(module: nn.Module) -> dict[str, Tensor]:
+    """Return by name the parameters of a module, then the buffers that its training changes."""
+    names = {part: name for name, part in module.named_modules() if isinstance(part, RankOneMatrix)}
+    merged = {f"{name}.{buffer}": getattr(part, buffer) for part, name in names.items() for buffer in MERGED}
+    return {**dict(module.named_parameters()), **merged}
 
 
 class _Applied(nn.Module):

@@ -45,6 +45,8 @@ class StiffChainConfiguration(Section):
         couplings: number of coupling layers.
         hidden: widths of the hidden layers of the conditioners.
         components: bumps of one mixture (``bumps`` only).
+        mixing: ``rank_one`` puts linear layers between the couplings, trained by merged perturbations of rank one (P4, arXiv
+            2010.07033), which start as the identity; ``none`` leaves the mixing to the splits.
         split: ``random`` halves, or ``angles_then_bonds``: angles given torsions in alternating halves, then bonds given
             both (the paper's).
         harmonics: conditioners see cos and sin of k times each circular torsion, k = 1 .. harmonics.
@@ -55,6 +57,7 @@ class StiffChainConfiguration(Section):
     couplings: NonNegativeInt = 8
     hidden: tuple[PositiveInt, ...] = (128, 128)
     components: PositiveInt = 8
+    mixing: Literal["none", "rank_one"] = "none"
     split: Literal["random", "angles_then_bonds"] = "random"
     harmonics: PositiveInt = 3
 
@@ -64,6 +67,11 @@ class StiffChainConfiguration(Section):
             raise ValueError(
                 f"map = {self.map!r} and transform = {self.transform!r} do not fit: bumps live on the interval, "
                 "affine and sinh_arcsinh on the whitened coordinates"
+            )
+        if self.mixing != "none" and (self.map == "interval" or self.split != "random"):
+            raise ValueError(
+                f"mixing = {self.mixing!r} adds coordinates up: it needs map = 'whitened' (an interval has no sums), and "
+                f"split = 'random' (in 'angles_then_bonds' angles may not know of bonds); got {self.map!r}, {self.split!r}"
             )
         return self
 

@@ -17,6 +17,7 @@ from .bumps import CircularBumps, IntervalBumps
 from .conditioners import FourierFeatures
 from .configuration import FlowConfiguration
 from .couplings import Coupling
+from .invertible_linear.linear_layer import InvertibleLinear
 from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from .sinh_arcsinh import Affine, SinhArcsinh
 
@@ -47,8 +48,8 @@ class CircleShift(Bijection):
         moved = value - self.shift.to(value.dtype)
         return Transformed(moved - moved.detach().floor(), value.new_zeros(len(value)))
 
-    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """See :meth:`Bijection.triangular_inverse`."""
+    def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
+        """See :meth:`Bijection.layer_inverse`."""
         return Triangular(*self.inverse(value), torch.ones_like(value), value.new_ones(value.shape[1]))
 
 
@@ -183,6 +184,8 @@ def _stiff_chain(
         if number % 2 == 0:
             order = torch.randperm(dimension, generator=generator).tolist()
             parts = (sorted(order[: dimension // 2]), sorted(order[dimension // 2 :]))
+        if number and settings.mixing == "rank_one":
+            stiff_layers.append(InvertibleLinear(dimension, configuration.seed + number, bias=False))
         stiff_layers.append(layer(parts[number % 2]))
     return Chain(stiff_layers)
 

@@ -82,8 +82,8 @@ class Coupling(Bijection):
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         return Transformed(mapped, log_slope.sum(-1))
 
-    def triangular_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """See :meth:`Bijection.triangular_inverse`."""
+    def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
+        """See :meth:`Bijection.layer_inverse`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         count = self.sizes[0]
         unchanged = value.shape[1] - count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..bijection import Bijection, Transformed
+from ..bijection import Bijection, Mixing, Transformed
 from .rank_one_matrix import RankOneMatrix
 
 
@@ -47,3 +47,8 @@ class InvertibleLinear(Bijection):
         """See :meth:`Bijection.inverse`; the context is not used."""
         shifted = value if self.bias is None else value - self.bias
         return Transformed(self.weight.solve(shifted), -self.weight.log_abs_det().expand(len(value)))
+
+    def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Mixing:
+        """See :meth:`Bijection.layer_inverse`."""
+        # The derivative is W^-1.
+        return Mixing(*self.inverse(value), self.weight.multiply_transposed)

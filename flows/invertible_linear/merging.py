@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...core.errors import ConfigurationError
-from .rank_one_matrix import MergeLimits, RankOneMatrix
+from .rank_one_matrix import MergeLimits, RankOneMatrix, rank_one_matrices
 
 
 class MergingSchedule:
@@ -48,7 +48,7 @@ class MergingSchedule:
     ) -> None:
         if every < 1 or correct_every < 1:
             raise ConfigurationError(f"merges and corrections come every 1 or more, got {every} and {correct_every}")
-        self.matrices = [part for part in module.modules() if isinstance(part, RankOneMatrix)]
+        self.matrices = rank_one_matrices(module)
         if not self.matrices:
             raise ConfigurationError(f"a {type(module).__name__} holds no RankOneMatrix, so there is nothing to merge")
         self.optimiser = optimiser
@@ -126,6 +126,23 @@ class MergingSchedule:
             self.optimiser.state.pop(matrix.v, None)
             if self._fresh[index]:
                 self.optimiser.state[matrix.v] = copy.deepcopy(self._fresh[index])
+
+
+def restart_merged(average: nn.Module, module: nn.Module) -> None:
+    """Let moving averages of a module's parameters go along with its merges; call it after each update of the averages.
+
+    An average of u from before a merge belongs to a matrix without the perturbation: with the merged one it would count twice.
+    The perturbation starts again in the average where it has just started in the module.
+
+    Args:
+        average: a copy of the module that holds the averages, and the module's own matrices (as
+            :class:`torch.optim.swa_utils.AveragedModel` copies buffers).
+        module: what is trained.
+    """
+    for averaged, trained in zip(rank_one_matrices(average), rank_one_matrices(module), strict=True):
+        if not bool(trained.u.any()):
+            averaged.u.detach().zero_()
+            averaged.v.detach().copy_(trained.v.detach())
 
 
 def _fresh_state(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:

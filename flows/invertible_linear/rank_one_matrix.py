@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
 
 _NEWTON_STEPS = 4  # from a residual of 0.1, three reach 1e-8 and the fourth rounding
+MERGED = ("matrix", "inverse", "log_det")
+"""Buffers of a :class:`RankOneMatrix` that merges change and its map depends on."""
+
 _SEEDS = 1_000_003  # between the random directions of one matrix and those of the next seed
 
 
@@ -55,6 +58,11 @@ class MergeLimits:
         """Return whether a perturbation may be merged that has this factor and leads to this determinant."""
         low, high = self.log_det
         return log_factor > self.log_factor[0] - 4.0 and low - 0.5 < log_det < high + 0.5
+
+
+def rank_one_matrices(module: nn.Module) -> list[RankOneMatrix]:
+    """Return all matrices of this kind that a module holds."""
+    return [part for part in module.modules() if isinstance(part, RankOneMatrix)]
 
 
 class RankOneMatrix(nn.Module):
@@ -101,6 +109,11 @@ class RankOneMatrix(nn.Module):
     def multiply(self, value: Tensor) -> Tensor:
         """Return ``W x`` of each row of ``(B, n)``."""
         return value @ self.matrix.T + torch.outer(value @ self.v, self.u)
+
+    def multiply_transposed(self, value: Tensor) -> Tensor:
+        """Return ``W^T y`` of each row of ``(B, n)``, without a gradient."""
+        with torch.no_grad():
+            return value @ self.matrix + torch.outer(value @ self.u, self.v)
 
     def solve(self, value: Tensor) -> Tensor:
         """Return ``W^-1 y`` of each row of ``(B, n)``."""

@@ -3,9 +3,9 @@
 A loss that follows samples ``x(z; theta)`` at fixed latent variables needs ``u . dx/dtheta``. Differentiating the sampling
 direction would go through root finding. The closed-form direction ``z(x; theta)`` knows the same: along a path of fixed z,
 ``dx/dtheta = -(dz/dx)^-1 dz/dtheta``, hence ``u . dx/dtheta = -v . dz/dtheta`` with ``(dz/dx)^T v = u``. A layer that changes
-some coordinates and only looks at the others has a triangular derivative, so that v takes one backward pass of each layer, from
-data to latent variables, which gives the gradients of its parameters too (Vaitl et al., "Fast and unified path gradient
-estimators for normalizing flows", arXiv 2403.15881).
+some coordinates and only looks at the others has a triangular derivative, and a linear layer knows its matrix, so that v takes
+one backward pass of each layer, from data to latent variables, which gives the gradients of its parameters too (Vaitl et al.,
+"Fast and unified path gradient estimators for normalizing flows", arXiv 2403.15881).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..bijection import Bijection, Chain, Triangular
+from ..bijection import Bijection, Chain, Mixing, Triangular
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
 
@@ -26,7 +26,7 @@ class _Layer(NamedTuple):
     parameters: list[nn.Parameter]
     value: Tensor
     context: Tensor | None
-    mapped: Triangular
+    mapped: Triangular | Mixing
 
 
 class LayerwiseFlow:
@@ -95,7 +95,7 @@ def _evaluated(chain: Chain, value: Tensor, context: Tensor | None) -> list[_Lay
     layers = []
     for bijection in reversed(chain.bijections):
         leaf = value.detach().requires_grad_(True)
-        mapped = cast(Bijection, bijection).triangular_inverse(leaf, context)
+        mapped = cast(Bijection, bijection).layer_inverse(leaf, context)
         layers.append(_Layer([p for p in bijection.parameters() if p.requires_grad], leaf, context, mapped))
         value = mapped.value
     return layers
@@ -123,12 +123,16 @@ def _path(layers: list[_Layer], cotangent: Tensor) -> tuple[list[tuple[nn.Parame
     gradients: list[tuple[nn.Parameter, Tensor]] = []
     total: Tensor | None = None
     for layer in layers:
-        changed = layer.mapped.changed
-        moved = changed * cotangent / layer.mapped.slopes
-        seen, context, parameters = _backward(layer, [layer.mapped.value], [moved], layer.parameters, keep=False)
+        mapped = layer.mapped
+        if isinstance(mapped, Triangular):
+            moved = mapped.changed * cotangent / mapped.slopes
+        else:
+            moved = mapped.solve_transposed(cotangent)
+        seen, context, parameters = _backward(layer, [mapped.value], [moved], layer.parameters, keep=False)
         gradients += [(p, -slope) for p, slope in zip(layer.parameters, parameters, strict=True)]
         total = _sum(total, context)
-        cotangent = moved + (1.0 - changed) * (cotangent - seen)
+        # Coordinates that a triangular layer leaves alone go on as they are, less what the others saw of them.
+        cotangent = moved + (1.0 - mapped.changed) * (cotangent - seen) if isinstance(mapped, Triangular) else moved
     return gradients, total
 
 

@@ -17,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from ...core.errors import ConvergenceError
+from ..invertible_linear.merging import MergingSchedule, restart_merged
+from ..invertible_linear.rank_one_matrix import rank_one_matrices
 from .processes import Processes
 
 
@@ -86,6 +88,8 @@ class StageTraining(lightning.LightningModule):
         self.seed = seed
         self.log_interval = log_interval
         self.curve: list[dict[str, float]] = []
+        self.merging: MergingSchedule | None = None
+        self._merging_state: dict[str, Any] | None = None
 
     def generator(self, offset: int = 0) -> torch.Generator:
         """Return the generator of the current step."""
@@ -112,6 +116,10 @@ class StageTraining(lightning.LightningModule):
         stage = self.stage
         trained = [parameter for parameter in self.flow.parameters() if parameter.requires_grad]
         optimiser = torch.optim.Adam(trained, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
+        if rank_one_matrices(self.flow):
+            self.merging = MergingSchedule(self.flow, optimiser)
+            if self._merging_state is not None:
+                self.merging.load_state_dict(self._merging_state)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser,
             lambda step: (
@@ -125,6 +133,7 @@ class StageTraining(lightning.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
         self.averaged.update_parameters(self.flow)
+        restart_merged(self.averaged.module, self.flow)
 
     def after_step(self) -> None:
         """Do what a stage does to its parameters after each step; nothing here."""
@@ -144,8 +153,10 @@ class StageTraining(lightning.LightningModule):
             )
 
     def finish(self) -> None:
-        """Leave the averaged parameters in the flow."""
+        """Leave the averaged parameters in the flow, and no perturbation that waits for its merge."""
         self.flow.load_state_dict(self.averaged.module.state_dict())
+        for matrix in rank_one_matrices(self.flow):
+            matrix.merge()
 
     def record(self, **values: float) -> None:
         """Add a point to the training curve and the progress bar."""
@@ -154,12 +165,14 @@ class StageTraining(lightning.LightningModule):
         self.log_dict(values, prog_bar=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the curve."""
+        """Keep the curve, and where merges of perturbations are in their cycle."""
         checkpoint["curve"] = self.curve
+        checkpoint["merging"] = None if self.merging is None else self.merging.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the curve."""
+        """Restore the curve, and the cycle of merges, which the optimiser is not there for yet."""
         self.curve = checkpoint["curve"]
+        self._merging_state = checkpoint["merging"]
 
 
 class _Steps(IterableDataset[int]):

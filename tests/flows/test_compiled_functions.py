@@ -9,6 +9,7 @@ from flowbridge.flows import compiled_functions
 from flowbridge.flows.compiled_functions import CompiledFlowFunction, CompiledSampling
 from flowbridge.flows.configuration import FlowConfiguration
 from flowbridge.flows.coordinate_flow import CoordinateFlow
+from flowbridge.flows.invertible_linear.rank_one_matrix import rank_one_matrices
 from flowbridge.flows.root_finding import bounded_iterations, solve_increasing
 from flowbridge.flows.training.compiled_gradients import GradientEvaluator, with_gradients
 from flowbridge.flows.training.configuration import TrainingConfiguration
@@ -19,7 +20,7 @@ from torch import Tensor
 TINY = {
     "circular": "soft",
     "torsions": {"couplings": 1, "components": 3, "hidden": [4], "learn_steepness": True},
-    "stiff": {"couplings": 1, "hidden": [4]},
+    "stiff": {"couplings": 2, "hidden": [4], "mixing": "rank_one"},
 }
 BATCH = 20
 
@@ -35,6 +36,8 @@ def moved(flow: CoordinateFlow, seed: int) -> None:
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    for matrix in rank_one_matrices(flow):
+        assert matrix.merge()  # what is trained then acts on another matrix
 
 
 def batch_of(flow: CoordinateFlow, seed: int) -> tuple[Tensor, ...]:

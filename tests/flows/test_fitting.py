@@ -10,15 +10,19 @@ from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
 from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
 from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.invertible_linear.rank_one_matrix import rank_one_matrices
 from flowbridge.flows.molecule_coordinates import Coordinates
 from flowbridge.flows.training.configuration import TrainingConfiguration
 from flowbridge.flows.training.fitting import TrainingData, train
 from flowbridge.flows.training.modules import LikelihoodTraining, RefinementTraining
 
+from flowbridge.testing.conformance import check_potential
+
 SMILES = "CO"
 FLOW = FlowConfiguration.model_validate(
     {"torsions": {"couplings": 2, "components": 6, "hidden": [16]}, "stiff": {"couplings": 4, "hidden": [16]}}
 )
+MIXED = FLOW.model_copy(update={"stiff": FLOW.stiff.model_copy(update={"mixing": "rank_one"})})
 SETTINGS = TrainingConfiguration.model_validate(
     {
         "likelihood": {"steps": 24, "batch": 64, "learning_rate": 3e-3, "average": 0.9},
@@ -253,3 +257,51 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_spoils_the_mo
 def coordinates_of(model, positions):
     coordinates, _ = model.coordinates.inverse(positions)
     return Coordinates(*(part.to(model.flow.dtype) for part in coordinates))
+
+
+@pytest.fixture(scope="module")
+def mixed(from_smiles, data, springs, tmp_path_factory):
+    model = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, data.positions.numpy(), MIXED)
+    run(model, data, springs, tmp_path_factory.mktemp("mixed"))
+    return model
+
+
+class TestMixingLayers:
+    """Linear layers whose perturbations are merged every ten steps, between checkpoints that come every eight."""
+
+    def test_they_are_trained_and_their_inverses_follow(self, mixed):
+        matrices = rank_one_matrices(mixed.flow)
+        assert len(matrices) == 3
+        for matrix in matrices:
+            dense = matrix.dense().detach()
+            assert float((dense - torch.eye(len(dense))).abs().max()) > 1e-3
+            assert int(matrix.merges) == 6  # two in each stage, and one at its end
+            assert torch.allclose(matrix.log_abs_det().detach(), torch.linalg.slogdet(dense).logabsdet, atol=1e-5)
+            assert torch.allclose(matrix.solve(dense.T).detach(), torch.eye(len(dense)), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("stage", "steps"), [(LikelihoodTraining, 9), (LikelihoodTraining, 19), (RefinementTraining, 17)]
+    )
+    def test_a_killed_run_goes_on_within_a_cycle(self, mixed, from_smiles, data, springs, tmp_path, stage, steps):
+        positions = data.positions.numpy()
+        with pytest.MonkeyPatch.context() as patch:
+            kill_after(patch, stage, steps)
+            with pytest.raises(Killed):
+                run(
+                    BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, positions, MIXED),
+                    data,
+                    springs,
+                    tmp_path,
+                )
+        again = BoltzmannGenerator.untrained(from_smiles(SMILES)[0], 300.0, positions, MIXED)
+        run(again, data, springs, tmp_path)
+        require_same(again, mixed)
+
+    def test_as_a_potential_and_from_its_file(self, mixed):
+        check_potential(copy.deepcopy(mixed).double(), configurations=2)
+
+    def test_where_they_make_no_sense(self):
+        with pytest.raises(ValueError, match="mixing = 'rank_one' adds coordinates up: it needs map = 'whitened'"):
+            FlowConfiguration.model_validate({"stiff": {"map": "interval", "transform": "bumps", "mixing": "rank_one"}})
+        with pytest.raises(ValueError, match="angles may not know of bonds"):
+            FlowConfiguration.model_validate({"stiff": {"split": "angles_then_bonds", "mixing": "rank_one"}})

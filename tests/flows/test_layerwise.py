@@ -7,6 +7,10 @@ from flowbridge.flows.molecule_coordinates import Coordinates
 from flowbridge.flows.training.layerwise import LayerwiseFlow
 
 DESIGNS = {
+    "trained linear layers between couplings": {
+        "circular": "soft",
+        "stiff": {"couplings": 3, "hidden": [8, 8], "mixing": "rank_one"},
+    },
     "rotors after the core": {"circular": "soft", "stiff": {"couplings": 3, "hidden": [8, 8]}},
     "every torsion in one chain": {
         "circular": "all",

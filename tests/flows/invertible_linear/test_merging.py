@@ -4,7 +4,7 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.invertible_linear.linear_layer import InvertibleLinear
-from flowbridge.flows.invertible_linear.merging import MergingSchedule
+from flowbridge.flows.invertible_linear.merging import MergingSchedule, restart_merged
 from flowbridge.flows.invertible_linear.rank_one_matrix import MergeLimits
 from flowbridge.flows.training.checkpoint_files import load_checkpoint, save_checkpoint
 
@@ -152,6 +152,21 @@ def test_the_determinant_keeps_its_sign_so_only_a_target_of_that_sign_is_reached
         torch.testing.assert_close(layer.weight.inverse, torch.linalg.inv(layer.weight.matrix))
     assert losses[int(goal)] < 0.2
     assert losses[-int(goal)] > 0.5
+
+
+def test_averages_do_not_count_merged_perturbations_twice():
+    """Just after a merge the averaged matrix is the trained one; in between it lags behind by less than the trained u."""
+    layer, optimiser, _ = trained(every=5)
+    averaged = torch.optim.swa_utils.AveragedModel(layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    for number in range(1, 21):
+        step(layer, optimiser, number)
+        averaged.update_parameters(layer)
+        restart_merged(averaged.module, layer)
+        difference = (averaged.module.weight.dense() - layer.weight.dense()).detach()
+        if number % 5 == 0:
+            assert torch.equal(difference, torch.zeros_like(difference))
+        elif number > 1:  # the first update copies
+            assert 0.0 < float(difference.norm()) < float(torch.outer(layer.weight.u, layer.weight.v).detach().norm())
 
 
 def test_schedules_are_refused_where_they_cannot_work():
