@@ -139,6 +139,10 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
     add_all([f"charge (Hirshfeld) of {label}" for label in labels], "e", "hirshfeld_charges", atoms)
     add_all([f"charge (Becke) of {label}" for label in labels], "e", "becke_charges", atoms)
     add_all([f"contact density of {label}" for label in labels], "e/bohr³", "contact_densities", atoms)
+    if properties.molecule.spin and calculator.parameters["samples"] is None:
+        spins = calculator.run.spin_contact_densities
+        for label, value, error in zip(labels, *spins, strict=True):
+            add(f"spin density at {label}", "e/bohr³", value, error)
     forces = properties.forces()
     for label, force, errors in zip(labels, *forces, strict=True):
         size = float(np.linalg.norm(force))

@@ -71,6 +71,8 @@ class QMCCalculator(Calculator):
             :class:`~flowbridge.calculators.qmc.linear_method.OptimisationSettings`.
         likelihood: weight of the likelihood in the fit, see
             :class:`~flowbridge.calculators.qmc.convex_fit.DensityFitSettings`.
+        response: False leaves the noise of the optimised parameters out of the errors, see
+            :mod:`~flowbridge.calculators.qmc.parameter_response`.
         partition: of ``charges``, ``"hirshfeld"`` or ``"becke"``.
         forces: ``"hellmann-feynman"`` to have forces at all.
         wave_function: file of a wave function to sample as it is.
@@ -101,6 +103,7 @@ class QMCCalculator(Calculator):
         "iterations": 4,
         "optimisation_sweeps": 10,
         "likelihood": 0.05,
+        "response": True,
         "partition": "hirshfeld",
         "forces": None,
         "wave_function": None,
@@ -225,6 +228,14 @@ class QMCCalculator(Calculator):
         """Return the density at the nuclei ``(A,)`` in e/Angstrom^3."""
         return _scaled(self.properties.contact_densities(), Bohr**-3)
 
+    def get_spin_contact_densities(self) -> Estimate[Array]:
+        """Return the density of spin up less that of spin down at the nuclei ``(A,)`` in e/Angstrom^3.
+
+        What hyperfine couplings are proportional to; by an estimator of its own
+        (:mod:`~flowbridge.calculators.qmc.spin_contact`), since the difference of two fitted densities is mostly noise there.
+        """
+        return _scaled(self.run.spin_contact_densities, Bohr**-3)
+
     def get_net_force(self) -> Estimate[Array]:
         """Return the sum of the Hellmann-Feynman forces ``(3,)`` in eV/Angstrom; zero for an exact density."""
         return _scaled(self.properties.net_force(), Hartree / Bohr)
@@ -328,6 +339,7 @@ def _settings(parameters: dict[str, Any]) -> RunSettings:
         ),
         model=parameters["model"],
         fit=DensityFitSettings(parameters["likelihood"]),
+        response=bool(parameters["response"]),
         seed=int(parameters["seed"]),
     )
     return replace(

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ...core.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError
 from .convex_fit import DensityFitSettings
 from .densities import DensityModel, SumDensity, base_density
@@ -24,8 +28,10 @@ from .linear_log_density import fit_linear_log_density
 from .linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
 from .molecule import Molecule
 from .neural_density import NeuralFitSettings, fit_neural_density
+from .parameter_response import ParameterSteps, parameter_steps, with_response
 from .properties import DensityProperties
 from .sampling import ElectronSamples, EquilibriumError, LangevinSampler, SamplerState, SamplingSettings, sample
+from .spin_contact import spin_contact_densities
 from .storage import (
     load_density,
     load_optimisation,
@@ -39,8 +45,9 @@ from .storage import (
 from .trial_functions import TrialSettings, trial_wave_function
 from .wave_function import SlaterJastrow
 
-_ALGORITHM = 2  # part of every digest: raise it when other numbers come out for the same settings
+_ALGORITHM = 3  # part of every digest: raise it when other numbers come out for the same settings
 DENSITY_MODELS = ("linear", "neural", "determinant")
+_CONFIGURATIONS = 50  # for each parameter, that a step of all of them takes at least
 
 
 class Progress(NamedTuple):
@@ -67,6 +74,8 @@ class RunSettings:
         fit: of the linear density.
         neural: of the neural density.
         spin_densities: whether to fit both spins apart; None does so for open shells.
+        response: whether the linear density follows a last step of the parameters on the samples, so that its errors hold
+            their noise, see :mod:`~flowbridge.calculators.qmc.parameter_response`. It adds a fifth to the time.
         seed: of everything random.
 
     Raises:
@@ -80,6 +89,7 @@ class RunSettings:
     fit: DensityFitSettings = field(default_factory=DensityFitSettings)
     neural: NeuralFitSettings = field(default_factory=NeuralFitSettings)
     spin_densities: bool | None = None
+    response: bool = True
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -150,6 +160,48 @@ class DensityRun:
                 )  # fmt: skip
                 self._store(file, state)
         return state
+
+    @cached_property
+    def parameter_steps(self) -> ParameterSteps | None:
+        """A step of the optimised parameters on the samples; None where none were optimised here, or it was not asked for.
+
+        With fewer than fifty configurations for each parameter there is none either, and a warning.
+        """
+        settings = self.settings
+        made_here = self._given_samples is None and self._given_wave_function is None
+        parameters = sum(self.wave_function.parameter_counts)
+        if not (settings.response and made_here and parameters and settings.optimisation.iterations):
+            return None
+        if self.samples.kinetic.numel() < _CONFIGURATIONS * parameters:
+            warnings.warn(
+                f"{self.samples.kinetic.numel()} configurations are too few to tell how noisy {parameters} parameters are: "
+                "error bars will lack that. Give more sweeps or walkers, or response=False",
+                stacklevel=2,
+            )
+            return None
+        total = len(self.samples.kinetic)
+        return parameter_steps(
+            self.samples, self.wave_function, settings.fit.groups,
+            progress=lambda done: self._announce(Progress("parameters", done, total, "their noise")),
+        )  # fmt: skip
+
+    @cached_property
+    def spin_contact_densities(self) -> Estimate[NDArray[np.float64]]:
+        """Density of spin up less that of spin down at the nuclei ``(A,)``, in e/bohr^3.
+
+        Raises:
+            ConfigurationError: for samples of another program, whose wave function cannot be evaluated here.
+        """
+        if self._given_samples is not None:
+            raise ConfigurationError(
+                "spin densities at nuclei need the wave function, and these samples came without one: subtract the contact "
+                "densities of both spins, density.up and density.down"
+            )
+        total = len(self.samples.kinetic)
+        return spin_contact_densities(
+            self.samples, self.wave_function, self.parameter_steps,
+            progress=lambda done: self._announce(Progress("spin density", done, total, "at nuclei")),
+        )  # fmt: skip
 
     @property
     def wave_function(self) -> SlaterJastrow:
@@ -242,7 +294,9 @@ class DensityRun:
         base = base_density(self.wave_function, self.grid, spin)
         if settings.model == "determinant":
             return base
-        return fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
+        fitted = fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
+        steps = self.parameter_steps
+        return fitted if steps is None else with_response(fitted, self.samples, steps, self.grid, spin)
 
     def _walkers(self) -> dict[str, int]:
         return {"walkers": self.settings.sampling.walkers}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -154,34 +155,119 @@ def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Te
     Raises:
         ConvergenceError: when no eigenvalue lies near the present energy.
     """
-    median = local.median()
-    kept = (local - median).abs() <= _OUTLIERS * local.std() + 1e-9
-    kept &= torch.isfinite(energies).all(1) & torch.isfinite(logarithms).all(1)
-    logarithms, energies, local = logarithms[kept], energies[kept], local[kept]
-    count = len(local)
-    centred = logarithms - logarithms.mean(0)
-    energy = float(local.mean())
-    overlap = centred.T @ centred / count
-    scale = overlap.diagonal().clamp_min(1e-300).sqrt()
-    moving = scale > 1e-8  # a parameter that changes nothing stays where it is
-    scale = torch.where(moving, scale, torch.ones_like(scale))
-    size = len(scale) + 1
-    metric = np.eye(size)
-    metric[1:, 1:] = (overlap / scale / scale[:, None]).numpy() + _OVERLAP_SHIFT * np.eye(size - 1)
-    matrix = np.zeros((size, size))
-    matrix[0, 0] = energy
-    matrix[1:, 0] = ((local - energy) @ centred / count / scale).numpy()
-    matrix[0, 1:] = matrix[1:, 0] + (energies.mean(0) / scale).numpy()
-    inner = (centred * local[:, None]).T @ centred / count + centred.T @ (energies - energies.mean(0)) / count
-    matrix[1:, 1:] = (inner / scale / scale[:, None]).numpy()
-    matrix[1:, 1:] += energy * _OVERLAP_SHIFT * np.eye(size - 1) + _ENERGY_SHIFT * np.eye(size - 1)
-    # Energies see little of what is rare, such as close pairs; a part of the variance keeps the function sound there.
-    changes = torch.cat([(local - energy)[:, None], (energies - energies.mean(0)) / scale], 1)
-    matrix += VARIANCE_PART * (changes.T @ changes / count).numpy()
-    still = 1 + np.flatnonzero(~moving.numpy())
-    matrix[still, :] = matrix[:, still] = 0.0
-    matrix[still, still] = energy + 10.0
-    values, vectors = scipy.linalg.eig(matrix, metric)
+    kept = ordinary(local)
+    reference = StepReference(float(local[kept].mean()), logarithms[kept].mean(0))
+    return StepMoments.of(logarithms[kept], energies[kept], local[kept], reference).step()
+
+
+def ordinary(local: Tensor) -> Tensor:
+    """Return which local energies are not far outside of all others; one of those would outweigh a whole sample."""
+    return (local - local.median()).abs() <= _OUTLIERS * local.std() + 1e-9
+
+
+class StepReference(NamedTuple):
+    """What is subtracted before squares are summed, so that their differences keep their digits; all else is arbitrary.
+
+    Attributes:
+        energy: Hartree.
+        logarithms: ``(P,)`` derivatives of ln|Psi|.
+    """
+
+    energy: float
+    logarithms: Tensor
+
+
+@dataclass(frozen=True)
+class StepMoments:
+    """Sums over configurations from which a step follows; those of several samples add up.
+
+    With e the local energy and O derivatives of ln|Psi|, each less the reference, and G derivatives of the local energy:
+
+    Attributes:
+        reference: see :class:`StepReference`.
+        count: number of configurations.
+        energy: sums of e and of its square.
+        first: ``(2, 2 P)``: sums of O and G, and of both times e.
+        second: ``(2 P, 2 P)``: sums of their products.
+        third: ``(P, P)``: sums of products of O times e.
+    """
+
+    reference: StepReference
+    count: int
+    energy: tuple[float, float]
+    first: Tensor
+    second: Tensor
+    third: Tensor
+
+    @classmethod
+    def of(cls, logarithms: Tensor, energies: Tensor, local: Tensor, reference: StepReference) -> StepMoments:
+        """Sum over a sample; arguments as of :func:`linear_step`. Configurations on a node are left out."""
+        finite = torch.isfinite(energies).all(1) & torch.isfinite(logarithms).all(1)
+        above = local[finite] - reference.energy
+        centred = logarithms[finite] - reference.logarithms
+        both = torch.cat([centred, energies[finite]], 1)
+        return cls(
+            reference,
+            len(above),
+            (float(above.sum()), float(above.square().sum())),
+            torch.stack([both.sum(0), above @ both]),
+            both.T @ both,
+            (centred * above[:, None]).T @ centred,
+        )
+
+    def plus(self, other: StepMoments, sign: int = 1) -> StepMoments:
+        """Return the sums over both samples, or, with the sign -1, those of this one without a part of it."""
+        return StepMoments(
+            self.reference,
+            self.count + sign * other.count,
+            (self.energy[0] + sign * other.energy[0], self.energy[1] + sign * other.energy[1]),
+            self.first + sign * other.first,
+            self.second + sign * other.second,
+            self.third + sign * other.third,
+        )
+
+    def step(self) -> tuple[Tensor, float]:
+        """Return the change of the parameters ``(P,)`` and its length.
+
+        Raises:
+            ConvergenceError: when no eigenvalue lies near the present energy.
+        """
+        size = len(self.reference.logarithms)
+        above, variance = self.energy[0] / self.count, self.energy[1] / self.count
+        energy, variance = self.reference.energy + above, variance - above**2
+        mean, with_energy = self.first / self.count
+        covariance = self.second / self.count - mean[:, None] * mean
+        slopes = with_energy - above * mean  # covariance of the local energy with O and G
+        overlap, mixed, changes = covariance[:size, :size], covariance[:size, size:], covariance[size:, size:]
+        drift = (
+            self.third / self.count - mean[:size, None] * with_energy[:size] - with_energy[:size, None] * mean[:size]
+        )
+        inner = self.reference.energy * overlap + drift + above * mean[:size, None] * mean[:size] + mixed
+        scale = overlap.diagonal().clamp_min(1e-300).sqrt()
+        moving = scale > 1e-8  # a parameter that changes nothing stays where it is
+        scale = torch.where(moving, scale, torch.ones_like(scale))
+        shift = torch.eye(size, dtype=overlap.dtype)
+        matrix, metric = (torch.eye(size + 1, dtype=overlap.dtype) for _ in range(2))
+        metric[1:, 1:] = overlap / scale / scale[:, None] + _OVERLAP_SHIFT * shift
+        matrix[0, 0] = energy
+        matrix[1:, 0] = slopes[:size] / scale
+        matrix[0, 1:] = (slopes[:size] + mean[size:]) / scale
+        matrix[1:, 1:] = inner / scale / scale[:, None] + (energy * _OVERLAP_SHIFT + _ENERGY_SHIFT) * shift
+        # Energies see little of what is rare, such as close pairs; a part of the variance keeps the function sound there.
+        matrix[0, 0] += VARIANCE_PART * variance
+        matrix[0, 1:] += VARIANCE_PART * slopes[size:] / scale
+        matrix[1:, 0] += VARIANCE_PART * slopes[size:] / scale
+        matrix[1:, 1:] += VARIANCE_PART * changes / scale / scale[:, None]
+        still = 1 + (~moving).nonzero()[:, 0]
+        matrix[still, :] = 0.0
+        matrix[:, still] = 0.0
+        matrix[still, still] = energy + 10.0
+        return _lowest(matrix, metric, energy, scale)
+
+
+def _lowest(matrix: Tensor, metric: Tensor, energy: float, scale: Tensor) -> tuple[Tensor, float]:
+    """Return the step to the solution of the eigenvalue problem that resembles the present function most."""
+    values, vectors = scipy.linalg.eig(matrix.numpy(), metric.numpy())
     near = np.isfinite(values) & (np.abs(values.real - energy) < _FARTHEST) & (np.abs(values.imag) < 1e-6)
     if not near.any():
         raise ConvergenceError(
@@ -191,6 +277,6 @@ def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Te
     vectors = vectors.real / np.linalg.norm(vectors.real, axis=0)
     chosen = max(np.flatnonzero(near), key=lambda index: abs(vectors[0, index]))
     vector = vectors[1:, chosen] / vectors[0, chosen]
-    length = float(np.sqrt(vector @ metric[1:, 1:] @ vector))
+    length = float(np.sqrt(vector @ metric[1:, 1:].numpy() @ vector))
     vector *= min(1.0, _LONGEST_STEP / max(length, 1e-300))
     return torch.as_tensor(vector) / scale, min(length, _LONGEST_STEP)

@@ -96,6 +96,9 @@ def save_wave_function(path: PathLike, wave_function: SlaterJastrow, state: Opti
     if jastrow is not None and wave_function.jastrow_parameters is not None:
         content["jastrow"] = {"elements": jastrow.elements.tolist(), "shells": _shells(jastrow.one_electron)}
         tensors |= {"jastrow": wave_function.jastrow_parameters, "contraction": jastrow.contraction}
+        if jastrow.polarising is not None:
+            content["jastrow"]["polarising"] = _shells(jastrow.polarising[0])
+            tensors["polarising"] = jastrow.polarising[1]
     if wave_function.expansion is not None:
         content["expansion"] = {
             "up": asdict(wave_function.expansion.up),
@@ -127,6 +130,10 @@ def load_wave_function(path: PathLike, molecule: Molecule | None = None) -> Slat
         orbitals = SlaterOrbitals(functions, tensors["up"], tensors["down"], content["misfit"], content["restricted"])
         jastrow = None
         if content["jastrow"] is not None:
+            polarising = None
+            if "polarising" in content["jastrow"]:
+                shells = _read_shells(content["jastrow"]["polarising"])
+                polarising = AtomicFunctions(own.centers, shells), tensors["polarising"]
             jastrow = Jastrow(
                 own.centers,
                 torch.tensor(content["jastrow"]["elements"]),
@@ -134,6 +141,7 @@ def load_wave_function(path: PathLike, molecule: Molecule | None = None) -> Slat
                 own.electrons,
                 AtomicFunctions(own.centers, _read_shells(content["jastrow"]["shells"])),
                 tensors["contraction"],
+                polarising,
             )
         expansion = None
         if content["expansion"] is not None:

@@ -27,6 +27,7 @@ from .slater_orbitals import SlaterOrbitals, slater_orbitals
 from .wave_function import SlaterJastrow
 
 _POLAR_EXPONENTS = (0.05, 0.25, 1.2, 6.0, 30.0, 150.0)  # bohr^-2
+_POLARISING_EXPONENTS = (0.25, 1.2, 6.0, 30.0, 150.0)  # bohr^-2
 _COUPLING = 1e-4  # Hartree; below that two orbitals are of different symmetry
 
 
@@ -131,6 +132,10 @@ def jastrow_factor(molecule: Molecule, grid: Quadrature, density: Tensor) -> Jas
     """Return the Jastrow factor for a molecule; its one-electron terms have the symmetry of ``density`` on ``grid``."""
     elements = sorted(set(molecule.numbers))
     shells, contraction = one_electron_terms(molecule, grid, density)
+    polarising = None
+    if molecule.spin and molecule.spin_down:
+        odd = _polarising_terms(molecule)
+        polarising = AtomicFunctions(molecule.centers, odd), allowed_combinations(molecule.centers, odd, grid, density)
     return Jastrow(
         molecule.centers,
         torch.tensor([elements.index(number) for number in molecule.numbers]),
@@ -138,6 +143,7 @@ def jastrow_factor(molecule: Molecule, grid: Quadrature, density: Tensor) -> Jas
         molecule.electrons,
         AtomicFunctions(molecule.centers, shells),
         contraction,
+        polarising,
     )
 
 
@@ -154,6 +160,15 @@ def one_electron_terms(molecule: Molecule, grid: Quadrature, density: Tensor) ->
             shells += [Shell(center, 0, "rational_power", float(power)) for power in (1, 2, 3)]
         shells += [Shell(center, 1, "gaussian", a) for a in _POLAR_EXPONENTS if a <= max(1.2, 4.0 * number**2)]
     return shells, allowed_combinations(molecule.centers, shells, grid, density)
+
+
+def _polarising_terms(molecule: Molecule) -> list[Shell]:
+    """Return the functions by which electrons of both spins in an open shell may differ, from the valence to the core."""
+    shells: list[Shell] = []
+    for center, number in enumerate(molecule.numbers):
+        shells += [Shell(center, 0, "soft_radius", 1.0), Shell(center, 0, "soft_logarithm", 1.0)]
+        shells += [Shell(center, 0, "gaussian", a) for a in _POLARISING_EXPONENTS if a <= max(1.2, 4.0 * number**2)]
+    return shells
 
 
 def _expansion(orbitals: MolecularOrbitals) -> Expansion | None:

@@ -136,6 +136,33 @@ class SlaterJastrow:
         jastrow = self._jastrow(positions, 2)
         return self._energy(positions, spins, terms, jastrow)
 
+    def spin_logarithms(self, positions: Tensor, down: Tensor) -> Tensor:
+        """Return ``ln|Psi|`` ``(R, A)`` at ``positions`` ``(R, N, 3)`` for A ways to give the electrons their spins.
+
+        Args:
+            positions: in bohr.
+            down: ``(R, A, N)``, which of the electrons are of spin down; as many as the molecule has.
+        """
+        walkers, ways, _ = down.shape
+        order = down.int().argsort(dim=2, stable=True)  # spin up first, as everywhere
+        spins = []
+        parts = order.split([self.molecule.spin_up, self.molecule.spin_down], 2)
+        for members, coefficients in zip(parts, (self.orbitals.up, self.orbitals.down), strict=True):
+            count = members.shape[2]
+            chosen = coefficients if count else coefficients[:, :0]
+            values = self.orbitals.functions.evaluate(positions.reshape(-1, 3), chosen).values
+            values = values.reshape(-1, walkers, positions.shape[1]).permute(1, 2, 0)  # (R, N, M)
+            rows = torch.arange(walkers)[:, None, None]
+            nothing = positions.new_empty(0)
+            spins.append(spin_matrices(values[rows, members].flatten(0, 1), nothing, nothing))
+        logarithms = determinant_terms((spins[0], spins[1]), self.expansion).log_absolute.reshape(walkers, ways)
+        if self.jastrow is None or self.jastrow_parameters is None:
+            return logarithms
+        usual = torch.arange(positions.shape[1]) >= self.molecule.spin_up
+        both = torch.cat([usual.expand(walkers, 1, -1), down], 1)
+        known = self.jastrow.spin_terms(positions, self.jastrow_parameters, both)
+        return logarithms + self._jastrow(positions, 1).value[:, None] + known[:, 1:] - known[:, :1]
+
     @property
     def parameter_counts(self) -> tuple[int, int, int]:
         """Numbers of parameters: of the Jastrow factor, of orbital mixing, of the expansion."""
