@@ -18,7 +18,8 @@ from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
 
-from flowbridge.molecules.building import Harvest, harvest, load_builder
+from flowbridge.molecules.building import load_builder
+from flowbridge.molecules.harvests import Harvest
 from flowbridge.workflows.figure_style import MD, REWEIGHTED, drawn
 
 
@@ -26,11 +27,9 @@ def relaxed(builder: MoleculeBuilder, formula: Formula, count: int) -> tuple[Har
     """Return the isomers among ``count`` molecules, and the relaxed energies in eV of all that are valid."""
     built = builder.sample(formula, count, torch.Generator().manual_seed(7))
     molecules = [built.molecule(index) for index in range(count)]
-    judge = MoleculeJudge("gfn2")
-    found = harvest(molecules, judge)
-    verdicts = judge(molecules)  # known by now
-    valid = Harvest()
-    energies = [v.energy for (numbers, _), v in zip(molecules, verdicts, strict=True) if valid.add(numbers, v)]
+    verdicts = MoleculeJudge("gfn2")(molecules)
+    found = Harvest()
+    energies = [v.energy for (numbers, _), v in zip(molecules, verdicts, strict=True) if found.add(numbers, v)]
     return found, np.array(energies, dtype=float)
 
 

@@ -21,6 +21,7 @@ except ImportError as error:
 
 _ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _ATTEMPTS = 20  # of the embedding
+_ITERATIONS = 2000  # of a relaxation by MMFF94
 _ANGSTROM = 0.1  # nm
 
 
@@ -84,6 +85,20 @@ def embed(smiles: str, seed: int) -> Structure:
             rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
     return Structure(numbers, np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM)
+
+
+def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return positions ``(N, 3)`` in nm at the nearest minimum of MMFF94; as given where it lacks parameters.
+
+    Raises:
+        CoordinateError: when RDKit refuses the graph.
+    """
+    molecule = molecule_of(numbers, bonds, positions)
+    with BlockLogs():
+        if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            return positions
+        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=_ITERATIONS)
+    return np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM
 
 
 def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:

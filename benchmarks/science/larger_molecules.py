@@ -22,7 +22,8 @@ from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
 
-from flowbridge.molecules.building import Harvest, load_builder
+from flowbridge.molecules.building import load_builder
+from flowbridge.molecules.harvests import Harvest
 from flowbridge.workflows.figure_style import REWEIGHTED, drawn
 from flowbridge.workflows.progress import track
 

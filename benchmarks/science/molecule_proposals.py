@@ -12,6 +12,7 @@ from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import ELEMENTS, VALENCES, Formula
 from flowbridge.flows.molecules.judgement import Geometry
 from flowbridge.flows.molecules.partial_molecules import COVALENT_RADII
+from flowbridge.integrations.isomers import enumerate_isomers
 from flowbridge.integrations.molecular_graphs import embed
 from rdkit import Chem
 
@@ -21,7 +22,7 @@ Proposals = Callable[[Formula, int], Iterator[Geometry]]
 _RADII = dict(zip(ELEMENTS, COVALENT_RADII, strict=True))
 _NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 _ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-_PORTION = 20
+_PORTION = 100
 _CLEARANCE = 1.3  # times the sum of radii, between atoms that are not bonded
 _DIRECTIONS = 50  # that are tried for one atom
 
@@ -87,16 +88,36 @@ def _free_direction(
 
 
 def random_isomers(formula: Formula, seed: int) -> Iterator[Geometry]:
-    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94)."""
+    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94); each graph once, and then again."""
     generator = random.Random(seed)
+    embedded: dict[str, Geometry | None] = {}
     while True:
         smiles = _random_graph(formula, generator)
         if smiles is None:
             continue
-        try:
-            yield embed(smiles, generator.randrange(2**31))
-        except CoordinateError:
-            continue
+        if smiles not in embedded:
+            embedded[smiles] = _embedded(smiles, generator.randrange(2**31))
+        geometry = embedded[smiles]
+        if geometry is not None:
+            yield geometry
+
+
+def all_isomers(formula: Formula, seed: int) -> Iterator[Geometry]:
+    """Embed every isomer once, in random order."""
+    generator = random.Random(seed)
+    isomers = enumerate_isomers(formula)
+    generator.shuffle(isomers)
+    for smiles in isomers:
+        geometry = _embedded(smiles, generator.randrange(2**31))
+        if geometry is not None:
+            yield geometry
+
+
+def _embedded(smiles: str, seed: int) -> Geometry | None:
+    try:
+        return embed(smiles, seed)
+    except CoordinateError:
+        return None
 
 
 def _random_graph(formula: Formula, generator: random.Random) -> str | None:

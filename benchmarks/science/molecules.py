@@ -1,20 +1,24 @@
 """Molecules of held-out formulas: what builders find for their energy evaluations, against enumeration and simpler ways.
 
-    python -m benchmarks.science.molecules              # ten formulas, five ways, 400 evaluations each: ten minutes of CPU
-    python -m benchmarks.science.molecules --evaluations 1000
-    python -m benchmarks.science.molecules --small      # seconds: everything runs, little is found
+    python -m benchmarks.science.molecules                # ten formulas, six ways, 1000 evaluations each, three seeds
+    python -m benchmarks.science.molecules --seeds 1
+    python -m benchmarks.science.molecules --small        # seconds: everything runs, little is found
 
-Every way proposes molecules, which GFN2-xTB relaxes until the evaluations are spent. The reference is the relaxation of
-all enumerated isomers. "Low" are isomers within 1 eV of the lowest enumerated one. Everything evaluated is kept in the
-output folder, and the command goes on from there. The builder that comes with flowbridge is the imitation; the
-reinforced ones are trained on other formulas with single-point energies, which are counted apart.
+Every way builds the same number of molecules. What is no valid molecule as built, and what is built again, costs no evaluation;
+of each isomer one is relaxed, first with MMFF94, then with GFN2-xTB, whose evaluations are counted. They are taken in the order
+in which they were built, or ranked by the energies that the shipped builder learned of its training set's graphs. The
+reference is the relaxation of all enumerated isomers. "Low" are isomers within 1 eV of the lowest enumerated one.
+Everything evaluated is kept in the output folder, and the command goes on from there. The builder that comes with flowbridge
+is the imitation; the reinforced ones are trained on other formulas with single-point energies, which are counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +28,18 @@ import torch
 from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
+from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
 
-from flowbridge.molecules.building import Harvest, load_builder
+from flowbridge.molecules.building import load_builder
+from flowbridge.molecules.harvests import Harvest
 from flowbridge.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
+from flowbridge.molecules.novelty import Taught
+from flowbridge.molecules.search import Candidates, Search
 from flowbridge.workflows.progress import track
 
 from ..harness import report
-from .molecule_proposals import Proposals, from_builder, random_isomers, random_placement
+from .molecule_proposals import Proposals, all_isomers, from_builder, random_isomers, random_placement
 
 HELD_OUT = ("C4H8O", "C3H6O2", "C5H8", "C3H7NO", "C3H5FO", "C5H10O", "C6H10", "C4H8O2", "C7H14", "C6H12O")
 """Five to seven heavy atoms; no isomer of them is among what the builder was taught with."""
@@ -39,7 +47,10 @@ HELD_OUT = ("C4H8O", "C3H6O2", "C5H8", "C3H7NO", "C3H5FO", "C5H10O", "C6H10", "C
 PRACTICE = ("C4H6O", "C4H10O", "C3H5NO", "C3H8O2", "C4H7N", "C5H12O", "C4H6O2", "C4H7FO", "C6H12", "C5H9N")
 """Formulas that builders are reinforced on, none of them held out."""
 
-WAYS = ("imitation and reinforcement", "imitation", "reinforcement", "random placement", "RDKit's random isomers")
+BOTH, IMITATION, ALONE = "imitation and reinforcement", "imitation", "reinforcement"
+PLACEMENT, RANDOM, ALL = "random placement", "RDKit's random isomers", "all enumerated isomers"
+WAYS = (BOTH, IMITATION, ALONE, PLACEMENT, RANDOM, ALL)
+ORDERS = ("as built", "ranked")
 _LOW = 1.0  # eV
 _SAME = 0.02  # eV; a better conformer of the same isomer is no other minimum
 
@@ -51,16 +62,18 @@ class Plan:
     Attributes:
         formulas: held out.
         practice: reinforced on.
-        evaluations: of energies for each formula and way.
+        built: molecules of each formula, way and seed.
+        budgets: evaluations of energies for each formula and way, at which is counted what was found.
         reinforcement: its stage.
     """
 
     formulas: tuple[str, ...] = HELD_OUT
     practice: tuple[str, ...] = PRACTICE
-    evaluations: int = 400
+    built: int = 500
+    budgets: tuple[int, ...] = (400, 1000)
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.5, imitation=0.05
+            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.0, imitation=0.05, novelty=1.0
         )
     )
 
@@ -68,7 +81,8 @@ class Plan:
 SMALL = Plan(
     formulas=("C2H6O",),
     practice=("CH4O",),
-    evaluations=60,
+    built=10,
+    budgets=(30, 60),
     reinforcement=ReinforcementStage(iterations=1, molecules=4),
 )
 
@@ -82,34 +96,44 @@ def reinforced(begin: MoleculeBuilder, plan: Plan, seed: int, folder: Path) -> l
     return [list(values) for values in track(rounds, folder.name, plan.reinforcement.iterations)]
 
 
-def searched(propose: Proposals, formula: Formula, plan: Plan, seed: int, known: frozenset[str], file: Path) -> Harvest:
-    """Relax proposals until the evaluations are spent: those of a stopped run count as if they had been made now."""
-    judge = MoleculeJudge("gfn2", file=file)
-    found, spent = Harvest(known), 0
-    for molecule in propose(formula, seed):
-        judgement = judge([molecule])[0]
-        found.add(molecule[0], judgement)
-        spent += judgement.evaluations
-        if spent >= plan.evaluations or found.judged >= plan.evaluations:  # what is hopeless costs none
-            return found
+def searched(
+    candidates: Candidates,
+    formula: Formula,
+    plan: Plan,
+    taught: Taught,
+    energies: IsomerEnergies | None,
+    judge: MoleculeJudge,
+) -> dict[int, tuple[int, Harvest]]:
+    """Relax candidates and return the evaluations spent and what was found, at each budget."""
+    found: dict[int, tuple[int, Harvest]] = {}
+    harvest = Harvest(taught)
+    search = Search(formula, judge, harvest, energies)
+    for budget in plan.budgets:
+        for _ in search.run(candidates, budget):
+            pass
+        found[budget] = (search.spent, harvest.copy())
     return found
 
 
-def summary(found: Harvest, reference: list[StoredIsomer]) -> dict[str, Any]:
+def summary(candidates: Candidates, spent: int, found: Harvest, reference: list[StoredIsomer]) -> dict[str, Any]:
     """Return what was found, against the enumerated isomers of the formula."""
     lowest = min(isomer.energy for isomer in reference)
-    low = {isomer.smiles for isomer in reference if isomer.energy < lowest + _LOW}
     best = found.ranked[0].energy if found.isomers else math.nan
     energies = sorted(isomer.energy for isomer in reference)
     return {
-        "built": found.judged,
+        "built": candidates.built,
+        "valid_as_built": candidates.valid,
+        "isomers_as_built": len(candidates.isomers),
+        "evaluations": spent,
+        "relaxed": found.judged,
         "valid": found.valid,
         "isomers": len(found.isomers),
         "novel": sum(isomer.novel for isomer in found.ranked),
+        "novel_geometries": sum(isomer.novel_geometry for isomer in found.ranked),
         "enumerated": len(reference),
         "low": sum(isomer.energy < lowest + _LOW for isomer in found.ranked),
-        "enumerated_low": len(low),
-        "gap": best - lowest,
+        "enumerated_low": sum(isomer.energy < lowest + _LOW for isomer in reference),
+        "gap": best - lowest if found.isomers else None,
         "rank": 1 + int(np.searchsorted(energies, best - _SAME)) if found.isomers else None,
         "not_enumerated": sorted(set(found.isomers) - {isomer.smiles for isomer in reference}),
         "faults": dict(found.faults.most_common()),
@@ -120,28 +144,73 @@ def ways(plan: Plan, seed: int, folder: Path) -> tuple[dict[str, Proposals], dic
     """Return the ways to propose molecules, and the curves of the reinforcements."""
     imitation, _ = load_builder(None)
     both, _ = load_builder(None)
-    alone = MoleculeBuilder(imitation.settings)
+    alone = MoleculeBuilder(imitation.settings.model_copy(update={"energy_features": ()}))
     curves = {
-        "imitation and reinforcement": reinforced(both, plan, seed, folder / "both"),
-        "reinforcement": reinforced(alone, plan, seed, folder / "alone"),
+        BOTH: reinforced(both, plan, seed, folder / "both"),
+        ALONE: reinforced(alone, plan, seed, folder / "alone"),
     }
-    proposals = (from_builder(both), from_builder(imitation), from_builder(alone), random_placement, random_isomers)
+    proposals = (
+        from_builder(both),
+        from_builder(imitation),
+        from_builder(alone),
+        random_placement,
+        random_isomers,
+        all_isomers,
+    )
     return dict(zip(WAYS, proposals, strict=True)), curves
 
 
-def table_row(way: str, results: Mapping[str, Mapping[str, Any]], evaluations: int) -> list[str]:
-    """Return one line of the table: sums and means over formulas."""
-    each = list(results.values())
-    built, valid = sum(r["built"] for r in each), sum(r["valid"] for r in each)
-    thousands = len(each) * evaluations / 1000.0
-    gaps = [r["gap"] for r in each if math.isfinite(r["gap"])]
+Results = dict[str, dict[str, dict[str, dict[str, Any]]]]
+"""By way, order, budget and formula."""
+
+
+def compared(plan: Plan, seed: int, folder: Path, enumerated: Sequence[StoredIsomer]) -> tuple[Results, dict[str, Any]]:
+    """Run all ways with one seed and return what they found, and the curves of the reinforcements."""
+    builder, taught = load_builder(None)
+    proposals, curves = ways(plan, seed, folder)
+    judge = MoleculeJudge("gfn2", file=folder / "judgements.sqlite")
+    results: Results = {way: {order: {str(budget): {} for budget in plan.budgets} for order in ORDERS} for way in WAYS}
+    for way in WAYS:
+        for text in track(plan.formulas, f"{way}, seed {seed}", len(plan.formulas)):
+            formula = Formula.parse(text)
+            reference = [isomer for isomer in enumerated if isomer.formula == formula]
+            candidates = Candidates()
+            candidates.add(itertools.islice(proposals[way](formula, seed), plan.built))
+            for order, energies in zip(ORDERS, (None, builder.energies), strict=True):
+                for budget, (spent, found) in searched(candidates, formula, plan, taught, energies, judge).items():
+                    results[way][order][str(budget)][text] = summary(candidates, spent, found, reference)
+    return results, curves
+
+
+def figures_of(each: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return sums and means over the formulas of one seed."""
+    thousands = max(sum(r["evaluations"] for r in each), 1) / 1000.0
+    gaps = [r["gap"] for r in each if r["gap"] is not None]
+    return {
+        "valid as built, %": 100 * sum(r["valid_as_built"] for r in each) / sum(r["built"] for r in each),
+        "valid relaxed, %": 100 * sum(r["valid"] for r in each) / max(sum(r["relaxed"] for r in each), 1),
+        "isomers": sum(r["isomers"] for r in each) / thousands,
+        "low": sum(r["low"] for r in each) / thousands,
+        "minima": float(sum(r["rank"] == 1 for r in each)),
+        "gap, eV": float(np.mean(gaps)) if gaps else math.nan,
+    }
+
+
+def table_row(name: str, seeds: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return one line of the table: means over seeds, with the standard error of the low isomers."""
+    means = {key: float(np.mean([each[key] for each in seeds])) for key in seeds[0]}
+    low = f"{means['low']:.1f}"
+    if len(seeds) > 1:
+        low += f" ± {np.std([each['low'] for each in seeds], ddof=1) / math.sqrt(len(seeds)):.1f}"
+    gap = "none" if math.isnan(means["gap, eV"]) else f"{means['gap, eV']:.2f}"
     return [
-        way,
-        f"{100 * valid / max(built, 1):.0f}",
-        f"{sum(r['isomers'] for r in each) / thousands:.1f}",
-        f"{sum(r['low'] for r in each) / thousands:.1f}",
-        f"{sum(r['rank'] == 1 for r in each)} of {len(each)}",
-        f"{np.mean(gaps):.2f}" if gaps else "none",
+        name,
+        f"{means['valid as built, %']:.0f}",
+        f"{means['valid relaxed, %']:.0f}",
+        f"{means['isomers']:.1f}",
+        low,
+        ", ".join(f"{each['minima']:.0f}" for each in seeds),
+        gap,
     ]
 
 
@@ -149,38 +218,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, print the table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="everything in seconds")
-    parser.add_argument("--evaluations", type=int, help="for each formula and way")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=Path("runs/molecules"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan = SMALL if options.small else Plan()
-    if options.evaluations is not None:
-        plan = Plan(evaluations=options.evaluations)
     name = "molecules_small" if options.small else "molecules"
     folder = options.output / ("small" if options.small else "comparison")
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = [Formula.parse(text) for text in plan.formulas]
-    make_isomers(IsomerRequest(tuple(held_out)), folder / "enumerated.db")
+    make_isomers(IsomerRequest(tuple(Formula.parse(text) for text in plan.formulas)), folder / "enumerated.db")
     enumerated = read_isomers(folder / "enumerated.db")
-    _, known = load_builder(None)
-    proposals, curves = ways(plan, options.seed, folder)
-    results: dict[str, dict[str, Any]] = {}
-    for way in WAYS:
-        results[way] = {}
-        for formula in track(held_out, way, len(held_out)):
-            found = searched(proposals[way], formula, plan, options.seed, known, folder / "judgements.sqlite")
-            results[way][str(formula)] = summary(found, [i for i in enumerated if i.formula == formula])
-    columns = ["", "valid %", "isomers", "low", "minima", "gap eV"]
-    title = f"{len(held_out)} held-out formulas, {plan.evaluations} evaluations each; isomers for 1000 evaluations"
-    rows = [table_row(way, results[way], plan.evaluations) for way in WAYS]
-    report(
-        name,
-        title,
-        columns,
-        rows,
-        {"evaluations": plan.evaluations, "seed": options.seed, "ways": results, "curves": curves},
-    )
+    results: dict[int, Results] = {}
+    curves: dict[int, Any] = {}
+    for seed in options.seeds:
+        results[seed], curves[seed] = compared(plan, seed, folder, enumerated)
+        (folder / f"results-{seed}.json").write_text(json.dumps(results[seed], indent=1))
+    rows = []
+    for budget, order, way in itertools.product(plan.budgets, ORDERS, WAYS):
+        seeds = [figures_of(list(results[seed][way][order][str(budget)].values())) for seed in options.seeds]
+        rows.append(table_row(f"{budget}, {order}: {way}", seeds))
+    columns = ["", "valid built %", "relaxed %", "isomers", "low", "minima by seed", "gap eV"]
+    title = f"{len(plan.formulas)} held-out formulas; isomers for 1000 evaluations"
+    report(name, title, columns, rows, {"seeds": options.seeds, "results": results, "curves": curves})
 
 
 if __name__ == "__main__":

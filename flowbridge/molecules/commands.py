@@ -14,6 +14,13 @@ def build(
     formula: Annotated[str, typer.Argument(help="Such as C3H5NO2: neutral, closed shell, of H, C, N, O and F.")],
     calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
     n: Annotated[int, typer.Option("--n", min=1, help="Molecules to build.")] = 200,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Of energies at most.  [default: what all isomers take]")
+    ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="Geometries that each isomer is relaxed from at most.")] = 1,
+    ranked: Annotated[
+        bool, typer.Option("--ranked/--unranked", help="Relax first what should be low by its graph.")
+    ] = True,
     model: Annotated[
         Path | None, typer.Option(help="A builder.  [default: the one that comes with flowbridge]")
     ] = None,
@@ -25,6 +32,7 @@ def build(
 ) -> None:
     """Build low-energy isomers of a formula, relaxed and ranked: ASE database, SDF, and a page with pictures.
 
+    Of each isomer among the molecules that are built one is relaxed, with MMFF94 before the calculator.
     After an interruption the same command continues, and evaluates nothing twice.
     """
     with readable_errors(debug, resumable=True):
@@ -32,7 +40,8 @@ def build(
         from .spreads import spread_over
 
         with spread_over(workers, scheduler) as spread:
-            request = BuildRequest(formula, output or Path("runs") / formula, n, model, calculator, seed)
+            folder = output or Path("runs") / formula
+            request = BuildRequest(formula, folder, n, model, calculator, seed, evaluations, starts, ranked)
             build_and_print(request, spread)
 
 
@@ -53,6 +62,9 @@ def teach(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of reinforcement.")] = 40,
     molecules: Annotated[int, typer.Option(min=2, help="Built in each round.")] = 128,
+    novelty: Annotated[
+        float, typer.Option(min=0.0, help="Bonus in reinforcement for isomers that were seldom built, as a share.")
+    ] = 0.0,
     model: Annotated[
         Path | None, typer.Option(help="Builder to reinforce without a database.  [default: flowbridge's]")
     ] = None,
@@ -83,7 +95,7 @@ def teach(
         if reinforce:
             formulas = tuple(Formula.parse(text) for text in reinforce)
             begin = model if database is None else taught
-            policy = ReinforcementStage(iterations=rounds, molecules=molecules)
+            policy = ReinforcementStage(iterations=rounds, molecules=molecules, novelty=novelty)
             strengthening = ReinforcementRequest(begin, output, formulas, calculator, relax, policy, seed)
         with spread_over(workers, scheduler) as spread:
             teach_and_print(imitation, strengthening, spread)

@@ -11,7 +11,7 @@ from openmm import app, unit
 from ..core.errors import ConfigurationError
 from ..integrations.molecular_graphs import molecule_of
 from ..integrations.openmm.mmff import mmff_system, mmff_topology
-from .building import FoundIsomer
+from .harvests import FoundIsomer
 
 _TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.
 #

@@ -14,16 +14,18 @@ from ase.units import kJ, mol, nm
 from ..flows.molecules.formulas import Formula
 from ..integrations.molecular_graphs import draw_svg
 from .ball_and_stick import draw
-from .building import FoundIsomer, Harvest
+from .harvests import FoundIsomer, Harvest
+from .search import Candidates
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def write_report(found: Harvest, formula: Formula, method: str, path: Path) -> None:
+def write_report(found: Harvest, candidates: Candidates, formula: Formula, method: str, path: Path) -> None:
     """Write the page.
 
     Args:
         found: the isomers.
+        candidates: what was built.
         formula: that they have.
         method: what judged them.
         path: of the HTML file.
@@ -35,12 +37,16 @@ def write_report(found: Harvest, formula: Formula, method: str, path: Path) -> N
     page = template.render(
         formula=str(formula).translate(_SUBSCRIPTS),
         method=method,
-        built=found.judged,
+        built=candidates.built,
+        valid_built=candidates.valid,
+        relaxed=found.judged,
         valid=found.valid,
         evaluations=found.evaluations,
         lowest=lowest,
         novel=sum(isomer.novel for isomer in ranked),
-        faults=found.faults.most_common(),
+        novel_geometries=sum(isomer.novel_geometry for isomer in ranked),
+        faults=[(count, "as built", fault) for fault, count in candidates.faults.most_common()]
+        + [(count, "relaxed", fault) for fault, count in found.faults.most_common()],
         isomers=[_entry(isomer, lowest or 0.0) for isomer in ranked],
     )
     part = path.with_name(f".{path.name}.part")
@@ -54,6 +60,7 @@ def _entry(isomer: FoundIsomer, lowest: float) -> dict[str, Any]:
     return {
         "smiles": isomer.smiles,
         "novel": isomer.novel,
+        "novel_geometry": isomer.novel_geometry,
         "times": isomer.times,
         "above": above,
         "kilojoules": above / (kJ / mol),

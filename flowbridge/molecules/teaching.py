@@ -16,15 +16,19 @@ from ..calculators.molecule_judge import JudgeSettings, MoleculeJudge
 from ..core.errors import ConfigurationError
 from ..core.model_files import save
 from ..core.spreading import Spread
+from ..flows.molecules.bonds import find_bonds
 from ..flows.molecules.builder import MoleculeBuilder
 from ..flows.molecules.configuration import BuilderConfiguration
 from ..flows.molecules.formulas import Formula
+from ..flows.molecules.graph_features import graph_features
 from ..flows.molecules.imitation import ImitationStage, imitate
+from ..flows.molecules.isomer_energies import IsomerEnergies
 from ..flows.molecules.molecule_sets import MoleculeSet
 from ..flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
 from ..workflows.progress import track
-from .building import KNOWN, load_builder
+from .building import load_builder
 from .isomer_database import StoredIsomer, read_isomers
+from .novelty import Taught
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ def teach(request: ImitationRequest, show_progress: bool = False) -> MoleculeBui
         seed=request.seed,
         show_progress=show_progress,
     )
+    builder.carry(isomer_energies(isomers))
     provenance: dict[str, Any] = {
-        KNOWN: sorted({isomer.smiles for isomer in isomers}),
+        **Taught.of((isomer.smiles, isomer.numbers, isomer.positions) for isomer in isomers).provenance(),
         "formulas": sorted({str(isomer.formula) for isomer in isomers}),
         "imitation": request.stage.model_dump(mode="json"),
         "energy_scale": request.energy_scale,
@@ -78,6 +83,17 @@ def teach(request: ImitationRequest, show_progress: bool = False) -> MoleculeBui
     request.output.parent.mkdir(parents=True, exist_ok=True)
     save(builder.eval(), request.output, provenance=provenance)
     return builder
+
+
+def isomer_energies(isomers: Sequence[StoredIsomer]) -> IsomerEnergies:
+    """Return what the energies of relaxed molecules say about the parts of their graphs; those without a graph say nothing."""
+    searches = [find_bonds(each.numbers, each.positions) for each in isomers]
+    clear = [(each, found.bonds) for each, found in zip(isomers, searches, strict=True) if found.fault is None]
+    return IsomerEnergies.fit(
+        [each.formula for each, _ in clear],
+        [graph_features(each.numbers, bonds) for each, bonds in clear],
+        [each.energy for each, _ in clear],
+    )
 
 
 def _weights(isomers: Sequence[StoredIsomer], scale: float | None) -> Tensor:
@@ -118,7 +134,7 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
         ModelFileError, ConfigurationError: for a model, calculator or formulas that cannot be used.
         ConvergenceError: when the training diverges.
     """
-    builder, known = load_builder(request.model)
+    builder, taught = load_builder(request.model)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     judge = MoleculeJudge(
         request.calculator,
@@ -133,7 +149,7 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
     ):
         curve.append(current)
     provenance: dict[str, Any] = {
-        KNOWN: sorted(known),
+        **taught.provenance(),
         "reinforced_on": [str(formula) for formula in request.formulas],
         "calculator": judge.description,
         "reinforcement": request.stage.model_dump(mode="json"),

@@ -13,6 +13,7 @@ from ...core.errors import ConfigurationError
 from ...core.potential import Particles, Potential, PotentialFacts
 from .configuration import BuilderConfiguration
 from .formulas import ATOMIC_NUMBERS, ELEMENTS, Formula
+from .isomer_energies import IsomerEnergies
 from .molecule_sets import MoleculeSet
 from .network import PlacementNetwork
 from .partial_molecules import PartialMolecules, Placements, frames_at
@@ -64,6 +65,12 @@ class MoleculeBuilder(Potential):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.network = PlacementNetwork(self.settings)
+        self.energies = IsomerEnergies(self.settings.energy_features) if self.settings.energy_features else None
+
+    def carry(self, energies: IsomerEnergies) -> None:
+        """Take along what is known of energies; it has no part in the density, and says which molecules to evaluate first."""
+        self.settings = self.settings.model_copy(update={"energy_features": energies.features})
+        self.energies = energies if energies.features else None
 
     def sample(self, formula: str | Formula | Sequence[Formula], n: int, generator: torch.Generator) -> BuiltMolecules:
         """Build molecules.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..training.checkpoint_files import load_checkpoint, save_checkpoint
 from .bonds import find_bonds
 from .builder import BuiltMolecules, MoleculeBuilder
 from .formulas import Formula
+from .graph_features import graph_key
 from .judgement import Judge
 from .molecule_sets import MoleculeSet
 from .partial_molecules import Placements
@@ -38,6 +40,8 @@ class ReinforcementStage(Section):
         clip: ratios of probabilities further than this from 1 are not rewarded.
         imitation: weight of the divergence from the builder that the training began with.
         energy_scale: eV; a molecule that much above the reference of its formula is worth 1/e of one at the reference.
+        novelty: how much more a molecule is worth when it is the first of its kind, as a share; the bonus falls with the square
+            root of how many of its kind have been built in the training.
         learning_rate: of Adam.
         gradient_clip: largest norm of the gradient.
     """
@@ -49,6 +53,7 @@ class ReinforcementStage(Section):
     clip: float = Field(default=0.2, gt=0.0, lt=1.0)
     imitation: NonNegativeFloat = 0.05
     energy_scale: PositiveFloat = 2.0
+    novelty: NonNegativeFloat = 0.0
     learning_rate: PositiveFloat = 2e-4
     gradient_clip: PositiveFloat = 1.0
 
@@ -58,7 +63,7 @@ class Rewards:
     """What molecules are worth.
 
     Attributes:
-        values: ``(B,)``, ``exp(-(E - reference) / scale)`` of a valid molecule, 0 of any other.
+        values: ``(B,)``, ``exp(-(E - reference) / scale)`` of a valid molecule, with its bonus, 0 of any other.
         energies: ``(B,)`` in eV, NaN where there is none.
         valid: ``(B,)``, whether a molecule is connected, neutral, and with the usual valences.
     """
@@ -90,8 +95,33 @@ class References:
         return self.energies[name]
 
 
+class Visits:
+    """How many valid molecules of each formula and graph have been built, and the bonus for new ones.
+
+    Args:
+        novelty: of the stage.
+        counts: to go on from.
+    """
+
+    def __init__(self, novelty: float = 0.0, counts: dict[str, int] | None = None) -> None:
+        self.novelty = novelty
+        self.counts = Counter(counts or {})
+
+    def bonus(self, formula: Formula, graph: str) -> float:
+        """Count one molecule and return what it is worth more, as a factor."""
+        if not self.novelty:
+            return 1.0
+        self.counts[f"{formula} {graph}"] += 1
+        return 1.0 + self.novelty / math.sqrt(self.counts[f"{formula} {graph}"])
+
+
 def reward(
-    built: BuiltMolecules, formulas: Sequence[Formula], judge: Judge, references: References, scale: float
+    built: BuiltMolecules,
+    formulas: Sequence[Formula],
+    judge: Judge,
+    references: References,
+    scale: float,
+    visits: Visits | None = None,
 ) -> Rewards:
     """Judge molecules and return what they are worth.
 
@@ -101,19 +131,25 @@ def reward(
         judge: whatever energy is to be low.
         references: of each formula; lowered by what is found.
         scale: eV.
+        visits: gives the bonus for new molecules; none where it is None.
     """
+    visits = visits or Visits()
     molecules = [built.molecule(index) for index in range(len(formulas))]
     energies = np.full(len(formulas), np.nan)
     valid = np.zeros(len(formulas), dtype=bool)
+    bonus = np.ones(len(formulas))
     for index, ((numbers, _), verdict) in enumerate(zip(molecules, judge(molecules), strict=True)):
         if verdict.energy is not None:
             energies[index] = verdict.energy
-            valid[index] = find_bonds(numbers, verdict.positions).fault is None
+            found = find_bonds(numbers, verdict.positions)
+            valid[index] = found.fault is None
+            if valid[index] and visits.novelty:
+                bonus[index] = visits.bonus(formulas[index], graph_key(numbers, found.bonds))
     values = np.zeros(len(formulas))
     for formula in dict.fromkeys(formulas):
         rows = np.array([each == formula for each in formulas]) & valid
         reference = references.update(formula, energies[rows].tolist())
-        values[rows] = np.exp((reference - energies[rows]) / scale)
+        values[rows] = bonus[rows] * np.exp((reference - energies[rows]) / scale)
     return Rewards(torch.from_numpy(values), torch.from_numpy(energies), torch.from_numpy(valid))
 
 
@@ -193,6 +229,7 @@ class Reinforcement:
         self.imitated = deepcopy(builder).requires_grad_(False)
         self.optimiser = torch.optim.Adam(builder.parameters(), lr=stage.learning_rate)
         self.references = References(references)
+        self.visits = Visits(stage.novelty)
         self.curve: list[Round] = []
 
     def run(self, checkpoint: Path | None = None) -> list[Round]:
@@ -214,11 +251,16 @@ class Reinforcement:
             progress = load_checkpoint(checkpoint, self.builder, self.optimiser)
             self.curve = [Round(*values) for values in progress["curve"]]
             self.references = References(progress["references"])
+            self.visits = Visits(self.stage.novelty, progress["visits"])
         yield from list(self.curve)
         while len(self.curve) < self.stage.iterations:
             self.curve.append(self._round(len(self.curve)))
             if checkpoint is not None:
-                progress = {"curve": [list(values) for values in self.curve], "references": self.references.energies}
+                progress = {
+                    "curve": [list(values) for values in self.curve],
+                    "references": self.references.energies,
+                    "visits": dict(self.visits.counts),
+                }
                 save_checkpoint(checkpoint, self.builder, self.optimiser, progress)
             yield self.curve[-1]
 
@@ -226,7 +268,7 @@ class Reinforcement:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self.builder.eval()
         built = self.builder.sample(self.formulas, self.stage.molecules, generator)
-        rewards = reward(built, self.formulas, self.judge, self.references, self.stage.energy_scale)
+        rewards = reward(built, self.formulas, self.judge, self.references, self.stage.energy_scale, self.visits)
         divergence = self._learn(built, advantages(rewards.values, self.formulas), generator)
         atoms = built.counts[rewards.valid]
         lowest = torch.tensor([self.references.energies[str(f)] for f in self.formulas])[rewards.valid]

@@ -18,15 +18,20 @@ from flowbridge.molecules.building import load_builder
 
 def test_small(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    molecules.main(["--small", "--output", str(tmp_path / "runs")])
+    molecules.main(["--small", "--seeds", "1", "--output", str(tmp_path / "runs")])
     results = json.loads((tmp_path / "molecules_small.json").read_text())
-    assert set(results["ways"]) == set(molecules.WAYS)
-    for way in results["ways"].values():
-        assert way["C2H6O"]["enumerated"] == 2
-        assert not way["C2H6O"]["not_enumerated"]
-    assert results["ways"]["RDKit's random isomers"]["C2H6O"]["valid"] > 0
-    molecules.main(["--small", "--output", str(tmp_path / "runs")])  # from what was kept
-    assert json.loads((tmp_path / "molecules_small.json").read_text())["ways"] == results["ways"]
+    (seed,) = results["results"].values()
+    assert set(seed) == set(molecules.WAYS)
+    for way in seed.values():
+        for order in molecules.ORDERS:
+            few, many = (way[order][budget]["C2H6O"] for budget in ("30", "60"))
+            assert many["enumerated"] == 2
+            assert not many["not_enumerated"]
+            assert few["evaluations"] <= many["evaluations"]
+            assert many["relaxed"] <= 2  # each isomer once
+    assert seed[molecules.ALL]["ranked"]["60"]["C2H6O"]["rank"] == 1
+    molecules.main(["--small", "--seeds", "1", "--output", str(tmp_path / "runs")])  # from what was kept
+    assert json.loads((tmp_path / "molecules_small.json").read_text())["results"] == results["results"]
 
 
 def test_larger_molecules_small(tmp_path, monkeypatch):
@@ -57,11 +62,11 @@ def test_simpler_ways_keep_the_formula(way):
 
 
 def test_nothing_held_out_was_taught():
-    _, known = load_builder(None)
+    _, shipped = load_builder(None)
     from rdkit import Chem
     from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
-    taught = {Formula.parse(CalcMolFormula(Chem.MolFromSmiles(smiles))) for smiles in known}
+    taught = {Formula.parse(CalcMolFormula(Chem.MolFromSmiles(smiles))) for smiles in shipped.smiles}
     held_out = {Formula.parse(text) for text in molecules.HELD_OUT}
     assert not taught & held_out
     assert not {Formula.parse(text) for text in molecules.PRACTICE} & held_out

@@ -31,8 +31,9 @@ def test_imitation_and_reinforcement(database, tmp_path):
     result = run(database, *options)
     assert result.exit_code == 0, result.output
     assert "round 2: reward" in result.output
-    _, known = load_builder(output)
-    assert known == {"CO", "C=O"}
+    _, taught = load_builder(output)
+    assert taught.smiles == {"CO", "C=O"}
+    assert {formula: len(rows) for formula, rows in taught.geometries.items()} == {"CH4O": 1, "CH2O": 1}
     header = read_header(output)
     assert header.provenance["reinforced_on"] == ["CH4O"]
     assert header.kind == "molecule_builder"

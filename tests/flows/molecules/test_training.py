@@ -17,6 +17,7 @@ from flowbridge.flows.molecules.reinforcement import (
     References,
     Reinforcement,
     ReinforcementStage,
+    Visits,
     advantages,
     choices_log_probs,
     clipped_objective,
@@ -128,6 +129,20 @@ class TestRewards:
         assert worth.values.tolist() == pytest.approx([math.exp((best - second) / 0.5), 1.0, 0.0, 0.0])
         assert references.energies == {"FH": pytest.approx(best)}
 
+    def test_the_first_of_a_kind_is_worth_more(self):
+        model = MoleculeBuilder(SMALL)
+        built = model.sample("HF", 4, torch.Generator().manual_seed(1))
+        positions = torch.zeros(4, 2, 3, dtype=torch.float64)
+        positions[:, 1, 2] = torch.tensor([0.1, 0.1, 0.5, 0.1])
+        visits = Visits(0.5, {})
+        formulas = [HYDROGEN_FLUORIDE] * 4
+        built = built._replace(positions=positions)
+        worth = reward(built, formulas, short_bonds, References(), 0.5, visits)
+        assert worth.values.tolist() == pytest.approx([1.5, 1 + 0.5 / 2**0.5, 0.0, 1 + 0.5 / 3**0.5])
+        again = reward(built, formulas, short_bonds, References(), 0.5, Visits(0.5, dict(visits.counts)))
+        assert again.values[0] == pytest.approx(1 + 0.5 / 4**0.5)
+        assert list(visits.counts.values()) == [3]
+
     def test_advantages_compare_within_a_formula(self):
         water_formula = Formula.parse("H2O")
         values = advantages(torch.tensor([0.0, 1.0, 10.0, 10.0]), [HYDROGEN_FLUORIDE] * 2 + [water_formula] * 2)
@@ -162,7 +177,7 @@ class TestReinforcement:
         assert divergences[1] < divergences[0]
 
     def test_a_stopped_training_goes_on_to_the_same(self, tmp_path):
-        stage = self.STAGE.model_copy(update={"iterations": 4, "molecules": 16})
+        stage = self.STAGE.model_copy(update={"iterations": 4, "molecules": 16, "novelty": 0.5})
         formulas = [HYDROGEN_FLUORIDE, Formula.parse("H2O")]
 
         def judge(molecules):

@@ -1,0 +1,150 @@
+"""The search among built molecules: what costs no evaluation, what is relaxed, and in which order."""
+
+import numpy as np
+import pytest
+from flowbridge.flows.molecules.bonds import find_bonds
+from flowbridge.flows.molecules.formulas import Formula
+from flowbridge.flows.molecules.graph_features import graph_features
+from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
+from flowbridge.flows.molecules.judgement import Judgement
+
+pytest.importorskip("rdkit")
+from flowbridge.integrations.isomers import enumerate_isomers
+from flowbridge.integrations.molecular_graphs import canonical_smiles, embed
+
+from flowbridge.molecules.harvests import Harvest
+from flowbridge.molecules.novelty import Taught, fingerprint, same_geometry
+from flowbridge.molecules.search import Candidates, Search, Start, relaxed_start
+
+FORMULA = Formula.parse("C4H8O")
+
+
+class Counted:
+    """A judge that leaves molecules as they are; energies are by SMILES, two evaluations each."""
+
+    def __init__(self, energies):
+        self.energies, self.asked = energies, []
+
+    def __call__(self, molecules):
+        verdicts = []
+        for numbers, positions in molecules:
+            smiles = canonical_smiles(numbers, find_bonds(numbers, positions).bonds)
+            self.asked.append(smiles)
+            verdicts.append(Judgement(self.energies[smiles], np.asarray(positions), 2))
+        return verdicts
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    return {smiles: embed(smiles, 1) for smiles in enumerate_isomers(FORMULA)}
+
+
+@pytest.fixture(scope="module")
+def energies(molecules):
+    """Energies that double bonds lower and rings raise."""
+    values = {}
+    for index, (smiles, (numbers, positions)) in enumerate(molecules.items()):
+        features = graph_features(numbers, find_bonds(numbers, positions).bonds)
+        values[smiles] = features["ring 3"] + features["ring 4"] - features["atom O="] + 0.01 * (index * 7 % 26)
+    return values
+
+
+def test_what_is_seen_without_energies_costs_none(molecules, energies):
+    candidates = Candidates()
+    first, second = list(molecules.values())[:2]
+    broken = (first.numbers, first.positions * 2.0)
+    candidates.add([first, broken, first, second])
+    assert (candidates.built, candidates.valid, len(candidates.isomers)) == (4, 3, 2)
+    assert candidates.faults == {"the atoms fall apart into several molecules": 1}
+    judge = Counted(energies)
+    search = Search(FORMULA, judge, Harvest())
+    assert list(search.run(candidates)) == [2, 4]
+    assert judge.asked == list(molecules)[:2]
+    search.count_builds(candidates)
+    assert [search.found.isomers[smiles].times for smiles in judge.asked] == [2, 1]
+
+
+def test_the_budget_ends_it(molecules, energies):
+    candidates = Candidates()
+    candidates.add(molecules.values())
+    search = Search(FORMULA, Counted(energies), Harvest())
+    assert list(search.run(candidates, evaluations=5)) == [2, 4, 6]
+    assert list(search.run(candidates, evaluations=7, portion=2)) == [10]
+
+
+def test_low_ones_come_first_when_energies_are_known_of_other_formulas(molecules, energies):
+    others = [
+        (Formula.parse(text), smiles)
+        for text in ("C3H6O", "C5H10O")
+        for smiles in enumerate_isomers(Formula.parse(text))
+    ]
+    structures = [embed(smiles, 1) for _, smiles in others]
+    graphs = [graph_features(numbers, find_bonds(numbers, positions).bonds) for numbers, positions in structures]
+    taught = [float(graph["ring 3"] + graph["ring 4"] - graph["atom O="]) for graph in graphs]
+    model = IsomerEnergies.fit([formula for formula, _ in others], graphs, taught)
+    candidates = Candidates()
+    candidates.add(molecules.values())
+    judge = Counted(energies)
+    list(Search(FORMULA, judge, Harvest(), model).run(candidates, evaluations=12))
+    asked = [energies[smiles] for smiles in judge.asked]
+    assert max(asked) < np.median(list(energies.values()))
+    assert min(energies, key=energies.get) in judge.asked
+
+
+def test_every_isomer_once_before_any_again(molecules, energies):
+    candidates = Candidates(starts=2)
+    few = list(molecules)[:3]
+    candidates.add(molecules[smiles] for smiles in few)
+    candidates.add([embed(few[1], 5), embed(few[1], 6)])
+    judge = Counted(energies)
+    list(Search(FORMULA, judge, Harvest()).run(candidates))
+    assert judge.asked == [*few, few[1]]
+
+
+def test_what_another_relaxed_to_is_not_relaxed(molecules):
+    aim, other = [smiles for smiles in molecules if (molecules[smiles].numbers == molecules["CCCC=O"].numbers).all()][
+        :2
+    ]
+
+    def judge(asked):
+        return [Judgement(-1.0, np.asarray(molecules[aim].positions), 3) for _ in asked]
+
+    candidates = Candidates()
+    candidates.add([molecules[other], molecules[aim]])
+    found = Harvest()
+    assert list(Search(FORMULA, judge, found).run(candidates)) == [3]
+    assert list(found.isomers) == [aim]
+
+
+def test_starts_are_minima_of_mmff_with_the_bonds_that_were_built(molecules):
+    numbers, positions = molecules["CCCC=O"]
+    bonds = find_bonds(numbers, positions).bonds
+    shaken = positions + np.random.default_rng(3).normal(0.0, 0.004, positions.shape)
+    assert find_bonds(numbers, shaken).bonds == bonds
+    relaxed = relaxed_start(Start(numbers, shaken, bonds))
+    lengths = [np.linalg.norm([places[i] - places[j] for i, j, _ in bonds], axis=1) for places in (positions, relaxed)]
+    assert np.abs(lengths[0] - lengths[1]).max() < 1e-3
+    assert find_bonds(numbers, relaxed).bonds == bonds
+
+
+class TestNovelty:
+    def test_turned_mirrored_renumbered(self, molecules):
+        numbers, positions = molecules["CCCC=O"]
+        turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+        order = np.random.default_rng(2).permutation(len(numbers))
+        moved = ((positions @ turn.T + 1.0) * [1.0, 1.0, -1.0])[order]
+        assert fingerprint(numbers[order], moved) == pytest.approx(fingerprint(numbers, positions))
+
+    def test_isomers_differ(self, molecules):
+        prints = [fingerprint(*molecule) for molecule in molecules.values()]
+        assert not any(same_geometry(a, b) for k, a in enumerate(prints) for b in prints[:k])
+
+    def test_conformers_differ_and_survive_the_file(self, molecules):
+        numbers, positions = molecules["CCCC=O"]
+        taught = Taught.of([("CCCC=O", numbers, positions)])
+        again = Taught.from_provenance(taught.provenance())
+        assert again.smiles == {"CCCC=O"}
+        assert again.has_geometry(numbers, positions + 1e-5)
+        others = [embed("CCCC=O", seed) for seed in range(2, 12)]
+        assert not all(again.has_geometry(*other) for other in others)
+        assert not Taught.from_provenance({}).has_geometry(numbers, positions)
