@@ -295,8 +295,8 @@ class DensityRun:
         if settings.model == "determinant":
             return base
         fitted = fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
-        steps = self.parameter_steps
-        return fitted if steps is None else with_response(fitted, self.samples, steps, self.grid, spin)
+        response = self.parameter_steps
+        return fitted if response is None else with_response(fitted, self.samples, response, self.grid, spin)
 
     def _walkers(self) -> dict[str, int]:
         return {"walkers": self.settings.sampling.walkers}

@@ -63,8 +63,8 @@ def spin_contact_densities(
     owners = walker_groups(samples.kinetic.shape[1], groups)
     shape = (groups, len(molecule.numbers))
     odd = _odd_terms(wave_function)
-    values, slopes = torch.zeros(shape, dtype=torch.float64), torch.zeros(*shape, odd.count, dtype=torch.float64)
-    terms = torch.zeros(groups, odd.count, dtype=torch.float64)
+    values, slopes = torch.zeros(shape, dtype=torch.float64), torch.zeros(*shape, odd.number, dtype=torch.float64)
+    terms = torch.zeros(groups, odd.number, dtype=torch.float64)
     usual = (torch.arange(molecule.electrons) >= molecule.spin_up)[None, None]
     for sweep, positions in enumerate(samples.positions):
         terms.index_add_(0, owners, odd.sums(positions, usual)[:, 0])
@@ -94,7 +94,7 @@ class _OddTerms(NamedTuple):
     places: slice
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         return 0 if self.functions is None else self.functions[1].shape[1]
 
     def sums(self, positions: Tensor, down: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _OddTerms(NamedTuple):
             return positions.new_zeros(len(positions), down.shape[1], 0)
         functions, contraction = self.functions
         values = functions.evaluate(positions.reshape(-1, 3), contraction).values
-        return signs @ values.reshape(self.count, *positions.shape[:2]).permute(1, 2, 0)
+        return signs @ values.reshape(self.number, *positions.shape[:2]).permute(1, 2, 0)
 
 
 def _odd_terms(wave_function: SlaterJastrow) -> _OddTerms:
@@ -123,7 +123,7 @@ def _moved_there(
     others = distances[walkers]
     others[torch.arange(len(walkers)), electrons] = -1.0  # the moved electron comes first, wherever it was
     nearest = others.argsort(1)[:, :_EXCHANGED]
-    shares, slopes = positions.new_empty(len(walkers)), positions.new_empty(len(walkers), odd.count)
+    shares, slopes = positions.new_empty(len(walkers)), positions.new_empty(len(walkers), odd.number)
     usual = torch.arange(positions.shape[1]) >= wave_function.molecule.spin_up
     downs = usual[nearest].sum(1)
     for count in downs.unique().tolist():
@@ -139,7 +139,7 @@ def _moved_there(
     chi = charge**3 / (math.pi * within) * (-2.0 * charge * distances[walkers, electrons]).exp()
     return (
         positions.new_zeros(len(positions)).index_add_(0, walkers, chi * shares),
-        positions.new_zeros(len(positions), odd.count).index_add_(0, walkers, chi[:, None] * slopes),
+        positions.new_zeros(len(positions), odd.number).index_add_(0, walkers, chi[:, None] * slopes),
     )
 
 
@@ -167,7 +167,7 @@ def _polarisation(
             found.append(reflected)
     total = torch.cat([2.0 * wave_function.spin_logarithms(place, down) for place in before], 1).logsumexp(1)
     signs = 1.0 - 2.0 * down[rows, :, nearest[:, 0]].to(positions.dtype)  # (R, A), of the moved electron
-    value, slope = positions.new_zeros(len(positions)), positions.new_zeros(len(positions), odd.count)
+    value, slope = positions.new_zeros(len(positions)), positions.new_zeros(len(positions), odd.number)
     for place in after:
         weights = signs * (2.0 * wave_function.spin_logarithms(place, down) - total[:, None]).exp()
         value += weights.sum(1)
