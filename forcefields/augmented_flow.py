@@ -36,7 +36,8 @@ class TeacherConfiguration(Section):
     """The flow that learns the density of bead configurations.
 
     Attributes:
-        auxiliary: number of auxiliary variables; 0 for a plain flow.
+        auxiliary: number of auxiliary variables, 2 in the paper. 0 for a plain flow, whose density is known: its forces are
+            those of that density and have no noise.
         blocks: each transforms the auxiliary variables and both halves of the torsions once.
         components: bumps of a torsion's mixture.
         hidden: widths of the conditioners' hidden layers.
@@ -46,7 +47,7 @@ class TeacherConfiguration(Section):
         seed: of the initial parameters.
     """
 
-    auxiliary: NonNegativeInt = 2
+    auxiliary: NonNegativeInt = 0
     blocks: PositiveInt = 3
     components: PositiveInt = 10
     hidden: tuple[PositiveInt, ...] = (64, 64)
@@ -63,10 +64,11 @@ class TeacherConfiguration(Section):
 
 
 class TeacherSamples(NamedTuple):
-    """Positions ``(S, n, 3)`` nm and joint forces ``(S, n, 3)`` kJ/mol/nm, float64."""
+    """Positions ``(S, n, 3)`` nm, joint forces ``(S, n, 3)`` kJ/mol/nm, and the log-ratios of :class:`Proposals`, float64."""
 
     positions: Tensor
     forces: Tensor
+    log_ratio: Tensor
 
 
 class Proposals(NamedTuple):
@@ -217,12 +219,30 @@ class FlowTeacher(nn.Module):
         coordinates, log_det = self.coordinates.inverse(positions)
         return self.flow.log_prob(coordinates, auxiliary).double() + log_det
 
+    def log_ratio(self, positions: Tensor, auxiliary: Tensor) -> Tensor:
+        """Return ``log p(R, eta) - log N(eta)`` ``(B,)``, float64: how dense the flow is where the data's eta is normal."""
+        noise = auxiliary.double()
+        normal = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[-1] * math.log(2.0 * math.pi)
+        return self.log_prob(positions, auxiliary) - normal
+
+    def log_ratios(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return :meth:`log_ratio` of frames ``(F, n, 3)`` nm with a draw of the auxiliary variables for each."""
+        count, dtype = self.flow.configuration.auxiliary, self.flow.dtype
+        auxiliary = torch.randn(len(positions), count, generator=generator, dtype=dtype)
+        parts = zip(positions.double().split(_CHUNK), auxiliary.split(_CHUNK), strict=True)
+        with torch.no_grad():
+            return torch.cat([self.log_ratio(*part) for part in parts])
+
     def joint_forces(self, positions: Tensor, auxiliary: Tensor) -> Tensor:
         """Return ``kT grad_R log p(R, eta)`` ``(B, n, 3)`` in kJ/mol/nm."""
+        return self._looked_at(positions, auxiliary).forces
+
+    def _looked_at(self, positions: Tensor, auxiliary: Tensor) -> TeacherSamples:
         with torch.enable_grad():
             leaf = positions.detach().double().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf, auxiliary).sum(), leaf)
-        return thermal_energy(self.temperature) * gradient
+            log_ratio = self.log_ratio(leaf, auxiliary)
+            (gradient,) = torch.autograd.grad(log_ratio.sum(), leaf)
+        return TeacherSamples(leaf.detach(), thermal_energy(self.temperature) * gradient, log_ratio.detach())
 
     def sample(self, count: int, generator: torch.Generator) -> TeacherSamples:
         """Draw configurations with their joint forces."""
@@ -233,7 +253,7 @@ class FlowTeacher(nn.Module):
             coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
             with torch.no_grad():
                 positions, _ = self.coordinates(coordinates)
-            parts.append(TeacherSamples(positions, self.joint_forces(positions, auxiliary)))
+            parts.append(self._looked_at(positions, auxiliary))
         return TeacherSamples(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
 
     def propose(self, count: int, generator: torch.Generator) -> Proposals:
@@ -245,8 +265,5 @@ class FlowTeacher(nn.Module):
             for start in range(0, count, _CHUNK):
                 coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
                 positions, _ = self.coordinates(coordinates)
-                normal = -0.5 * auxiliary.double().square().sum(-1) - 0.5 * auxiliary.shape[-1] * math.log(
-                    2.0 * math.pi
-                )
-                parts.append(Proposals(positions, self.log_prob(positions, auxiliary) - normal))
+                parts.append(Proposals(positions, self.log_ratio(positions, auxiliary)))
         return Proposals(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))

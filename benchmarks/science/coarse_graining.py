@@ -23,9 +23,12 @@ from flowbridge.core.free_energy_surfaces import Surface, SurfaceComparison, com
 from flowbridge.core.model_files import save
 from flowbridge.core.statistics import effective_sample_percent
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.augmented_flow import Proposals
+from flowbridge.forcefields.augmented_flow import Proposals, TeacherConfiguration
+from flowbridge.forcefields.bead_frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.training.fitting import BeadFrames, train_force_field, train_teacher
+from flowbridge.forcefields.prior_statistics import fit_prior
+from flowbridge.forcefields.training.fitting import train_force_field, train_teacher
+from flowbridge.integrations.openmm.dynamics import save_arrays
 from flowbridge.integrations.openmm.torsion_bias import torsion_angles
 from numpy.typing import NDArray
 
@@ -47,10 +50,17 @@ from .coarse_graining_figures import draw_learning_curves
 from .coarse_graining_speed import measure_speed
 
 FOLDER = Path("runs/benchmarks/coarse_graining")
-METHODS = ("force_matching", "flow_matching")
-SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
+METHODS: dict[str, dict[str, Any]] = {
+    "force_matching": {"method": "force_matching"},
+    "flow_matching": {"method": "flow_matching", "contrast": 0.0},
+    "flow_matching_with_contrast": {"method": "flow_matching", "contrast": 2.0},
+}
+"""Methods that are compared, by what they change of the training."""
+PEPTIDE_METHODS = ("force_matching", "flow_matching")
+SIZES = (1_000, 10_000, 100_000)
 _PROPOSALS = 200_000
-_STUDENT_FRAMES = 100_000
+_PROPOSER = TeacherConfiguration(auxiliary=2)
+_PROPOSER_STEPS = 4000
 
 SMALL: dict[str, Any] = {
     "workers": 1,
@@ -69,8 +79,15 @@ SMALL: dict[str, Any] = {
 
 ALANINE: dict[str, Any] = {
     "sampling": {"runs": 4, "frames": 100_000},
-    "training": {"teacher": {"steps": 4000}, "student": {"steps": 6000, "batch": 256, "learning_rate": 3e-3}},
+    "network": {"width": 64, "depth": 3},
+    "training": {
+        "samples": 50_000,
+        "compilation": "never",
+        "teacher": {"steps": 1500, "learning_rate": 2e-3},
+        "student": {"steps": 2500, "batch": 128, "learning_rate": 3e-3},
+    },
 }
+"""Sizes of a minute or two for each training."""
 
 
 class OutOfTime(Exception):
@@ -139,22 +156,34 @@ class AlanineComparison:
     @cached_property
     def proposed(self) -> Proposals:
         """Samples of a flow trained on all frames: what surfaces of force fields are reweighted from."""
-        flow, _, _ = train_teacher(
-            self.model.mapping.beads, self.data.frames, self.settings.temperature, self.settings.teacher,
-            self.settings.training, self.folder / f"proposals-{self.mapped.digest[:12]}", self.settings.seed,
-        )  # fmt: skip
-        return flow.propose(self.proposals, torch.Generator().manual_seed(77))
+        steps = min(_PROPOSER_STEPS, 10 * self.settings.training.teacher.steps)
+        inputs = {"beads": self.mapped.digest, "count": self.proposals, "steps": steps, "seed": self.settings.seed}
+
+        def work(folder: Path) -> dict[str, Any]:
+            schedule = self.settings.training.teacher.model_copy(update={"steps": steps, "learning_rate": 1e-3})
+            flow, _, facts = train_teacher(
+                self.model.mapping.beads, self.data.frames, self.settings.temperature, _PROPOSER,
+                self.settings.training.model_copy(update={"teacher": schedule}),
+                self.folder / f"proposals-{self.mapped.digest[:12]}", self.settings.seed,
+            )  # fmt: skip
+            drawn = flow.propose(self.proposals, torch.Generator().manual_seed(77))
+            save_arrays(folder / "proposals.npz", positions=drawn.positions.numpy(), log_ratio=drawn.log_ratio.numpy())
+            return facts
+
+        stage = Stage.completed(self.folder, "proposals", inputs, work)
+        with np.load(stage.folder / "proposals.npz", allow_pickle=False) as kept:
+            return Proposals(torch.from_numpy(kept["positions"]), torch.from_numpy(kept["log_ratio"]))
 
     def cell(self, size: int, fold: int, method: str) -> dict[str, Any]:
         """Return the errors of one training."""
         inputs = {
-            "beads": self.mapped.digest, "size": size, "fold": fold, "method": method, "proposals": self.proposals,
+            "beads": self.mapped.digest, "size": size, "fold": fold, "method": METHODS[method], "proposals": self.proposals,
             "settings": self.settings.model_dump(mode="json", exclude={"output", "dynamics", "sampling", "workers"}),
         }  # fmt: skip
 
         def work(folder: Path) -> dict[str, Any]:
             frames = self.frames(size, fold)
-            training = self.settings.training.model_copy(update={"method": method})
+            training = self.settings.training.model_copy(update=METHODS[method])
             trained = train_force_field(
                 self.model.mapping.beads, frames, self.settings.temperature, self.settings.prior, self.settings.network,
                 self.settings.teacher, training, folder, self.settings.seed + fold,
@@ -177,6 +206,12 @@ class AlanineComparison:
         log_weights = -energies / thermal_energy(self.settings.temperature) - drawn.log_ratio.numpy()
         surface = self.surface(drawn.positions.numpy(), log_weights)
         return compare_surfaces(surface, self.reference), effective_sample_percent(log_weights)
+
+    def prior(self, size: int, fold: int) -> dict[str, Any]:
+        """Return the errors of the prior that is fitted to the same frames, without a network."""
+        beads, frames = self.model.mapping.beads, self.frames(size, fold)
+        fitted = fit_prior(beads, frames.positions.numpy(), self.settings.temperature, self.settings.prior)
+        return _numbers(self.judged(CoarseGrainedForceField(beads, self.settings.temperature, fitted, None))[0])
 
     def histogram(self, size: int, fold: int) -> dict[str, Any]:
         """Return the errors of the histogram of the same frames."""
@@ -210,6 +245,7 @@ def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, clock
     for fold in range(folds):
         for size in sizes:
             done[f"histogram {size} {fold}"] = comparison.histogram(size, fold)
+            done[f"prior {size} {fold}"] = comparison.prior(size, fold)
     table = learning_curves(done, sizes, folds)
     draw_learning_curves(table, folder / "alanine_learning_curves.png")
     rows = [
@@ -224,7 +260,7 @@ def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, clock
 def learning_curves(done: dict[str, Any], sizes: tuple[int, ...], folds: int) -> dict[str, list[dict[str, Any]]]:
     """Return means over the folds that are done, and their standard errors."""
     curves: dict[str, list[dict[str, Any]]] = {}
-    for name in (*METHODS, "histogram"):
+    for name in (*METHODS, "histogram", "prior"):
         for size in sizes:
             found = [done[key] for fold in range(folds) if (key := f"{name} {size} {fold}") in done]
             if not found:
@@ -242,7 +278,7 @@ def learning_curves(done: dict[str, Any], sizes: tuple[int, ...], folds: int) ->
 def peptide(folder: Path, small: bool, clock: Clock) -> dict[str, Any]:
     """Coarse-grain the structure-based model of chignolin by each method, and return what the workflow reports."""
     results: dict[str, Any] = {}
-    for method in METHODS:
+    for method in PEPTIDE_METHODS:
         clock.look()
         changes: dict[str, Any] = {**SMALL, "sampling": {"runs": 2, "frames": 300}} if small else {}
         settings = settings_of("chignolin_coarse.toml", _merged(changes, {"training": {"method": method}}))

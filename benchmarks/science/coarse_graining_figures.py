@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from flowbridge.workflows.figure_style import DRIVEN, MD, REWEIGHTED, drawn
+from flowbridge.workflows.figure_style import COMPARISON, DRIVEN, FLOW, MD, REWEIGHTED, drawn
 
 _LOOK = {
     "flow_matching": (DRIVEN, "o", "flow-matching (positions only)"),
+    "flow_matching_with_contrast": (FLOW, "D", "flow-matching with contrast (positions only)"),
     "force_matching": (REWEIGHTED, "s", "force matching"),
     "histogram": (MD, "^", "histogram of the same frames"),
+    "prior": (COMPARISON, "x", "prior without a network"),
 }
 
 

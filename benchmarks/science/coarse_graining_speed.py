@@ -1,4 +1,4 @@
-"""Microseconds a step of a coarse-grained force field: in OpenMM, and in batched torch dynamics, against the all-atom model."""
+"""Microseconds a step of a coarse-grained force field in OpenMM, in batched torch dynamics, in TorchMD; and of all atoms."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from openmm import app
 
 from ..harness import Timing, paired
 from ..molecules import alanine_frames, alanine_topology
+from .coarse_graining_torchmd import torchmd_is_installed, torchmd_stepper
 
 _STEP_PS = 0.002
 _REPLICAS = (1, 64, 1000)
@@ -78,11 +79,20 @@ def measure_speed(folder: Path, small: bool) -> dict[str, Any]:
         name = f"beads, torch, {replicas} replicas"
         cases[name] = lambda dynamics=dynamics: dynamics.step(steps)
         work[name] = float(steps * replicas)
+        if torchmd_is_installed():
+            for how, called in (("as it is", model), ("compiled", potential)):
+                name = f"beads, TorchMD, {replicas} replicas, {how}"
+                cases[name] = torchmd_stepper(
+                    called, start.expand(replicas, -1, -1).clone(), 300.0, _STEP_PS, 1.0, steps
+                )
+                work[name] = float(steps * replicas)
+    if not torchmd_is_installed():
+        print("TorchMD is not installed: no rows of it")
     timings: dict[str, Timing] = paired(cases, work=work, rounds=2 if small else 7, seconds=0.02 if small else 0.3)
     result = {
         name: {"microseconds": one.median, "nanoseconds_a_day": _STEP_PS * 1e-3 * _SECONDS_A_DAY * 1e6 / one.median}
         for name, one in timings.items()
     }
     for name, one in result.items():
-        print(f"{name:36s} {one['microseconds']:10.2f} us a step, {one['nanoseconds_a_day']:12.0f} ns/day")
+        print(f"{name:44s} {one['microseconds']:10.2f} us a step, {one['nanoseconds_a_day']:12.0f} ns/day")
     return result

@@ -24,6 +24,7 @@ from flowbridge.core.statistics import effective_sample_percent
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
 from flowbridge.flows.zmatrix import Row, ZMatrix
+from flowbridge.forcefields.bead_frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.force_maps import bonded_force_map
 from flowbridge.forcefields.networks import InvariantConfiguration
@@ -32,7 +33,6 @@ from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
-from flowbridge.forcefields.training.fitting import BeadFrames
 from flowbridge.forcefields.training.modules import network_forces
 from flowbridge.integrations.openmm.dynamics import load_trajectory
 from flowbridge.integrations.openmm.public_prior import public_prior

@@ -30,7 +30,7 @@ def draw_figures(found: Findings, trained: dict[str, Any], folder: Path) -> dict
         _draw_folding(found.contact_series, found.contact_maps, files["folding"])
     if trained.get("curves"):
         files["training"] = folder / "training.png"
-        _draw_curves(trained["curves"], files["training"])
+        _draw_curves(trained["curves"], "held_out_contrast_nats" in trained, files["training"])
     return files
 
 
@@ -94,7 +94,8 @@ def _draw_folding(series: Any, maps: tuple[Any, Any], file: Path) -> None:
         figure.colorbar(image, ax=right, label="share of frames", shrink=0.9)
 
 
-def _draw_curves(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
+def _draw_curves(curves: dict[str, list[dict[str, float]]], contrasted: bool, file: Path) -> None:
+    student = "force error (relative) and contrast" if contrasted else "force error (relative)"
     with drawn(file, 3.2) as figure:
         panels = _row(figure, len(curves))
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
@@ -104,7 +105,7 @@ def _draw_curves(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
                     axes.plot(*zip(*chosen, strict=True), color=colour, label=label)
             axes.set_title(name)
             axes.set_xlabel("step")
-            axes.set_ylabel("negative log-likelihood" if name == "teacher" else "force error (relative)")
+            axes.set_ylabel("negative log-likelihood" if name == "teacher" else student)
             axes.legend()
 
 

@@ -19,10 +19,10 @@ from ..core.potential import Particles
 from ..core.spreading import Processes
 from ..core.statistics import effective_sample_percent
 from ..core.units import thermal_energy
+from ..forcefields.bead_frames import BeadFrames
 from ..forcefields.force_maps import ForceMap, optimised_force_map, plain_force_map
 from ..forcefields.mappings import NAMED_MAPPINGS, Mapping, identity_mapping
 from ..forcefields.prior_statistics import refuse_broken
-from ..forcefields.training.fitting import BeadFrames
 from ..integrations.bead_selections import mapping_from_selections
 from ..integrations.mdtraj import topology_from_particles
 from ..integrations.openmm.dynamics import LangevinRun, load_trajectory, run_all, save_arrays

@@ -19,10 +19,10 @@ from torch import Tensor
 from ...core.errors import ConfigurationError
 from ...core.units import thermal_energy
 from ..batched_dynamics import LangevinReplicas
+from ..bead_frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks import InvariantConfiguration
 from ..prior_terms import PriorEnergy
-from ..training.fitting import BeadFrames
 from .sample_gradients import SampleGradients
 from .units import UnitData
 

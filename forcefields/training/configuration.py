@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ...core.compilation.programs import CompilationMode
 from ...flows.configuration import Section
@@ -57,6 +57,8 @@ class CoarseTrainingConfiguration(Section):
         teacher: maximum likelihood of the flow (flow-matching only).
         student: force matching of the network.
         samples: of the teacher that the student learns from.
+        contrast: weight, beside the force error, of telling frames from samples of the teacher (flow-matching only; see
+            :mod:`~flowbridge.forcefields.training.contrast`); 0 for forces alone, as in arXiv 2203.11167.
         largest_mean_square_force: (kT/nm)^2; samples of the teacher above it are left out, and counted.
         noise: of noised force matching.
         held_out: share of frames that judge but do not train.
@@ -69,6 +71,7 @@ class CoarseTrainingConfiguration(Section):
     teacher: Stage = Field(default_factory=Stage)
     student: Stage = Field(default_factory=lambda: Stage(steps=8000, learning_rate=3e-3))
     samples: PositiveInt = 100_000
+    contrast: NonNegativeFloat = 2.0
     largest_mean_square_force: PositiveFloat = 1.5e5
     noise: NoiseConfiguration = Field(default_factory=NoiseConfiguration)
     held_out: float = Field(default=0.1, gt=0.0, lt=0.9)

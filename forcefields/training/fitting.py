@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.potential import Particles
@@ -17,55 +15,18 @@ from ...core.statistics import effective_sample_percent
 from ...core.units import thermal_energy
 from ...flows.training.stage_training import run_stage
 from ..augmented_flow import FlowTeacher, TeacherConfiguration
+from ..bead_frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..graph_network import GraphConfiguration
 from ..networks import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
+from .contrast import ContrastedStudentTraining
 from .gradients import compilation_of
 from .modules import StudentTraining, TeacherTraining
 
 _FEWEST = 100
-_SEGMENTS = 4
 _OFFSET = 7_919  # separates the seeds of teacher, its samples, and student
-
-
-@dataclass(frozen=True)
-class BeadFrames:
-    """Frames of beads: positions ``(F, n, 3)`` nm; forces ``(F, n, 3)`` kJ/mol/nm and weights ``(F,)`` may be absent."""
-
-    positions: Tensor
-    forces: Tensor | None = None
-    weights: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.forces is not None and self.forces.shape != self.positions.shape:
-            raise ConfigurationError(
-                f"positions {tuple(self.positions.shape)} and forces {tuple(self.forces.shape)} do not belong together"
-            )
-        if self.weights is not None:
-            good = self.weights.shape == (len(self.positions),) and bool(
-                torch.isfinite(self.weights).all() and (self.weights >= 0.0).all() and self.weights.sum() > 0.0
-            )
-            if not good:
-                raise ConfigurationError(
-                    f"weights of {len(self.positions)} frames must be as many finite numbers, none negative and not all zero"
-                )
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, chosen: Tensor | slice) -> BeadFrames:
-        forces = None if self.forces is None else self.forces[chosen]
-        return BeadFrames(self.positions[chosen], forces, None if self.weights is None else self.weights[chosen])
-
-    def split(self, held_out: float) -> tuple[BeadFrames, BeadFrames]:
-        """Return frames to train on and those held out: the ends of four equal segments, since neighbours are alike."""
-        bounds = np.linspace(0, len(self), _SEGMENTS + 1).round().astype(int)
-        late = torch.zeros(len(self), dtype=torch.bool)
-        for start, end in itertools.pairwise(bounds):
-            late[end - max(round((end - start) * held_out), 1) : end] = True
-        return self[torch.nonzero(~late)[:, 0]], self[torch.nonzero(late)[:, 0]]
 
 
 @dataclass(frozen=True)
@@ -114,19 +75,28 @@ def train_force_field(
     fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
     force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
     lesson = taught_frames(beads, frames, temperature, force_field, teacher, settings, folder, seed, show_progress)
-    student = student_of(force_field, lesson.frames, settings, seed)
+    student = student_of(force_field, lesson, settings, seed)
     curve = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
-    facts = {**lesson.facts, "held_out_force_error": student.best, "label_scale_kt_per_nm": student.scale**0.5}
+    facts = {**lesson.facts, **facts_of(student)}
     return CoarseTrainingResult(force_field.eval(), {**lesson.curves, "student": curve}, facts, lesson.teacher)
 
 
 class Lesson(NamedTuple):
-    """What a network learns from: frames, the curves of what it took to make them, numbers worth reporting, the flow."""
+    """What a network learns from.
+
+    Attributes:
+        frames: with forces: those given, or samples of a flow.
+        curves: of what it took to make them.
+        facts: numbers worth reporting.
+        teacher: the flow; None for other methods.
+        contrasted: the given frames with the flow's log-ratios, to be told from its samples; None for other methods.
+    """
 
     frames: BeadFrames
     curves: dict[str, list[dict[str, float]]]
     facts: dict[str, Any]
-    teacher: FlowTeacher | None
+    teacher: FlowTeacher | None = None
+    contrasted: BeadFrames | None = None
 
 
 def taught_frames(
@@ -146,23 +116,40 @@ def taught_frames(
     """
     facts: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
     if settings.method != "flow_matching":
-        return Lesson(frames, {}, facts, None)
+        return Lesson(frames, {}, facts)
     flow, curve, found = train_teacher(beads, frames, temperature, teacher, settings, folder, seed, show_progress)
     drawn, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
-    return Lesson(drawn, {"teacher": curve}, facts | found | samples, flow)
+    contrasted = None
+    if settings.contrast > 0.0:
+        log_ratio = flow.log_ratios(frames.positions, torch.Generator().manual_seed(seed + 3 * _OFFSET))
+        contrasted = BeadFrames(frames.positions, None, frames.weights, log_ratio)
+    return Lesson(drawn, {"teacher": curve}, facts | found | samples, flow, contrasted)
 
 
 def student_of(
-    force_field: CoarseGrainedForceField, frames: BeadFrames, settings: CoarseTrainingConfiguration, seed: int
+    force_field: CoarseGrainedForceField, lesson: Lesson, settings: CoarseTrainingConfiguration, seed: int
 ) -> StudentTraining:
-    """Return the training of a force field's network on frames, some of which judge it."""
-    train_set, held_out = frames.split(settings.held_out)
+    """Return the training of a force field's network on a lesson's frames, some of which judge it."""
+    train_set, held_out = lesson.frames.split(settings.held_out)
+    compilation = compilation_of(settings.compilation, settings.student.steps)
+    if lesson.contrasted is not None:
+        return ContrastedStudentTraining(
+            force_field, settings.student, train_set, held_out, *lesson.contrasted.split(settings.held_out),
+            settings.contrast, seed + _OFFSET, settings.log_interval, compilation,
+        )  # fmt: skip
     return StudentTraining(
         force_field, settings.student, train_set.positions, train_set.forces, train_set.weights,
         (held_out.positions, held_out.forces, held_out.weights), seed + _OFFSET, settings.log_interval,
-        settings.noise if settings.method == "noised_force_matching" else None,
-        compilation_of(settings.compilation, settings.student.steps),
+        settings.noise if settings.method == "noised_force_matching" else None, compilation,
     )  # fmt: skip
+
+
+def facts_of(student: StudentTraining) -> dict[str, Any]:
+    """Return what is worth reporting of a training that has ended."""
+    facts = {"held_out_force_error": student.held_out_force_error(), "label_scale_kt_per_nm": student.scale**0.5}
+    if isinstance(student, ContrastedStudentTraining):
+        facts["held_out_contrast_nats"] = student.held_out_contrast(student.flow)
+    return facts
 
 
 def train_teacher(
@@ -210,14 +197,14 @@ def teacher_frames(
             f"only {int(usable.sum())} of {len(usable)} samples of the teacher have forces below "
             f"{settings.largest_mean_square_force:g} (kT/nm)^2: train it longer, raise minimum_width, or raise the limit"
         )
-    positions, forces = drawn.positions[usable], drawn.forces[usable]
+    positions, forces, log_ratio = (tensor[usable] for tensor in drawn)
     facts: dict[str, Any] = {"teacher_samples": len(usable), "teacher_samples_left_out": int((~usable).sum())}
     repulsion = force_field.prior.term("repulsion")
     if repulsion is None:
-        return BeadFrames(positions, forces), facts
+        return BeadFrames(positions, forces, None, log_ratio), facts
     log_weights = -repulsion(positions) / kt
     facts["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
-    return BeadFrames(positions, forces, log_weights.exp()), facts
+    return BeadFrames(positions, forces, log_weights.exp(), log_ratio), facts
 
 
 def refuse_frames(frames: BeadFrames, settings: CoarseTrainingConfiguration) -> None:

@@ -6,9 +6,12 @@ training to the next comes as parameters or tensors, so that one program serves 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from ...core.compilation.functions import Results
 from ...core.compilation.programs import resolved
 from ...flows.molecule_coordinates import Coordinates
 
@@ -52,15 +55,73 @@ def network_force_gradients(
         standardisation: mean and deviation of the network's features, where it has them.
     """
     with torch.enable_grad():
-        leaf = positions.detach().requires_grad_(True)
-        names = ("features.mean", "features.deviation")
-        if standardisation:
-            energy = torch.func.functional_call(network, dict(zip(names, standardisation, strict=True)), (leaf,))
-        else:
-            energy = network(leaf)
-        (gradient,) = torch.autograd.grad(energy.sum(), leaf, create_graph=True)
-        loss = (gradient + labels).square().mean()
+        loss = _force_error(network, positions, labels, standardisation)
         return (loss.detach(), *_by_parameters(loss, network))
+
+
+def contrasted_force_gradients(
+    network: nn.Module,
+    positions: Tensor,
+    labels: Tensor,
+    frames: Tensor,
+    frame_offsets: Tensor,
+    samples: Tensor,
+    sample_offsets: Tensor,
+    balance: Tensor,
+    *standardisation: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the weighted sum of the force error and the :func:`contrast`, and its gradients by the parameters of a network.
+
+    Args:
+        network: gives energies ``(B,)`` in kT.
+        positions: of the labels ``(B, n, 3)`` nm.
+        labels: forces ``(B, n, 3)`` kT/nm.
+        frames: positions ``(F, n, 3)`` nm.
+        frame_offsets: ``log exp(-U/kT)/q`` ``(F,)`` of the frames without the network.
+        samples: positions ``(S, n, 3)`` nm.
+        sample_offsets: as ``frame_offsets`` ``(S,)``.
+        balance: weights ``(2,)`` of the force error and the contrast.
+        standardisation: mean and deviation of the network's features, where it has them.
+    """
+    with torch.enable_grad():
+        error = _force_error(network, positions, labels, standardisation)
+        energies = _energies(network, torch.cat([frames, samples]), standardisation)
+        count = len(frames)
+        told = contrast(frame_offsets - energies[:count], sample_offsets - energies[count:])
+        loss = balance[0] * error + balance[1] * told
+        return (loss.detach(), *_by_parameters(loss, network))
+
+
+def loss_and_slope(found: Results, expected: Results) -> tuple[Results, Results]:
+    """Return what compiled and interpreted results have to agree in: the loss, and the gradient as one vector.
+
+    A constant in the energy is nothing to the contrast, so that one component of the gradient is rounding alone.
+    """
+    first, second = ((one[0], torch.cat([part.flatten() for part in one[1:]])) for one in (found, expected))
+    return first, second
+
+
+def contrast(frames: Tensor, samples: Tensor) -> Tensor:
+    """Return how badly frames are recognised, one at a time among all samples, from log-ratios ``(F,)`` and ``(S,)``.
+
+    The mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of the frames under the
+    Boltzmann distribution less that under the density of the samples, in nats.
+    """
+    among = torch.logaddexp(frames, torch.logsumexp(samples, 0)) - math.log(1.0 + len(samples))
+    return (among - frames).mean()
+
+
+def _force_error(network: nn.Module, positions: Tensor, labels: Tensor, standardisation: tuple[Tensor, ...]) -> Tensor:
+    leaf = positions.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(_energies(network, leaf, standardisation).sum(), leaf, create_graph=True)
+    return (gradient + labels).square().mean()
+
+
+def _energies(network: nn.Module, positions: Tensor, standardisation: tuple[Tensor, ...]) -> Tensor:
+    if not standardisation:
+        return network(positions)
+    features = dict(zip(("features.mean", "features.deviation"), standardisation, strict=True))
+    return torch.func.functional_call(network, features, (positions,))
 
 
 def _by_parameters(loss: Tensor, module: nn.Module) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from ..lipschitz import SpectralBound, project_exactly
 from .configuration import NoiseConfiguration, Stage
 from .gradients import augmented_likelihood_gradients, network_force_gradients
 
-_MOST_HELD_OUT = 4096
+MOST_HELD_OUT = 4096
 _LARGEST_SEED = 2**62
 
 
@@ -129,7 +129,7 @@ class TeacherTraining(AveragedTraining):
         self.weights = weights
         self.held_out = None
         if held_out is not None and len(held_out):
-            chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), _MOST_HELD_OUT)).round().long()
+            chosen = torch.linspace(0, len(held_out) - 1, min(len(held_out), MOST_HELD_OUT)).round().long()
             generator = torch.Generator().manual_seed(seed)
             auxiliary = torch.randn(len(chosen), self.auxiliary, generator=generator, dtype=dtype)
             share = None if held_out_weights is None else held_out_weights[chosen]
@@ -217,7 +217,7 @@ class StudentTraining(AveragedTraining):
     def _sample_scale(self, seed: int) -> Tensor:
         """Return the mean square of a component of the labels over a sample of the frames."""
         generator = torch.Generator().manual_seed(seed)
-        _, labels = self._batch(_MOST_HELD_OUT, generator)
+        _, labels = self._batch(MOST_HELD_OUT, generator)
         return labels.double().square().mean().clamp_min(1e-12)
 
     def _batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -248,7 +248,7 @@ class StudentTraining(AveragedTraining):
             return None
         positions, forces, weights = self.held_out
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = drawn(len(positions), weights, min(_MOST_HELD_OUT, len(positions)), generator)
+        chosen = drawn(len(positions), weights, min(MOST_HELD_OUT, len(positions)), generator)
         if self.noise is None:
             moved = positions[chosen].to(self.dtype_of_network)
             labels = self._residual(positions[chosen], None if forces is None else forces[chosen])
@@ -256,6 +256,10 @@ class StudentTraining(AveragedTraining):
             moved, labels = self._noised(positions[chosen], None if forces is None else forces[chosen], generator)
         found = network_forces(trained, moved)
         return float((found - labels).double().square().mean() / self.scale)
+
+    def held_out_force_error(self) -> float | None:
+        """Return the force error of what was trained on held-out frames; None where there are none."""
+        return self.held_out_loss(self.flow)
 
     def after_step(self) -> None:
         """Keep the Lipschitz bound."""

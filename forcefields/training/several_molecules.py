@@ -14,11 +14,12 @@ from ...core.errors import ConfigurationError
 from ...core.potential import Particles
 from ...flows.training.stage_training import run_stage
 from ..augmented_flow import TeacherConfiguration
+from ..bead_frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..graph_network import GraphConfiguration, GraphNetwork, bead_types
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
-from .fitting import BeadFrames, CoarseTrainingResult, refuse_frames, student_of, taught_frames
+from .fitting import CoarseTrainingResult, facts_of, refuse_frames, student_of, taught_frames
 from .modules import AveragedTraining, StudentTraining
 
 _OFFSET = 104_729  # separates the seeds of molecules
@@ -107,7 +108,7 @@ def train_on_several_molecules(
         lesson = taught_frames(
             beads, frames, temperature, field, teacher, settings, folder / f"molecule_{number}", own_seed, show_progress
         )
-        members.append(student_of(field, lesson.frames, settings, own_seed))
+        members.append(student_of(field, lesson, settings, own_seed))
         force_fields.append(field)
         curves.append(lesson.curves)
         facts.append(lesson.facts)
@@ -115,9 +116,6 @@ def train_on_several_molecules(
     curve = run_stage(together, "student", settings.checkpoint_interval, folder, show_progress)
     results = []
     for field, member, own_curves, own_facts in zip(force_fields, members, curves, facts, strict=True):
-        held_out = member.held_out_loss(member.flow)
-        scale = {"held_out_force_error": held_out, "label_scale_kt_per_nm": member.scale**0.5}
-        results.append(
-            CoarseTrainingResult(copy.deepcopy(field).eval(), {**own_curves, "student": curve}, {**own_facts, **scale})
-        )
+        own_facts = {**own_facts, **facts_of(member)}
+        results.append(CoarseTrainingResult(copy.deepcopy(field).eval(), {**own_curves, "student": curve}, own_facts))
     return results

@@ -25,6 +25,7 @@ def test_small(tmp_path):
     assert "beads, add_potential" in shown
     results = json.loads((tmp_path / "results.json").read_text())
     cells = results["alanine"]["cells"]
-    assert set(cells) == {"force_matching 200 0", "flow_matching 200 0", "histogram 200 0"}
+    names = ("force_matching", "flow_matching", "flow_matching_with_contrast", "histogram", "prior")
+    assert set(cells) == {f"{name} 200 0" for name in names}
     assert all(0.0 < one["mean_square_error"] < 50.0 for one in cells.values())
     assert (tmp_path / "alanine" / "alanine_learning_curves.png").is_file()

@@ -9,18 +9,21 @@ import torch
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.augmented_flow import FlowTeacher, TeacherConfiguration
+from flowbridge.forcefields.bead_frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.networks import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, HarmonicBonds, PriorEnergy
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
-from flowbridge.forcefields.training.fitting import BeadFrames, teacher_frames, train_force_field
+from flowbridge.forcefields.training.fitting import teacher_frames, train_force_field
 from flowbridge.forcefields.training.modules import StudentTraining, drawn
 from flowbridge.integrations.openmm.torsion_bias import torsion_angles
 
 from .conftest import chain
 
-SMALL_TEACHER = TeacherConfiguration(blocks=1, components=4, hidden=(16,), stiff={"couplings": 2, "hidden": (16,)})
+SMALL_TEACHER = TeacherConfiguration(
+    auxiliary=2, blocks=1, components=4, hidden=(16,), stiff={"couplings": 2, "hidden": (16,)}
+)
 NETWORK = InvariantConfiguration(width=32, depth=2, lipschitz=4.0)
 
 

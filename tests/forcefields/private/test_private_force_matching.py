@@ -7,6 +7,7 @@ from flowbridge.core.model_files import load, save
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
+from flowbridge.forcefields.bead_frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.graph_network import GraphConfiguration
 from flowbridge.forcefields.networks import InvariantConfiguration
@@ -21,7 +22,6 @@ from flowbridge.forcefields.private.force_matching import (
     trajectory_units,
 )
 from flowbridge.forcefields.private.training import train_privately
-from flowbridge.forcefields.training.fitting import BeadFrames
 from flowbridge.forcefields.training.gradients import network_force_gradients
 
 BEADS = Particles(("CA",) * 4, (0,) * 4, (50.0,) * 4, ((0, 1), (1, 2), (2, 3)))
