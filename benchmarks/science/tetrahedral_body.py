@@ -28,7 +28,9 @@ from flowbridge.integrations.openmm import OpenMMEnergy
 from numpy.typing import NDArray
 
 TEMPERATURE = 100.0
-DESIGN = RigidFlowConfiguration(orientations="convex_gradient", components=16, repetitions=6, seed=1)
+DESIGN = RigidFlowConfiguration(
+    orientations="convex_gradient", components=16, repetitions=6, first_exponent=0.7, least_exponent=0.5, seed=1
+)
 BOND = 0.109  # nm
 CORNERS = BOND / math.sqrt(3) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=np.float64)
 SITES = np.concatenate([np.zeros((1, 3)), CORNERS])

@@ -19,8 +19,10 @@ class RigidFlowConfiguration(Section):
         orientations: ``moebius``, symmetrised Moebius maps, or ``convex_gradient``, gradients of convex functions.
         moebius_steps: Moebius maps of one coupling.
         components: quadratic forms of one convex function.
-        closed: direction that is closed form with ``convex_gradient``: ``inverse`` (data to latent) for densities that
-        are to
+        first_exponent: of the power means of those forms before training; with small ones densities fall off fast around their
+            modes, with large ones they learn faster.
+        least_exponent: what training cannot go below, less than the first: 1, or down to 1/2.
+        closed: direction that is closed form with ``convex_gradient``: ``inverse`` (data to latent) for densities that are to
             be used as potentials, ``forward`` for maps of samples.
         channels: width of the transformers.
         heads: of their attention.
@@ -33,6 +35,8 @@ class RigidFlowConfiguration(Section):
     orientations: Literal["moebius", "convex_gradient"] = "moebius"
     moebius_steps: PositiveInt = 2
     components: PositiveInt = 6
+    first_exponent: float = Field(default=2.0, gt=0.5)
+    least_exponent: float = Field(default=1.0, ge=0.5)
     closed: Literal["inverse", "forward"] = "inverse"
     channels: PositiveInt = 32
     heads: PositiveInt = 8
@@ -43,6 +47,14 @@ class RigidFlowConfiguration(Section):
     def _heads_divide_channels(self) -> RigidFlowConfiguration:
         if self.channels % self.heads:
             raise ValueError(f"channels = {self.channels} is not a multiple of heads = {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _exponents_are_ordered(self) -> RigidFlowConfiguration:
+        if not self.least_exponent < self.first_exponent:
+            raise ValueError(
+                f"least_exponent = {self.least_exponent} must be less than first_exponent = {self.first_exponent}"
+            )
         return self
 
 

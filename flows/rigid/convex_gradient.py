@@ -20,7 +20,8 @@ class QuadraticMixture(NamedTuple):
 
     Attributes:
         factors: ``C`` ``(..., K, d, d)``.
-        power: ``(...)`` at least 1: 1 is a quadratic form, hence a linear map; infinity the largest of K quadratic forms.
+        power: ``(...)`` at least 1/2, where phi is half the square of a sum of K norms; 1 is a quadratic form, hence a linear
+            map; infinity the largest of K quadratic forms.
         floor: ``(..., K)`` positive.
     """
 

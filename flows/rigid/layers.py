@@ -61,4 +61,5 @@ def coupling_layers(
 def _orientation_map(configuration: RigidFlowConfiguration, seed: int) -> OrientationMap:
     if configuration.orientations == "moebius":
         return MoebiusSteps(configuration.moebius_steps)
-    return ConvexGradients(configuration.components, configuration.closed, seed)
+    exponents = configuration.first_exponent, configuration.least_exponent
+    return ConvexGradients(configuration.components, configuration.closed, seed, *exponents)

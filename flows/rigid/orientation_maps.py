@@ -13,7 +13,6 @@ from .convex_gradient import ProjectiveConvexGradient, QuadraticMixture
 from .moebius import SymmetrisedMoebius, in_ball
 
 _FLOOR = 0.05  # of the quadratic forms: bounds how far a map can be from the identity
-_FIRST_POWER = 2.0
 _SPREAD = 0.3  # of the first quadratic forms about the unit
 
 
@@ -75,10 +74,15 @@ class ConvexGradients:
         components: quadratic forms of each function.
         closed: which direction is closed form, ``"inverse"`` (data -> latent) or ``"forward"``.
         seed: of what the quadratic forms start from: they must differ to become different.
+        first_exponent: of the power mean for zero parameters.
+        least_exponent: its lower bound, at least 1/2.
     """
 
-    def __init__(self, components: int, closed: str, seed: int) -> None:
+    def __init__(
+        self, components: int, closed: str, seed: int, first_exponent: float = 2.0, least_exponent: float = 1.0
+    ) -> None:
         self.components, self.closed = components, closed
+        self.first_exponent, self.least_exponent = first_exponent, least_exponent
         self.parameter_count = 16 * components + 1
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(components, 4, 4, generator=generator, dtype=torch.float64)
@@ -97,5 +101,6 @@ class ConvexGradients:
     def _mixture(self, parameters: Tensor) -> QuadraticMixture:
         factors = parameters[..., :-1].unflatten(-1, (self.components, 4, 4)) + self._start.to(parameters)
         # softplus(x + log(e - 1)) is one at zero.
-        power = 1.0 + (_FIRST_POWER - 1.0) * functional.softplus(parameters[..., -1] + 0.5413248546129181)
+        share = functional.softplus(parameters[..., -1] + 0.5413248546129181)
+        power = self.least_exponent + (self.first_exponent - self.least_exponent) * share
         return QuadraticMixture(factors, power, torch.full_like(factors[..., 0, 0], _FLOOR))

@@ -27,7 +27,7 @@ DESIGNS = [
     {"orientations": "moebius"},
     {"orientations": "moebius", "halves": True},
     {"orientations": "convex_gradient", "halves": True, "closed": "inverse"},
-    {"orientations": "convex_gradient", "closed": "forward"},
+    {"orientations": "convex_gradient", "closed": "forward", "first_exponent": 0.7, "least_exponent": 0.5},
 ]
 
 
@@ -50,6 +50,13 @@ def random_flow(crystal, design):
     return shaken(
         RigidChain([harmonic, *coupling_layers(crystal, configuration, FluctuationScales(0.1, 0.1))])
     ).double()
+
+
+def test_exponents_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"least_exponent = 1.0 must be less than first_exponent = 0.7"):
+        RigidFlowConfiguration(first_exponent=0.7)
+    with pytest.raises(ValueError, match="greater than or equal to 0.5"):
+        RigidFlowConfiguration(first_exponent=0.7, least_exponent=0.4)
 
 
 @pytest.mark.parametrize("design", DESIGNS)

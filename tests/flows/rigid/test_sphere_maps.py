@@ -106,7 +106,9 @@ class TestCircle:
 
 
 class TestConvexGradient:
-    @pytest.mark.parametrize(("size", "power"), [(0.01, 1.0), (1.0, 3.0), (5.0, 20.0), (30.0, 50.0)])
+    @pytest.mark.parametrize(
+        ("size", "power"), [(0.01, 1.0), (1.0, 3.0), (5.0, 20.0), (30.0, 50.0), (1.0, 0.5), (5.0, 0.6)]
+    )
     def test_is_undone_for_any_parameters(self, size, power):
         p = points(300, 4)
         parameters = mixture((300,), size=size, power=power)
