@@ -39,9 +39,9 @@ class Conditioner(nn.Module):
         widths = (inputs, *hidden)
         self.constant = inputs == 0
         self.hidden = nn.ModuleList(
-            [] if self.constant else [_linear(a, b, generator) for a, b in zip(widths, hidden, strict=False)]
+            [] if self.constant else [linear_layer(a, b, generator) for a, b in zip(widths, hidden, strict=False)]
         )
-        self.output = _linear(widths[-1] if not self.constant else 1, start.numel(), generator)
+        self.output = linear_layer(widths[-1] if not self.constant else 1, start.numel(), generator)
         with torch.no_grad():
             self.output.weight.mul_(0.0 if self.constant else _OUTPUT_SCALE)
             self.output.bias.copy_((start.T if parameters_apart else start).reshape(-1))
@@ -63,7 +63,8 @@ class Conditioner(nn.Module):
         return flat.reshape(-1, coordinates, parameters)
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def linear_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """Return a layer as torch starts it, from numbers of ``generator`` alone."""
     layer = nn.Linear(inputs, outputs)
     bound = 1.0 / math.sqrt(inputs)
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Annotated, Literal
 
 import torch
@@ -11,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..core.potential import Particles
+from ..flows.conditioners import linear_layer
 from ..flows.configuration import Section
 from .features import InvariantFeatures
 from .graph_network import GraphConfiguration, GraphNetwork
@@ -53,8 +53,8 @@ class InvariantNetwork(nn.Module):
         generator = torch.Generator().manual_seed(configuration.seed)
         self.features = InvariantFeatures(beads)
         widths = (self.features.count, *(configuration.width,) * configuration.depth)
-        self.hidden = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(widths))
-        self.output = _linear(widths[-1], 1, generator)
+        self.hidden = nn.ModuleList(linear_layer(a, b, generator) for a, b in itertools.pairwise(widths))
+        self.output = linear_layer(widths[-1], 1, generator)
         self.activation = nn.Tanh() if configuration.activation == "tanh" else nn.SiLU()
         self.residual = configuration.residual
         self.lipschitz = configuration.lipschitz
@@ -79,12 +79,3 @@ def build_network(beads: Particles, configuration: InvariantConfiguration | Grap
     if isinstance(configuration, InvariantConfiguration):
         return InvariantNetwork(beads, configuration)
     return GraphNetwork(beads, configuration)
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    bound = 1.0 / math.sqrt(inputs)
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
-    return layer
