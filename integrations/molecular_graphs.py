@@ -23,6 +23,7 @@ _ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TR
 _ATTEMPTS = 20  # of the embedding
 _ITERATIONS = 2000  # of a relaxation by MMFF94
 _ANGSTROM = 0.1  # nm
+_KILOCALORIE = 4.184  # kJ
 
 
 class Structure(NamedTuple):
@@ -87,8 +88,18 @@ def embed(smiles: str, seed: int) -> Structure:
     return Structure(numbers, np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM)
 
 
-def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return positions ``(N, 3)`` in nm at the nearest minimum of MMFF94; as given where it lacks parameters.
+class RelaxedByMMFF(NamedTuple):
+    """Positions ``(N, 3)`` in nm, and the energy of MMFF94 in kJ/mol; None where it lacks parameters.
+
+    The energy ranks geometries of one graph; those of different graphs have nothing in common.
+    """
+
+    positions: NDArray[np.float64]
+    energy: float | None
+
+
+def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray[np.float64]) -> RelaxedByMMFF:
+    """Return the nearest minimum of MMFF94; positions as given where it lacks parameters.
 
     Raises:
         CoordinateError: when RDKit refuses the graph.
@@ -96,9 +107,12 @@ def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray
     molecule = molecule_of(numbers, bonds, positions)
     with BlockLogs():
         if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
-            return positions
-        rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=_ITERATIONS)
-    return np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM
+            return RelaxedByMMFF(positions, None)
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(molecule)
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(molecule, properties)
+        field.Minimize(maxIts=_ITERATIONS)
+        energy = field.CalcEnergy() * _KILOCALORIE
+    return RelaxedByMMFF(np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM, energy)
 
 
 def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:

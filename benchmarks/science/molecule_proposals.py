@@ -88,29 +88,25 @@ def _free_direction(
 
 
 def random_isomers(formula: Formula, seed: int) -> Iterator[Geometry]:
-    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94); each graph once, and then again."""
+    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94), each time anew."""
     generator = random.Random(seed)
-    embedded: dict[str, Geometry | None] = {}
     while True:
         smiles = _random_graph(formula, generator)
-        if smiles is None:
-            continue
-        if smiles not in embedded:
-            embedded[smiles] = _embedded(smiles, generator.randrange(2**31))
-        geometry = embedded[smiles]
+        geometry = None if smiles is None else _embedded(smiles, generator.randrange(2**31))
         if geometry is not None:
             yield geometry
 
 
 def all_isomers(formula: Formula, seed: int) -> Iterator[Geometry]:
-    """Embed every isomer once, in random order."""
+    """Embed every isomer, in random order, and then again."""
     generator = random.Random(seed)
     isomers = enumerate_isomers(formula)
     generator.shuffle(isomers)
-    for smiles in isomers:
-        geometry = _embedded(smiles, generator.randrange(2**31))
-        if geometry is not None:
-            yield geometry
+    while True:
+        for smiles in isomers:
+            geometry = _embedded(smiles, generator.randrange(2**31))
+            if geometry is not None:
+                yield geometry
 
 
 def _embedded(smiles: str, seed: int) -> Geometry | None:

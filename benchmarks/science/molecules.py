@@ -5,9 +5,10 @@
     python -m benchmarks.science.molecules --small        # seconds: everything runs, little is found
 
 Every way builds the same number of molecules. What is no valid molecule as built, and what is built again, costs no evaluation;
-of each isomer one is relaxed, first with MMFF94, then with GFN2-xTB, whose evaluations are counted. They are taken in the order
-in which they were built, or ranked by the energies that the shipped builder learned of its training set's graphs. The
-reference is the relaxation of all enumerated isomers. "Low" are isomers within 1 eV of the lowest enumerated one.
+each isomer is relaxed, first with MMFF94, whose lowest geometry goes first, then with GFN2-xTB, whose evaluations are counted,
+and from two other geometries where evaluations are left. Isomers are taken in the order in which they were built, or ranked by
+the energies that the shipped builder learned of its training set's graphs. The reference is the relaxation of all enumerated
+isomers from one geometry each. "Low" are isomers within 1 eV of the lowest enumerated one.
 Everything evaluated is kept in the output folder, and the command goes on from there. The builder that comes with flowbridge
 is the imitation; the reinforced ones are trained on other formulas with single-point energies, which are counted apart.
 """
@@ -64,6 +65,7 @@ class Plan:
         practice: reinforced on.
         built: molecules of each formula, way and seed.
         budgets: evaluations of energies for each formula and way, at which is counted what was found.
+        starts: geometries that each isomer is relaxed from at most.
         reinforcement: its stage.
     """
 
@@ -71,9 +73,10 @@ class Plan:
     practice: tuple[str, ...] = PRACTICE
     built: int = 500
     budgets: tuple[int, ...] = (400, 1000)
+    starts: int = 3
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.0, imitation=0.05, novelty=1.0
+            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.0, imitation=0.3, novelty=1.0
         )
     )
 
@@ -107,7 +110,7 @@ def searched(
     """Relax candidates and return the evaluations spent and what was found, at each budget."""
     found: dict[int, tuple[int, Harvest]] = {}
     harvest = Harvest(taught)
-    search = Search(formula, judge, harvest, energies)
+    search = Search(formula, judge, harvest, energies, plan.starts)
     for budget in plan.budgets:
         for _ in search.run(candidates, budget):
             pass

@@ -99,14 +99,14 @@ def build(request: BuildRequest, spread: Spread | None = None) -> tuple[Candidat
     builder, taught = load_builder(request.model)
     request.output.mkdir(parents=True, exist_ok=True)
     judge = MoleculeJudge(request.calculator, JudgeSettings(), spread=spread, file=request.output / "judgements.sqlite")
-    candidates = built_candidates(builder, formula, request.count, request.seed, request.starts)
+    candidates = built_candidates(builder, formula, request.count, request.seed)
     found = Harvest(taught)
-    search = Search(formula, judge, found, builder.energies if request.ranked else None)
+    search = Search(formula, judge, found, builder.energies if request.ranked else None, request.starts)
     # Workers are started for each portion: without a limit there is one.
     portion = (
         1 if spread is None else _PORTIONS * spread.slots if request.evaluations else request.count * request.starts
     )
-    total = sum(len(starts) for starts in candidates.isomers.values())
+    total = sum(min(len(starts), request.starts) for starts in candidates.isomers.values())
     for _ in track(search.run(candidates, request.evaluations, portion), f"relaxing {formula}", -(-total // portion)):
         pass
     search.count_builds(candidates)
@@ -122,7 +122,7 @@ def build(request: BuildRequest, spread: Spread | None = None) -> tuple[Candidat
     return candidates, found
 
 
-def built_candidates(builder: MoleculeBuilder, formula: Formula, count: int, seed: int, starts: int = 1) -> Candidates:
+def built_candidates(builder: MoleculeBuilder, formula: Formula, count: int, seed: int) -> Candidates:
     """Build molecules and return the isomers among them.
 
     Args:
@@ -130,9 +130,8 @@ def built_candidates(builder: MoleculeBuilder, formula: Formula, count: int, see
         formula: of all.
         count: of molecules.
         seed: of everything random.
-        starts: geometries to keep of each isomer.
     """
-    candidates, generator = Candidates(starts), torch.Generator().manual_seed(seed)
+    candidates, generator = Candidates(), torch.Generator().manual_seed(seed)
     sizes = [min(_BATCH, count - start) for start in range(0, count, _BATCH)]
     for size in track(sizes, f"building {formula}", len(sizes)):
         built = builder.sample(formula, size, generator)

@@ -1,5 +1,8 @@
 """The search among built molecules: what costs no evaluation, what is relaxed, and in which order."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from flowbridge.flows.molecules.bonds import find_bonds
@@ -10,11 +13,11 @@ from flowbridge.flows.molecules.judgement import Judgement
 
 pytest.importorskip("rdkit")
 from flowbridge.integrations.isomers import enumerate_isomers
-from flowbridge.integrations.molecular_graphs import canonical_smiles, embed
+from flowbridge.integrations.molecular_graphs import canonical_smiles, embed, relax_mmff
 
 from flowbridge.molecules.harvests import Harvest
 from flowbridge.molecules.novelty import Taught, fingerprint, same_geometry
-from flowbridge.molecules.search import Candidates, Search, Start, relaxed_start
+from flowbridge.molecules.search import Candidates, Search, Start, minima, relaxed_start
 
 FORMULA = Formula.parse("C4H8O")
 
@@ -92,13 +95,50 @@ def test_low_ones_come_first_when_energies_are_known_of_other_formulas(molecules
 
 
 def test_every_isomer_once_before_any_again(molecules, energies):
-    candidates = Candidates(starts=2)
-    few = list(molecules)[:3]
+    candidates = Candidates()
+    few = ["C=CCCO", "CCCC=O", "CCC(C)=O"]
     candidates.add(molecules[smiles] for smiles in few)
-    candidates.add([embed(few[1], 5), embed(few[1], 6)])
-    judge = Counted(energies)
-    list(Search(FORMULA, judge, Harvest()).run(candidates))
-    assert judge.asked == [*few, few[1]]
+    candidates.add(embed("CCCC=O", seed) for seed in range(2, 12))
+    asked = {}
+    for starts in (1, 2):
+        judge = Counted(energies)
+        list(Search(FORMULA, judge, Harvest(), starts=starts).run(candidates))
+        asked[starts] = judge.asked
+    assert asked == {1: few, 2: [*few, "CCCC=O"]}
+
+
+def test_the_lowest_geometry_of_an_isomer_goes_first_and_each_minimum_once(molecules):
+    starts = []
+    for seed in range(8):
+        numbers, positions = embed("CCCC=O", seed)
+        starts.append(Start(numbers, positions, find_bonds(numbers, positions).bonds))
+    energies = sorted(relaxed_start(start).energy for start in starts)
+    turned = []
+    for numbers, positions, _ in starts:
+        bonds = find_bonds(numbers[::-1], positions[::-1]).bonds
+        turned.append(Start(numbers[::-1], positions[::-1], bonds))
+    found = []
+    for numbers, positions in minima([*starts, *turned]):
+        bonds = find_bonds(numbers, positions).bonds
+        assert canonical_smiles(numbers, bonds) == "CCCC=O"
+        found.append(relax_mmff(numbers, bonds, positions).energy)
+    assert found[0] == pytest.approx(energies[0], abs=0.05)
+    assert all(later > before + 0.05 for before, later in itertools.pairwise(found))
+    assert 1 < len(found) < 8
+
+
+def test_other_geometries_of_the_lowest_come_when_none_is_expected_below(molecules, energies):
+    """A model that knows nothing but the level expects every isomer at the mean of what has been seen."""
+    model = IsomerEnergies.fit([FORMULA], [Counter()], [0.0])
+    candidates = Candidates()
+    few = ["C=CCCO", "CCCC=O", "CCC(C)=O"]
+    candidates.add(molecules[smiles] for smiles in few)
+    candidates.add(embed("CCCC=O", seed) for seed in range(2, 12))
+    judge = Counted({**dict.fromkeys(few, 5.0), "CCCC=O": -3.0})
+    list(Search(FORMULA, judge, Harvest(), model, starts=2).run(candidates))
+    assert sorted(judge.asked) == sorted([*few, "CCCC=O"])
+    first, second = (index for index, smiles in enumerate(judge.asked) if smiles == "CCCC=O")
+    assert second == first + 1
 
 
 def test_what_another_relaxed_to_is_not_relaxed(molecules):
@@ -121,7 +161,7 @@ def test_starts_are_minima_of_mmff_with_the_bonds_that_were_built(molecules):
     bonds = find_bonds(numbers, positions).bonds
     shaken = positions + np.random.default_rng(3).normal(0.0, 0.004, positions.shape)
     assert find_bonds(numbers, shaken).bonds == bonds
-    relaxed = relaxed_start(Start(numbers, shaken, bonds))
+    relaxed = relaxed_start(Start(numbers, shaken, bonds)).positions
     lengths = [np.linalg.norm([places[i] - places[j] for i, j, _ in bonds], axis=1) for places in (positions, relaxed)]
     assert np.abs(lengths[0] - lengths[1]).max() < 1e-3
     assert find_bonds(numbers, relaxed).bonds == bonds

@@ -53,9 +53,9 @@ def random_flow(crystal, design):
 
 
 def test_exponents_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"least_exponent = 1.0 must be less than first_exponent = 0.7"):
+    with pytest.raises(ValueError, match=r"least_exponent = 1\.0 must be less than first_exponent = 0\.7"):
         RigidFlowConfiguration(first_exponent=0.7)
-    with pytest.raises(ValueError, match="greater than or equal to 0.5"):
+    with pytest.raises(ValueError, match=r"greater than or equal to 0\.5"):
         RigidFlowConfiguration(first_exponent=0.7, least_exponent=0.4)
 
 
