@@ -85,7 +85,10 @@ CASES: dict[str, Case] = {
         Solver(steps=6),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
-            path=(PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),),
+            path=(
+                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),
+                PathGradientStage(steps=600, batch=128, solver_steps=6, learning_rate=4e-4, average=0.99),
+            ),
             checkpoint_interval=50,
             compilation="auto",
         ),

@@ -172,7 +172,7 @@ class StageTraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the curve, and the cycle of merges, which the optimiser is not there for yet."""
         self.curve = checkpoint["curve"]
-        self._merging_state = checkpoint["merging"]
+        self._merging_state = checkpoint.get("merging")  # older checkpoints have none
 
 
 class _Steps(IterableDataset[int]):
