@@ -132,7 +132,7 @@ class AuxiliaryForceMatching:
 
     def _inputs(self, positions: Tensor) -> Tensor:
         """Return features and their slopes ``(S, 1 + 3 n, features)``."""
-        size = positions[0].numel()
+        size = positions.shape[1:].numel()  # not positions[0]: a batch that was drawn may hold nobody
         directions = torch.eye(size, dtype=positions.dtype).reshape(size, 1, *positions.shape[1:])
 
         def along(direction: Tensor) -> Tensor:

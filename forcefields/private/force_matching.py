@@ -21,6 +21,7 @@ from ...core.units import thermal_energy
 from ..batched_dynamics import LangevinReplicas
 from ..bead_frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
+from ..graph_network import GraphConfiguration
 from ..networks import InvariantConfiguration
 from ..prior_terms import PriorEnergy
 from .sample_gradients import SampleGradients
@@ -31,14 +32,14 @@ _STEPS, _STEP_PS, _FRICTION = 500, 0.002, 5.0
 
 
 def public_force_field(
-    prior: PriorEnergy, network: InvariantConfiguration, start: Tensor, seed: int
+    prior: PriorEnergy, network: InvariantConfiguration | GraphConfiguration, start: Tensor, seed: int
 ) -> CoarseGrainedForceField:
     """Return an untrained force field that has seen no frames.
 
     Args:
         prior: from public knowledge (bond lengths of a standard force field, another data set); a prior fitted to the private
             frames is not covered by any bill.
-        network: its sizes; without a Lipschitz bound, which this training does not keep.
+        network: its sizes; without a Lipschitz bound, which this training does not keep. Graphs are trained by DP-SGD.
         start: a public structure of the beads ``(n, 3)`` nm, from which the prior's dynamics starts.
         seed: of that dynamics.
 
@@ -49,7 +50,7 @@ def public_force_field(
     temperature = prior.facts.temperature
     if temperature is None:
         raise ConfigurationError("the prior has no temperature, so there is no thermal energy to measure forces in")
-    if network.lipschitz is not None:
+    if isinstance(network, InvariantConfiguration) and network.lipschitz is not None:
         raise ConfigurationError(
             f"private force matching keeps no Lipschitz bound, and {network.lipschitz:g} was asked for: set lipschitz = None"
         )

@@ -1,5 +1,7 @@
 """A force field of beads with a trajectory as the unit: gradients, training, and what its file holds."""
 
+from functools import partial
+
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
@@ -21,6 +23,7 @@ from flowbridge.forcefields.private.force_matching import (
     public_force_field,
     trajectory_units,
 )
+from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.training.gradients import network_force_gradients
 
@@ -166,6 +169,31 @@ def test_no_trajectory_moves_a_block_by_more_than_its_norm(frames):
         without = learner.contributions(data.batch(others), norms).sums
         for total, rest, norm in zip(everyone.sums, without, norms, strict=True):
             assert (total - rest).norm() <= norm * (1.0 + 1e-4)
+
+
+@pytest.mark.parametrize("per_step", [None, 2])
+@pytest.mark.parametrize(
+    ("network", "learner"),
+    [
+        (NETWORK, AuxiliaryForceMatching),
+        (NETWORK, partial(AuxiliaryForceMatching, order=2)),
+        (NETWORK, force_matching_gradients),
+        (GraphConfiguration(width=6), force_matching_gradients),
+    ],
+)
+def test_a_batch_that_drew_nobody_contributes_nothing(frames, network, learner, per_step):
+    """Batches are random subsets, and the empty one is as good an answer as any: what failed on it would tell of it."""
+    data = trajectory_units(public_force_field(energy(1.9, 20.0), network, START, seed=1), *frames, per_step=per_step)
+    learner = learner(public_force_field(energy(1.9, 20.0), network, START, seed=1))
+    norms = [1.0] * len(learner.blocks)
+    noise = SeededNoise(0)
+    some, none = (
+        learner.contributions(data.batch(drawn, noise), norms) for drawn in (torch.arange(3), torch.arange(0))
+    )
+    assert [total.shape for total in none.sums] == [total.shape for total in some.sums]
+    assert all(float(total.norm()) > 0.0 for total in some.sums)
+    assert all(torch.equal(total, torch.zeros_like(total)) for total in none.sums)
+    assert (none.within.tolist(), none.non_finite) == ([0] * len(norms), 0)
 
 
 @pytest.mark.parametrize(("method", "clip"), [("dp_sgd", 30.0), ("dp_mac", 1.0)])

@@ -119,6 +119,25 @@ def test_sample_gradients_agree_with_opacus():
     assert int(found.within[0]) == int((norms <= 2.2).sum())
 
 
+@pytest.mark.parametrize("owners", [None, torch.arange(400) // 4])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PrivateTraining(method="dp_mac", batch=1, steps=1),
+        PrivateTraining(method="dp_mac", batch=1, steps=1, order=2, clip=(1.0,) * 6),
+        PrivateTraining(method="dp_sgd", batch=1, steps=1),
+    ],
+)
+def test_a_batch_that_drew_nobody_contributes_nothing(settings, owners):
+    data = clusters(owners=owners)
+    trainer = PrivateTrainer(network(), data, BUDGET, settings, None, (), SeededNoise(0))
+    found = trainer.learner.contributions(data.batch(torch.arange(0)), trainer.thresholds)
+    assert all(torch.equal(total, torch.zeros_like(total)) for total in found.sums)
+    some = trainer.learner.contributions(data.batch(torch.arange(3)), trainer.thresholds)
+    assert [total.shape for total in found.sums] == [total.shape for total in some.sums]
+    assert (int(found.within.sum()), found.non_finite) == (0, 0)
+
+
 @pytest.mark.parametrize("method", ["dp_mac", "dp_sgd"])
 def test_a_unit_of_many_samples_counts_once(method):
     """A trajectory repeated ten times contributes what one frame would, and never more than the norm."""
