@@ -31,7 +31,7 @@ demo: install
 	.venv/bin/flowbridge run examples/alanine_dipeptide.toml
 
 test: install lint types
-	.venv/bin/pytest -n 2
+	.venv/bin/pytest -n 2 --dist worksteal
 
 # The newest published openmmtorch works with one torch only, and with OpenMM 8.6 except for reading XML: a copy of OpenMM
 # 8.5 beside is for that. Everything else has the versions of the other environment.

@@ -206,6 +206,8 @@ def build_and_print(request: BuildRequest, spread: Spread | None = None, shown: 
         above = isomer.energy - found.ranked[0].energy
         new = "new" if isomer.novel else "new geometry" if isomer.novel_geometry else ""
         table.add_row(str(rank), f"{above:.3f}", isomer.smiles, str(isomer.times), new)
+    if len(found.ranked) > shown:
+        table.add_row("...", "", f"{len(found.ranked) - shown} more on the page", "", "")
     console.print(table)
     console.print(
         f"{candidates.valid} of {candidates.built} molecules valid as built, {len(candidates.isomers)} isomers; "
