@@ -69,7 +69,14 @@ def teach(
         Path | None, typer.Option(help="Builder to reinforce without a database.  [default: flowbridge's]")
     ] = None,
     calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
-    relax: Annotated[bool, typer.Option("--relax", help="Reward relaxed energies, not single points.")] = False,
+    relax: Annotated[
+        bool,
+        typer.Option(
+            "--relax",
+            help="Reward energies after relaxation, on a scale of 1 eV: dearer than single points (2 eV), which lower strain and "
+            "teach validity but not which isomers are low.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate energies.")] = 1,
     scheduler: Scheduler = None,
@@ -95,7 +102,8 @@ def teach(
         if reinforce:
             formulas = tuple(Formula.parse(text) for text in reinforce)
             begin = model if database is None else taught
-            policy = ReinforcementStage(iterations=rounds, molecules=molecules, novelty=novelty)
+            scale = 1.0 if relax else 2.0  # strain, which relaxation takes out, makes energies differ by more
+            policy = ReinforcementStage(iterations=rounds, molecules=molecules, novelty=novelty, energy_scale=scale)
             strengthening = ReinforcementRequest(begin, output, formulas, calculator, relax, policy, seed)
         with spread_over(workers, scheduler) as spread:
             teach_and_print(imitation, strengthening, spread)
