@@ -73,8 +73,8 @@ def teach(
         bool,
         typer.Option(
             "--relax",
-            help="Reward energies after relaxation, on a scale of 1 eV: dearer than single points (2 eV), which lower strain and "
-            "teach validity but not which isomers are low.",
+            help="Reward energies after relaxation, on a scale of 1 eV: dearer than single points (2 eV), which lower "
+            "strain and teach validity, but not which isomers are low.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
