@@ -40,7 +40,7 @@ def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:
     alanine = simulated_alanine(folder, 400 if small else 20_000)
     stages = (
         PathStage(20 if small else 1000, 256, 1e-3),
-        PathStage(2 if small else 60, 16 if small else 64, 1e-3, gradient_norm=100.0),
+        PathStage(2 if small else 1000, 16 if small else 64, 1e-3, gradient_norm=100.0),
     )
     blocks = coupling_blocks(alanine.flat.dimension, _BLOCKS, torch.Generator().manual_seed(0))
     results: dict[str, Any] = {}
