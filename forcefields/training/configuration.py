@@ -63,8 +63,8 @@ class CoarseTrainingConfiguration(Section):
         noise: of noised force matching.
         held_out: share of frames that judge but do not train.
         checkpoint_interval: steps between checkpoints.
-        log_interval: steps between points of the curve and looks at held-out frames, by which the best parameters are chosen. A
-            thousand frames are overfitted within a hundred steps.
+        log_interval: steps between points of the curve and looks at held-out frames, by which the best parameters are chosen: a
+            flow overfits a thousand frames within a hundred steps.
         compilation: whether steps are compiled; auto: where a stage has 3000 of them or more.
     """
 
