@@ -10,7 +10,8 @@ and from two other geometries where evaluations are left. Isomers are taken in t
 the energies that the shipped builder learned of its training set's graphs. The reference is the relaxation of all enumerated
 isomers from one geometry each. "Low" are isomers within 1 eV of the lowest enumerated one.
 Everything evaluated is kept in the output folder, and the command goes on from there. The builder that comes with flowbridge
-is the imitation; the reinforced ones are trained on other formulas with single-point energies, which are counted apart.
+is the imitation; the reinforced ones are trained on other formulas with energies after a coarse relaxation of what is valid as
+built. Those evaluations are counted apart.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
+from flowbridge.flows.molecules.judgement import Geometry, Judgement
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
 
 from flowbridge.molecules.building import load_builder
@@ -76,7 +79,7 @@ class Plan:
     starts: int = 3
     reinforcement: ReinforcementStage = field(
         default_factory=lambda: ReinforcementStage(
-            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=1.0, imitation=0.3, novelty=1.0
+            iterations=40, molecules=100, learning_rate=1e-4, energy_scale=0.5, imitation=0.1, novelty=1.0
         )
     )
 
@@ -90,9 +93,25 @@ SMALL = Plan(
 )
 
 
+@dataclass(frozen=True)
+class ValidAsBuilt:
+    """A judge that asks another one only of molecules that are valid as they are: no evaluation goes to the others."""
+
+    judge: MoleculeJudge
+
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
+        """See :class:`~flowbridge.flows.molecules.judgement.Judge`."""
+        faults = [find_bonds(*molecule).fault for molecule in molecules]
+        verdicts = iter(self.judge([each for each, fault in zip(molecules, faults, strict=True) if fault is None]))
+        return [
+            next(verdicts) if fault is None else Judgement(None, positions, 0, fault)
+            for (_, positions), fault in zip(molecules, faults, strict=True)
+        ]
+
+
 def reinforced(begin: MoleculeBuilder, plan: Plan, seed: int, folder: Path) -> list[list[float]]:
     """Reinforce a builder in place and return the curve."""
-    judge = MoleculeJudge("gfn2", JudgeSettings(relax=False), file=folder.parent / "single_points.sqlite")
+    judge = ValidAsBuilt(MoleculeJudge("gfn2", JudgeSettings(force=0.2), file=folder.parent / "rewards.sqlite"))
     formulas = [Formula.parse(text) for text in plan.practice]
     training = Reinforcement(begin, formulas, judge, plan.reinforcement, seed=seed)
     rounds = training.rounds(folder / f"reinforcement-{seed}.safetensors")
