@@ -19,14 +19,16 @@ from .bijection import ElementwiseTransform, Transformed
 
 
 class _Arcsinh(torch.autograd.Function):
-    """``asinh`` with one logarithm, accurate to rounding of the larger of the value and 1."""
+    """``asinh`` with one logarithm, accurate to rounding for small values too."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
-        # The sign apart: log(y + sqrt(1 + y^2)) has no digits left for negative y.
-        return torch.copysign((value.abs() + (1.0 + value * value).sqrt()).log(), value)
+        # The sign apart: log(y + sqrt(1 + y^2)) has no digits left for negative y. And sqrt(1 + y^2) - 1 as a fraction, which
+        # keeps those of small y.
+        square = value * value
+        return torch.copysign((value.abs() + square / (1.0 + (1.0 + square).sqrt())).log1p(), value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
