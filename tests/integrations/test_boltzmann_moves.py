@@ -169,7 +169,7 @@ def test_populations_from_a_start_in_one_well(wells):
     assert simulation.currentStep == 20_000
 
 
-@pytest.mark.parametrize(("scale", "count"), [(1.0, 6000), (0.5, 4000)])
+@pytest.mark.parametrize(("scale", "count"), [(1.0, 6000), (0.5, 8000)])
 def test_moves_alone_sample_the_boltzmann_distribution(wells, scale, count):
     """Torsions and bond lengths against exact integrals: the volume element of every coordinate counts."""
     simulation = wells.simulation()
@@ -185,9 +185,8 @@ def test_moves_alone_sample_the_boltzmann_distribution(wells, scale, count):
     assert abs(share - population()) < 3.5 * share_error
     length, error = mean_and_error(lengths.mean(1))
     assert abs(length - mean_bond()) < 3.5 * error
-    without_volume = BOND  # five errors away: seeds and processors move the mean by up to three and a half
-    assert abs(mean_bond() - without_volume) > 4.5 * error
-    assert abs(length - without_volume) > 2.0 * error
+    without_volume = BOND
+    assert abs(length - without_volume) > 5.0 * error
     assert 0.1 < move.statistics.acceptance < 0.99
 
 
