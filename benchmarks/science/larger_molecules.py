@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from flowbridge.calculators.molecule_judge import MoleculeJudge
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
 
 from flowbridge.molecules.building import load_builder
 from flowbridge.molecules.harvests import Harvest
+from flowbridge.molecules.teaching import COARSE_RELAXATION
 from flowbridge.workflows.figure_style import REWEIGHTED, drawn
 from flowbridge.workflows.progress import track
 
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     builder, _ = load_builder(None)
     relaxing = MoleculeJudge("gfn2", file=folder / "relaxed.sqlite")
     # Energies of molecules as built say more of their strain than of which isomers they are: rewards are of relaxed ones.
-    rewarding = MoleculeJudge("gfn2", JudgeSettings(force=0.2), file=folder / "rewards.sqlite")
+    rewarding = MoleculeJudge("gfn2", COARSE_RELAXATION, file=folder / "rewards.sqlite")
     formulas = [Formula.parse(text) for text in plan.formulas]
     evaluations = [evaluated(builder, 0, plan, relaxing)]
     for rounds in range(plan.every, plan.reinforcement.iterations + 1, plan.every):

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from flowbridge.calculators.molecule_judge import MoleculeJudge
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
@@ -40,6 +40,7 @@ from flowbridge.molecules.harvests import Harvest
 from flowbridge.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
 from flowbridge.molecules.novelty import Taught
 from flowbridge.molecules.search import Candidates, Search
+from flowbridge.molecules.teaching import COARSE_RELAXATION
 from flowbridge.workflows.progress import track
 
 from ..harness import report
@@ -111,7 +112,7 @@ class ValidAsBuilt:
 
 def reinforced(begin: MoleculeBuilder, plan: Plan, seed: int, folder: Path) -> list[list[float]]:
     """Reinforce a builder in place and return the curve."""
-    judge = ValidAsBuilt(MoleculeJudge("gfn2", JudgeSettings(force=0.2), file=folder.parent / "rewards.sqlite"))
+    judge = ValidAsBuilt(MoleculeJudge("gfn2", COARSE_RELAXATION, file=folder.parent / "rewards.sqlite"))
     formulas = [Formula.parse(text) for text in plan.practice]
     training = Reinforcement(begin, formulas, judge, plan.reinforcement, seed=seed)
     rounds = training.rounds(folder / f"reinforcement-{seed}.safetensors")

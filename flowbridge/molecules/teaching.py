@@ -30,6 +30,9 @@ from .building import load_builder
 from .isomer_database import StoredIsomer, read_isomers
 from .novelty import Taught
 
+COARSE_RELAXATION = JudgeSettings(force=0.2)
+"""For rewards: it takes out the strain that molecules are built with, for some ten evaluations each."""
+
 
 @dataclass(frozen=True)
 class ImitationRequest:
@@ -113,7 +116,7 @@ class ReinforcementRequest:
         output: model file to write; checkpoint and judgements lie beside it.
         formulas: that it is trained on.
         calculator: see :data:`~flowbridge.calculators.molecule_judge.CalculatorSource`; a string.
-        relax: judge relaxed molecules, some fifty times the evaluations of single points.
+        relax: reward energies after a :data:`COARSE_RELAXATION`, some ten times the evaluations of single points.
         stage: of the training.
         seed: of everything random.
     """
@@ -138,7 +141,7 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
     request.output.parent.mkdir(parents=True, exist_ok=True)
     judge = MoleculeJudge(
         request.calculator,
-        JudgeSettings(relax=request.relax),
+        COARSE_RELAXATION if request.relax else JudgeSettings(relax=False),
         spread=spread,
         file=request.output.with_suffix(".judgements.sqlite"),
     )
