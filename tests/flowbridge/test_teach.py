@@ -1,6 +1,7 @@
 """``flowbridge teach``: from a database to a model file, reinforced or not, and on from where it stopped."""
 
 import json
+import sqlite3
 
 import pytest
 from flowbridge.core.model_files import read_header
@@ -43,6 +44,18 @@ def test_imitation_and_reinforcement(database, tmp_path):
     results = tmp_path / "built"
     build(BuildRequest("CH4O", results, count=2, model=output))
     assert json.loads((results / "results.json").read_text())["built"] == 2
+
+
+@pytest.mark.parametrize(("options", "scale"), [((), 2.0), (("--relax",), 1.0)])
+def test_rewards_of_relaxed_molecules_take_more_evaluations(tmp_path, options, scale):
+    output = tmp_path / "reinforced.flow"
+    result = run("--reinforce", "CH4O", "--rounds", 1, "--molecules", 4, "--output", output, *options)
+    assert result.exit_code == 0, result.output
+    assert read_header(output).provenance["reinforcement"]["energy_scale"] == scale
+    with sqlite3.connect(output.with_suffix(".judgements.sqlite")) as kept:
+        rows = kept.execute("SELECT evaluations FROM judgements WHERE energy IS NOT NULL").fetchall()
+    assert rows
+    assert all((evaluations > 1) == bool(options) for (evaluations,) in rows)
 
 
 @pytest.mark.parametrize(
