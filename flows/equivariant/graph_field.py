@@ -52,8 +52,12 @@ class _Pairs(NamedTuple):
     radial: Tensor
 
 
-class _TimeBiases(NamedTuple):
-    """Biases of five activations ``(B, F, C or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``."""
+class _OfTime(NamedTuple):
+    """What the layers take from the time.
+
+    Biases of five activations ``(B, F, C or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``, factors of all
+    that is linear in the Gaussians ``(B, F + C + H)``, weights of the last channels ``(B, H)``.
+    """
 
     message: Tensor
     particle: Tensor
@@ -62,6 +66,8 @@ class _TimeBiases(NamedTuple):
     last: Tensor
     kernels: Tensor
     constant: Tensor
+    radial: Tensor
+    weights: Tensor
 
 
 class GraphField(VectorField):
@@ -90,7 +96,9 @@ class GraphField(VectorField):
         self.register_buffer("widths", (settings.width * torch.gradient(centres)[0]).float())
         self.triangles = Triangles(count)
         self.time = _linear(2 * settings.frequencies + 2, h, generator)
-        self.time_biases = _linear(h, 2 * f + c + 2 * h, generator)
+        self.biases = _linear(h, 2 * f + c + 2 * h, generator)
+        # Noise and clusters look so different that biases of the time alone cannot make one network do for both.
+        self.factors = _linear(h, f + c + h, generator, scale=0.0)
         # All that is linear in the Gaussians: messages, sides of triangles, pairs. So many of them overlap at a time.
         self.radial = _linear(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
         self.particle = _linear(f, f, generator, scale=1.0 / math.sqrt(count))
@@ -99,36 +107,37 @@ class GraphField(VectorField):
         self.pair_triangles = _linear(c, h, generator, scale=1.0 / math.sqrt(count))
         self.pair_all = _linear(f, h, generator, scale=1.0 / count)
         self.pair_hidden = _linear(h, h, generator)
-        self.weight = nn.Parameter(torch.zeros(h))
+        self.weights = _linear(h, h, generator, scale=0.0)
         self.kernels = _linear(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        pairs, biases = self._pairs(x), self._time_biases(time, x)
-        message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
-        received = self.geometry.gather(silu(message + biases.message))
-        features = silu(self.particle(received) + biases.particle)
-        seen = self._seen(own, features, received, self.triangles(silu(side + biases.side))) + biases.seen
-        phi = self._weight(pairs, silu(self.pair_hidden(silu(seen)) + biases.last), biases)
+        pairs, of_time = self._pairs(x), self._of_time(time, x)
+        message, side, own = (self.radial(pairs.radial) * of_time.radial).split(self.sizes, -1)
+        received = self.geometry.gather(silu(message + of_time.message))
+        features = silu(self.particle(received) + of_time.particle)
+        seen = self._seen(own, features, received, self.triangles(silu(side + of_time.side))) + of_time.seen
+        phi = self._weight(pairs, silu(self.pair_hidden(silu(seen)) + of_time.last), of_time)
         return self.geometry.gather_signed(pairs.difference * phi).transpose(0, 1)
 
     def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
         """See :meth:`VectorField.with_divergence`; the derivative of each pair is written out."""
         geometry, pairs = self.geometry, self._pairs(x)
-        biases = self._time_biases(time, x)
+        of_time = self._of_time(time, x)
         slopes = pairs.radial * (self.centres - pairs.distance) / self.widths.square()
         direction = pairs.difference / pairs.distance
         squares = pairs.difference.square().sum(-1, keepdim=True)
         stretch = squares / pairs.distance
 
-        message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
-        message_slope, side_slope, own_slope = (slopes @ self.radial.weight.T).split(self.sizes, -1)
-        message, bend = _silu_and_slope(message + biases.message)
+        message, side, own = (self.radial(pairs.radial) * of_time.radial).split(self.sizes, -1)
+        radial_slopes = slopes @ self.radial.weight.T * of_time.radial
+        message_slope, side_slope, own_slope = radial_slopes.split(self.sizes, -1)
+        message, bend = _silu_and_slope(message + of_time.message)
         message_slope = bend * message_slope
-        side, bend = _silu_and_slope(side + biases.side)
+        side, bend = _silu_and_slope(side + of_time.side)
         triangles = self.triangles.with_change(side, bend * side_slope / pairs.distance, squares)
         received = geometry.gather(message)
-        features, bend = _silu_and_slope(self.particle(received) + biases.particle)
+        features, bend = _silu_and_slope(self.particle(received) + of_time.particle)
         # How what i received changes as i moves, (N, B, D, F), and as the other of a pair moves away by its difference.
         gradient = geometry.gather_signed(direction.unsqueeze(-1) * message_slope.unsqueeze(2))
         along = pairs.difference.unsqueeze(-1)
@@ -139,15 +148,16 @@ class GraphField(VectorField):
         change_of_difference = (geometry.sums(gradient) * along).sum(2) + geometry.differences(bend) * away
 
         difference = geometry.differences(features)
-        seen = self._seen(own, features, received, triangles.value) + biases.seen
+        seen = self._seen(own, features, received, triangles.value) + of_time.seen
         first, bend_first = _silu_and_slope(seen)
-        last, bend_last = _silu_and_slope(self.pair_hidden(first) + biases.last)
-        phi = self._weight(pairs, last, biases)
+        last, bend_last = _silu_and_slope(self.pair_hidden(first) + of_time.last)
+        phi = self._weight(pairs, last, of_time)
         change = 2.0 * stretch * own_slope + change_of_sum @ self.pair_particles.weight.T
         change = change + (2.0 * difference * change_of_difference) @ self.pair_products.weight.T
         change = change + triangles.change @ self.pair_triangles.weight.T + change_of_all @ self.pair_all.weight.T
         change = bend_last * ((bend_first * change) @ self.pair_hidden.weight.T)
-        phi_change = change @ self.weight + 2.0 * stretch.squeeze(-1) * (slopes * biases.kernels).sum(-1)
+        of_kernels = 2.0 * stretch.squeeze(-1) * (slopes * of_time.kernels).sum(-1)
+        phi_change = (change * of_time.weights).sum(-1) + of_kernels
         divergence = (2.0 * self.dimension * phi.squeeze(-1) + phi_change).sum(0)
         return Velocity(geometry.gather_signed(pairs.difference * phi).transpose(0, 1), divergence)
 
@@ -165,20 +175,20 @@ class GraphField(VectorField):
         everything = self.pair_all(received.sum(0))
         return own + of_particles + of_difference + self.pair_triangles(triangles) + everything
 
-    def _weight(self, pairs: _Pairs, last: Tensor, biases: _TimeBiases) -> Tensor:
+    def _weight(self, pairs: _Pairs, last: Tensor, of_time: _OfTime) -> Tensor:
         """Return the weights phi ``(P, B, 1)`` from the last hidden channels, and from kernels of the distance."""
-        phi = last @ self.weight + (pairs.radial * biases.kernels).sum(-1) + biases.constant.squeeze(-1)
-        return phi.unsqueeze(-1)
+        of_pairs = (last * of_time.weights).sum(-1)
+        return (of_pairs + (pairs.radial * of_time.kernels).sum(-1) + of_time.constant.squeeze(-1)).unsqueeze(-1)
 
-    def _time_biases(self, time: Tensor, x: Tensor) -> _TimeBiases:
+    def _of_time(self, time: Tensor, x: Tensor) -> _OfTime:
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         angles = math.pi * t * torch.arange(1, self.settings.frequencies + 1, device=x.device, dtype=x.dtype)
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
         hidden = silu(self.time(waves))
-        kernels = self.kernels(hidden)
         message, side, own = self.sizes
-        biases = self.time_biases(hidden).split((message, message, side, own, own), -1)
-        return _TimeBiases._make((*biases, kernels[:, :-1], kernels[:, -1:]))
+        biases = self.biases(hidden).split((message, message, side, own, own), -1)
+        kernels, constant = self.kernels(hidden).split((self.settings.radial, 1), -1)
+        return _OfTime(*biases, kernels, constant, 1.0 + self.factors(hidden), self.weights(hidden))
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
