@@ -3,6 +3,7 @@
     python -m benchmarks.science.equivariant_flows            # everything, some hours on one core; repeat to go on after a stop
     python -m benchmarks.science.equivariant_flows --small    # all stages in seconds, printed as JSON; the numbers mean nothing
     python -m benchmarks.science.equivariant_flows --samples  # reference samples only, LJ55 among them
+    torchrun --nproc-per-node 2 -m benchmarks.science.equivariant_flows --systems LJ13  # trained by two processes
 
 Published beside (arXiv 2306.15030, flow matching on a GPU): DW4 -log p 1.68 to 1.72 and effective sample size 87 to 92 %, LJ13
 -15.8 to -16.1 and 40 to 58 %, all without the Gaussian constant.
@@ -21,6 +22,7 @@ import torch
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from torch import Tensor
 
+from flowbridge.workflows import ranks
 from flowbridge.workflows.stages import Stage
 
 from ..harness import report
@@ -51,6 +53,8 @@ def main() -> None:
         train=not given.samples,
         baselines=not given.without_baselines,
     )
+    if not ranks.leads():
+        return
     if given.small:
         print(json.dumps(results, indent=1))
     else:
@@ -82,7 +86,7 @@ def run(
         }
         if name == "DW4" and baselines:
             results["baselines"] = compared(case, samples, test[:1000], output, seed, small)
-    if pictures:
+    if pictures and ranks.leads():
         draw_samples(pictures, output / "equivariant_flows.png")
     return results
 

@@ -28,6 +28,7 @@ from flowbridge.flows.equivariant.training import (
 from torch import Tensor
 
 import flowbridge
+from flowbridge.workflows import ranks
 from flowbridge.workflows.progress import track
 from flowbridge.workflows.stages import Stage
 
@@ -84,10 +85,10 @@ CASES: dict[str, Case] = {
         GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
         Solver(steps=8),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
+            matching=FlowMatchingStage(steps=4000, batch=256, learning_rate=6e-3, group=4),
             path=(
                 PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),
-                PathGradientStage(steps=700, batch=128, solver_steps=6, learning_rate=4e-4, average=0.99),
+                PathGradientStage(steps=1000, batch=128, solver_steps=6, learning_rate=5e-4, average=0.995),
             ),
             checkpoint_interval=50,
             compilation="auto",
@@ -155,10 +156,11 @@ def trained_flow(
         model = EquivariantFlow.untrained(case.system, samples, settings, case.solver, seed)
         energy = case.system.reduced_energy
         curves = train_continuous_flow(model.flow, samples, case.training, folder, energy=energy, seed=seed)
-        flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
+        if ranks.leads():
+            flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "curves": curves}
 
-    stage = Stage.completed(output, f"train-{label}", inputs, work)
+    stage = Stage.completed_together(output, f"train-{label}", inputs, work)
     model = flowbridge.load(stage.folder / "model.flow")
     if not isinstance(model, EquivariantFlow):
         raise TypeError(f"{stage.folder / 'model.flow'} holds a {type(model).__name__}")

@@ -62,9 +62,7 @@ class Stage:
             with stage.timed():
                 results = work(stage.folder)
             stage.finish(results)
-        while stage.results is None:  # the leading process has it in work, and ends all of them where it fails
-            time.sleep(_GLANCE)
-        return stage
+        return stage.awaited()
 
     @classmethod
     def completed_together(
@@ -76,7 +74,13 @@ class Stage:
         stage = cls.open(output, name, inputs)
         if stage.results is None:
             work(stage.folder)
-        return stage
+        return stage.awaited()
+
+    def awaited(self) -> Stage:
+        """Return the stage when its results are there: the leading process has it in work, and ends all where it fails."""
+        while self.results is None:
+            time.sleep(_GLANCE)
+        return self
 
     @property
     def results(self) -> dict[str, Any] | None:

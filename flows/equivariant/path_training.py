@@ -82,19 +82,20 @@ class PathGradientTraining(StageTraining):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return a number whose gradient is the path gradient of one batch; ConvergenceError where it is not finite."""
         generator = self.generator()
-        chosen = torch.randint(len(self.samples), (self.stage.batch,), generator=generator)
+        chosen = self.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent = carried(self.field, self.samples[chosen], times[::-1])
         delta = self._delta(latent.detach(), times)
         size = delta.square().sum((1, 2)).sqrt()
-        if not torch.isfinite(size).all():
+        sizes = self.whole(size)
+        if not torch.isfinite(sizes).all():
             raise ConvergenceError(
                 f"step {self.global_step}: samples that were carried to the prior and back have no finite force. Lower the "
                 "learning rate, train longer by likelihood first, or take more solver steps"
             )
-        limit = self.stage.outlier * size.median()
+        limit = self.stage.outlier * sizes.median()
         delta = delta * (limit / size.clamp_min(1e-30)).clamp(max=1.0)[:, None, None]
-        self.record(pull=float(size.median()))
+        self.record(pull=float(sizes.median()))
         return (delta * latent).sum((1, 2)).mean()
 
     def _delta(self, latent: Tensor, times: list[float]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.compilation.programs import CompilationMode
 from ...core.errors import ConfigurationError, ConvergenceError
 from ..configuration import Section
+from ..training.processes import Processes
 from ..training.stage_training import StageTraining, run_stage
 from .alignment import Coupled, couple
 from .compiled_field import compiled
@@ -137,10 +138,10 @@ class FlowMatchingTraining(StageTraining):
         """Return the mean squared error of the field on one batch of lines, at evenly spread random times."""
         stage, generator = self.stage, self.generator()
         lines = self._lines()
-        chosen = torch.randint(len(lines.start), (stage.batch,), generator=generator)
+        chosen = self.share(torch.randint(len(lines.start), (stage.batch,), generator=generator))
         start, end = lines.start[chosen], lines.end[chosen]
         time = (torch.rand(1, generator=generator) + torch.arange(stage.batch) / stage.batch) % 1.0
-        time = time.to(start.dtype)
+        time = self.share(time.to(start.dtype))
         fraction = time[:, None, None]
         velocity = self.field(time, (1.0 - fraction) * start + fraction * end)
         loss: Tensor = (velocity - (end - start)).square().sum((1, 2)).mean()
@@ -183,7 +184,7 @@ class ContinuousLikelihoodTraining(StageTraining):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
         generator = self.generator()
-        chosen = torch.randint(len(self.samples), (self.stage.batch,), generator=generator)
+        chosen = self.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent, divergence, defect = runge_kutta(self.field, self.samples[chosen], times[::-1])
         nll = -(self.flow.prior.log_prob(latent) + divergence).mean()
@@ -209,6 +210,8 @@ def train_continuous_flow(
 ) -> dict[str, list[dict[str, float]]]:
     """Train a flow in place on samples, and return the curves of its stages.
 
+    Under ``torchrun`` all its processes call this with the same arguments; each takes its share of every batch.
+
     Args:
         flow: any continuous flow, equivariant or not.
         samples: ``(S, N, D)`` in reduced lengths.
@@ -219,7 +222,8 @@ def train_continuous_flow(
         show_progress: show a bar for each stage.
 
     Raises:
-        ConfigurationError: when stages of path gradients are asked for without an energy.
+        ConfigurationError: when stages of path gradients are asked for without an energy, or when a batch cannot be shared
+            equally among the processes.
         ConvergenceError: when the training diverges.
         ValueError: when the samples are not of the flow's particles, or not finite.
     """
@@ -228,6 +232,13 @@ def train_continuous_flow(
         raise ValueError(f"samples must be finite, (samples, {expected[0]}, {expected[1]}), got {tuple(samples.shape)}")
     if settings.path and energy is None:
         raise ConfigurationError("path gradients need the target's reduced energy: give it, or leave their stages out")
+    Processes.of_this_training().require_equal_shares(
+        {
+            "matching.batch": settings.matching.batch,
+            **{f"likelihood.{number}.batch": stage.batch for number, stage in enumerate(settings.likelihood)},
+            **{f"path.{number}.batch": stage.batch for number, stage in enumerate(settings.path)},
+        }
+    )
     centred = without_mean(samples.double()).to(flow.dtype)
     stages = _stages(flow, centred, settings, energy, seed)
     # Each stage is made when the one before it is done: its averages start from the parameters that are there.

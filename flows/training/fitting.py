@@ -87,7 +87,13 @@ def train(
     if temperature is None:
         raise ConfigurationError("the generator has no temperature to train at")
     processes = Processes.of_this_training()
-    processes.require_equal_shares(settings)
+    processes.require_equal_shares(
+        {
+            "likelihood.batch": settings.likelihood.batch,
+            "refinement.batch": settings.refinement.batch,
+            "refinement.final_batch": settings.refinement.final_batch,
+        }
+    )
     dtype = model.flow.dtype
     target = TargetDensity(model.coordinates, energy, temperature)
     coordinates, value = target.from_forces(data.positions, data.energies, data.forces)

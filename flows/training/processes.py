@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from ...core.errors import ConfigurationError
-from .configuration import TrainingConfiguration
 
 Result = TypeVar("Result")
 
@@ -39,13 +39,13 @@ class Processes:
             return {"devices": 1}
         return {"devices": self.here, "num_nodes": self.number // self.here, "strategy": "ddp"}
 
-    def require_equal_shares(self, settings: TrainingConfiguration) -> None:
-        """Refuse batches that the processes cannot share equally; raises ConfigurationError."""
-        for label, batch in (
-            ("likelihood.batch", settings.likelihood.batch),
-            ("refinement.batch", settings.refinement.batch),
-            ("refinement.final_batch", settings.refinement.final_batch),
-        ):
+    def require_equal_shares(self, batches: Mapping[str, int | None]) -> None:
+        """Refuse batches, by the names of their settings, that the processes cannot share equally.
+
+        Raises:
+            ConfigurationError: for the first such batch.
+        """
+        for label, batch in batches.items():
             if batch is not None and batch % self.number:
                 raise ConfigurationError(
                     f"{self.number} processes cannot share batches of {batch} equally: make training.{label} a multiple of "

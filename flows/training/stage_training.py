@@ -87,6 +87,7 @@ class StageTraining(lightning.LightningModule):
         self.stage = stage
         self.seed = seed
         self.log_interval = log_interval
+        self.processes = Processes.of_this_training()
         self.curve: list[dict[str, float]] = []
         self.merging: MergingSchedule | None = None
         self._merging_state: dict[str, Any] | None = None
@@ -100,11 +101,11 @@ class StageTraining(lightning.LightningModule):
 
         The parts are equally large, so that the mean of their gradients is the gradient of the whole batch.
         """
-        return batch[self.global_rank :: self.trainer.world_size]
+        return batch[self.global_rank :: self.processes.number]
 
     def whole(self, part: Tensor) -> Tensor:
         """Return the parts ``(B / processes,)`` of all processes, ``(B,)``."""
-        if self.trainer.world_size == 1:
+        if self.processes.number == 1:
             return part
         gathered = self.all_gather(part)
         if not isinstance(gathered, Tensor):
@@ -211,7 +212,7 @@ def run_stage(
         trainer = lightning.Trainer(
             max_steps=module.stage.steps,
             accelerator="cpu",
-            **Processes.of_this_training().trainer_arguments(),
+            **module.processes.trainer_arguments(),
             logger=False,
             callbacks=callbacks,
             enable_progress_bar=show_progress,
