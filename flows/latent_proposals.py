@@ -14,13 +14,21 @@ from .molecule_coordinates import Coordinates
 from .position_sampler import PositionSampler
 
 _AHEAD = 64  # independent configurations drawn at once: a batch costs hardly more than a single one
+_STEPS_AHEAD = 8  # steps from one configuration, of which those behind the first accepted one are not used
 
 
 class Proposal(NamedTuple):
-    """A proposed configuration ``(N, 3)`` nm, in an orientation of its own, and the flow's log-density there."""
+    """A configuration of the chain, or one proposed for it.
+
+    Attributes:
+        positions: ``(N, 3)`` nm, those of a proposal in an orientation of its own.
+        log_prob: the flow's log-density there.
+        latent: its latent variables; None where they are not known.
+    """
 
     positions: Tensor
     log_prob: float
+    latent: Coordinates | None = None
 
 
 class LatentProposals:
@@ -46,44 +54,75 @@ class LatentProposals:
             raise ConfigurationError(f"scale must be above 0 and at most 1 (independent proposals), got {scale}")
         self.model, self.scale, self.generator = model, scale, generator
         self._sampler = PositionSampler(model, _AHEAD, compilation)
+        self._present: Proposal | None = None
         self._ahead: list[Proposal] = []
 
-    def __call__(self, positions: Tensor) -> Proposal:
-        """Return a proposal from a configuration ``(N, 3)`` nm."""
-        if self.scale < 1.0:
-            return self._step(positions)
-        if not self._ahead:
-            drawn = self._sampler(_AHEAD, self.generator)
-            densities = drawn.log_prob.tolist()
-            self._ahead = [Proposal(x, log_prob) for x, log_prob in zip(drawn.positions, densities, strict=True)][::-1]
-        return self._ahead.pop()
+    def start(self, positions: Tensor) -> Proposal:
+        """Go on from positions ``(N, 3)`` nm, and return what is known of them; a chain that is there already stays."""
+        if self._present is None or not torch.equal(self._present.positions, positions):
+            with torch.no_grad():
+                log_prob = float(self.model.log_prob(positions.unsqueeze(0)))
+            self._move(Proposal(positions.clone(), log_prob))
+        return self.present
 
-    def log_prob(self, positions: Tensor) -> float:
-        """Return the flow's log-density of a configuration ``(N, 3)`` nm."""
-        with torch.no_grad():
-            return float(self.model.log_prob(positions.unsqueeze(0)))
+    def accept(self, proposal: Proposal) -> Proposal:
+        """Go on from a proposal, placed as its positions say, and return it."""
+        self._move(proposal._replace(positions=proposal.positions.clone()))
+        return self.present
+
+    @property
+    def present(self) -> Proposal:
+        """Where the chain is; see :meth:`start`."""
+        if self._present is None:
+            raise RuntimeError("the chain has no configuration yet: call start first")
+        return self._present
+
+    def __call__(self) -> Proposal:
+        """Return a proposal from the present configuration."""
+        if not self._ahead:
+            self._ahead = (self._steps() if self.scale < 1.0 else self._independent())[::-1]
+        return self._ahead.pop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a chain needs to go on with the same numbers."""
         return {
             "generator": self.generator.get_state(),
-            "positions": [proposal.positions for proposal in self._ahead],
-            "log_prob": [proposal.log_prob for proposal in self._ahead],
+            "present": None if self._present is None else tuple(self._present),
+            "ahead": [tuple(proposal) for proposal in self._ahead],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.generator.set_state(state["generator"])
-        self._ahead = [Proposal(*pair) for pair in zip(state["positions"], state["log_prob"], strict=True)]
+        self._present = None if state["present"] is None else Proposal(*state["present"])
+        self._ahead = [Proposal(*proposal) for proposal in state["ahead"]]
 
-    def _step(self, positions: Tensor) -> Proposal:
+    def _move(self, configuration: Proposal) -> None:
+        self._present = configuration
+        if self.scale < 1.0:
+            self._ahead = []  # they were steps from another one
+
+    def _independent(self) -> list[Proposal]:
+        drawn = self._sampler(_AHEAD, self.generator)
+        return [Proposal(*pair) for pair in zip(drawn.positions, drawn.log_prob.tolist(), strict=True)]
+
+    def _steps(self) -> list[Proposal]:
+        """Return steps from the present configuration, independent of each other."""
         with torch.no_grad():
-            coordinates, _ = self.model.coordinates.inverse(positions.unsqueeze(0))
-            latent, _ = self.model.flow.inverse(coordinates)
-            turned = latent.circular + self.scale * (self._uniform(latent.circular) - 0.5)
-            stiff = self._moved(latent.stiff)
-            drawn = self.model.positions_of(Coordinates(turned - turned.floor(), stiff))
-            return Proposal(drawn.positions[0], float(drawn.log_prob))
+            circular, stiff = (part.expand(_STEPS_AHEAD, -1) for part in self._latent())
+            turned = circular + self.scale * (self._uniform(circular) - 0.5)
+            latent = Coordinates(turned - turned.floor(), self._moved(stiff))
+            drawn = self.model.positions_of(latent)
+        variables = (Coordinates(*(part[number : number + 1] for part in latent)) for number in range(_STEPS_AHEAD))
+        return [Proposal(*found) for found in zip(drawn.positions, drawn.log_prob.tolist(), variables, strict=True)]
+
+    def _latent(self) -> Coordinates:
+        present = self.present
+        if present.latent is not None:
+            return present.latent
+        coordinates, _ = self.model.coordinates.inverse(present.positions.unsqueeze(0))
+        latent, _ = self.model.flow.inverse(coordinates)
+        return latent
 
     def _moved(self, stiff: Tensor) -> Tensor:
         if self.model.flow.uniform_base:

@@ -121,15 +121,16 @@ class BoltzmannMove:
         copy_vectors(state, self._positions)
         present = self._positions[self.particles]
         self._refuse_broken(present, state)
-        log_prob = self._proposals.log_prob(torch.as_tensor(present))
+        log_prob = self._proposals.start(torch.as_tensor(present)).log_prob
         accepted = 0
         for _ in range(proposals):
-            proposal = self._proposals(torch.as_tensor(present))
+            proposal = self._proposals()
             placed = superposed(proposal.positions.numpy(), present, self._weights)
             found = self._energy_with(placed, present)
             log_ratio = -(found - energy) / thermal_energy(self.temperature) + log_prob - proposal.log_prob
             if self._decide(log_ratio):
                 present, energy, log_prob = placed, found, proposal.log_prob
+                self._proposals.accept(proposal._replace(positions=torch.as_tensor(placed)))
                 accepted += 1
         self._set(present)
         if accepted:
