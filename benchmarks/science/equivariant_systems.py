@@ -68,7 +68,9 @@ CASES: dict[str, Case] = {
         ReplicaExchangeSettings(
             temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=500, spread=2.0
         ),
-        GraphFieldSettings(hidden=64, features=32, triangles=24, radial=32, longest=10.0, crowding=1.0),
+        GraphFieldSettings(
+            hidden=64, features=32, triangles=24, radial=32, longest=10.0, crowding=1.0, modulated=False
+        ),
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=512, learning_rate=6e-3, group=16),
@@ -85,10 +87,10 @@ CASES: dict[str, Case] = {
         GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
         Solver(steps=8),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=4000, batch=256, learning_rate=6e-3, group=4),
+            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=3e-3, group=4),
             path=(
-                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),
-                PathGradientStage(steps=1000, batch=128, solver_steps=6, learning_rate=5e-4, average=0.995),
+                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1e-3),
+                PathGradientStage(steps=600, batch=128, solver_steps=6, learning_rate=4e-4, average=0.995),
             ),
             checkpoint_interval=50,
             compilation="auto",

@@ -32,6 +32,8 @@ class GraphFieldSettings(Section):
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
         width: standard deviation of each, in units of the distance to the next.
         frequencies: of the time.
+        modulated: whether the time also scales what is linear in the Gaussians and weighs the last channels, and not only
+            shifts activations; it wants half the learning rate, and then learns much more of clusters that form out of noise.
     """
 
     hidden: int = Field(default=32, ge=1)
@@ -42,6 +44,7 @@ class GraphFieldSettings(Section):
     crowding: float = Field(default=2.0, ge=1.0)
     width: float = Field(default=1.3, gt=0.0)
     frequencies: int = Field(default=4, ge=1)
+    modulated: bool = True
 
 
 class _Pairs(NamedTuple):
@@ -97,8 +100,7 @@ class GraphField(VectorField):
         self.triangles = Triangles(count)
         self.time = _linear(2 * settings.frequencies + 2, h, generator)
         self.biases = _linear(h, 2 * f + c + 2 * h, generator)
-        # Noise and clusters look so different that biases of the time alone cannot make one network do for both.
-        self.factors = _linear(h, f + c + h, generator, scale=0.0)
+        self.factors = _linear(h, f + c + h, generator, scale=0.0) if settings.modulated else None
         # All that is linear in the Gaussians: messages, sides of triangles, pairs. So many of them overlap at a time.
         self.radial = _linear(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
         self.particle = _linear(f, f, generator, scale=1.0 / math.sqrt(count))
@@ -107,7 +109,7 @@ class GraphField(VectorField):
         self.pair_triangles = _linear(c, h, generator, scale=1.0 / math.sqrt(count))
         self.pair_all = _linear(f, h, generator, scale=1.0 / count)
         self.pair_hidden = _linear(h, h, generator)
-        self.weights = _linear(h, h, generator, scale=0.0)
+        self.weights = _linear(h, h, generator, scale=0.0) if settings.modulated else _Constant(h)
         self.kernels = _linear(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
@@ -188,7 +190,19 @@ class GraphField(VectorField):
         message, side, own = self.sizes
         biases = self.biases(hidden).split((message, message, side, own, own), -1)
         kernels, constant = self.kernels(hidden).split((self.settings.radial, 1), -1)
-        return _OfTime(*biases, kernels, constant, 1.0 + self.factors(hidden), self.weights(hidden))
+        factors = hidden.new_ones(1, 1) if self.factors is None else 1.0 + self.factors(hidden)
+        return _OfTime(*biases, kernels, constant, factors, self.weights(hidden))
+
+
+class _Constant(nn.Module):
+    """A vector that does not depend on the time, in the place of a layer that does."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.value.expand(len(hidden), -1)
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
