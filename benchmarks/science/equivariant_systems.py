@@ -68,9 +68,7 @@ CASES: dict[str, Case] = {
         ReplicaExchangeSettings(
             temperatures=(1.0, 1.5, 2.2, 3.2), leapfrog_steps=8, equilibration=300, frames=500, spread=2.0
         ),
-        GraphFieldSettings(
-            hidden=64, features=32, triangles=24, radial=32, longest=10.0, crowding=1.0, modulated=False
-        ),
+        GraphFieldSettings(hidden=64, features=32, triangles=24, radial=32, longest=10.0, crowding=1.0),
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=512, learning_rate=6e-3, group=16),
@@ -84,7 +82,7 @@ CASES: dict[str, Case] = {
     "LJ13": Case(
         LennardJonesCluster(13),
         ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=300),
-        GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
+        GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0, modulated=True),
         Solver(steps=8),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=3e-3, group=4),

@@ -44,7 +44,7 @@ class GraphFieldSettings(Section):
     crowding: float = Field(default=2.0, ge=1.0)
     width: float = Field(default=1.3, gt=0.0)
     frequencies: int = Field(default=4, ge=1)
-    modulated: bool = True
+    modulated: bool = False
 
 
 class _Pairs(NamedTuple):
@@ -59,7 +59,8 @@ class _OfTime(NamedTuple):
     """What the layers take from the time.
 
     Biases of five activations ``(B, F, C or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``, factors of all
-    that is linear in the Gaussians ``(B, F + C + H)``, weights of the last channels ``(B, H)``.
+    that is linear in the Gaussians ``(B, F + C + H)``, weights of the last channels ``(B, H)``; the last two with one row for
+    all where nothing is modulated.
     """
 
     message: Tensor
@@ -99,7 +100,7 @@ class GraphField(VectorField):
         self.register_buffer("widths", (settings.width * torch.gradient(centres)[0]).float())
         self.triangles = Triangles(count)
         self.time = _linear(2 * settings.frequencies + 2, h, generator)
-        self.biases = _linear(h, 2 * f + c + 2 * h, generator)
+        self.time_biases = _linear(h, 2 * f + c + 2 * h, generator)
         self.factors = _linear(h, f + c + h, generator, scale=0.0) if settings.modulated else None
         # All that is linear in the Gaussians: messages, sides of triangles, pairs. So many of them overlap at a time.
         self.radial = _linear(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
@@ -109,7 +110,7 @@ class GraphField(VectorField):
         self.pair_triangles = _linear(c, h, generator, scale=1.0 / math.sqrt(count))
         self.pair_all = _linear(f, h, generator, scale=1.0 / count)
         self.pair_hidden = _linear(h, h, generator)
-        self.weights = _linear(h, h, generator, scale=0.0) if settings.modulated else _Constant(h)
+        self.weight = _linear(h, h, generator, scale=0.0) if settings.modulated else nn.Parameter(torch.zeros(h))
         self.kernels = _linear(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
@@ -188,21 +189,11 @@ class GraphField(VectorField):
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
         hidden = silu(self.time(waves))
         message, side, own = self.sizes
-        biases = self.biases(hidden).split((message, message, side, own, own), -1)
+        biases = self.time_biases(hidden).split((message, message, side, own, own), -1)
         kernels, constant = self.kernels(hidden).split((self.settings.radial, 1), -1)
         factors = hidden.new_ones(1, 1) if self.factors is None else 1.0 + self.factors(hidden)
-        return _OfTime(*biases, kernels, constant, factors, self.weights(hidden))
-
-
-class _Constant(nn.Module):
-    """A vector that does not depend on the time, in the place of a layer that does."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.zeros(size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.value.expand(len(hidden), -1)
+        weights = self.weight(hidden) if isinstance(self.weight, nn.Module) else self.weight.unsqueeze(0)
+        return _OfTime(*biases, kernels, constant, factors, weights)
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
