@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,24 +28,23 @@ class Compared(NamedTuple):
     effective_percent: float
 
 
-def draw_samples(systems: Sequence[Compared], file: Path) -> None:
-    """Draw a row for each system: distances of pairs on the left, energies on the right."""
-    with drawn(file, 2.9 * len(systems)) as figure:
-        grid = figure.subplots(len(systems), 2, squeeze=False)
-        for (distances, energies), one in zip(grid, systems, strict=True):
-            weights = np.exp(one.log_weights - one.log_weights.max())
-            reference, found = _distances(one.reference), _distances(one.samples)
-            edges = np.linspace(*np.quantile(reference, (1e-5, 0.9999)), 70)
-            _histograms(distances, edges, reference.ravel(), found.ravel(), np.repeat(weights, found.shape[1]))
-            distances.set_xlabel("distance of pairs (reduced)")
-            distances.set_title(one.name)
-            reference, found = (one.system.reduced_energy(x.double()).numpy() for x in (one.reference, one.samples))
-            low, high = np.quantile(reference, (5e-4, 0.9995))
-            edges = np.linspace(low - 0.1 * (high - low), high + 0.4 * (high - low), 55)
-            _histograms(energies, edges, reference, found, weights)
-            energies.set_xlabel("energy (kT)")
-            energies.set_title(f"effective sample size {one.effective_percent:.0f} %")
-        grid[0, 0].legend(loc="upper center")
+def draw_samples(one: Compared, file: Path) -> None:
+    """Draw distances of pairs on the left, energies on the right."""
+    with drawn(file, 2.9) as figure:
+        distances, energies = figure.subplots(1, 2)
+        weights = np.exp(one.log_weights - one.log_weights.max())
+        reference, found = _distances(one.reference), _distances(one.samples)
+        edges = np.linspace(*np.quantile(reference, (1e-5, 0.9999)), 70)
+        _histograms(distances, edges, reference.ravel(), found.ravel(), np.repeat(weights, found.shape[1]))
+        distances.set_xlabel("distance of pairs (reduced)")
+        distances.set_title(one.name)
+        distances.legend(loc="upper center")
+        reference, found = (one.system.reduced_energy(x.double()).numpy() for x in (one.reference, one.samples))
+        low, high = np.quantile(reference, (5e-4, 0.9995))
+        edges = np.linspace(low - 0.1 * (high - low), high + 0.4 * (high - low), 55)
+        _histograms(energies, edges, reference, found, weights)
+        energies.set_xlabel("energy (kT)")
+        energies.set_title(f"effective sample size {one.effective_percent:.0f} %")
 
 
 def _distances(x: Tensor) -> FloatArray:

@@ -57,8 +57,11 @@ def main() -> None:
         return
     if given.small:
         print(json.dumps(results, indent=1))
+    elif given.samples:
+        show("equivariant_flows_samples", results)
     else:
-        show("equivariant_flows_samples" if given.samples else "equivariant_flows", results)
+        for system in given.systems:
+            show(f"equivariant_flows_{system}", of_one(system, results))
 
 
 def run(
@@ -66,7 +69,6 @@ def run(
 ) -> dict[str, Any]:
     """Return the numbers of all tables; what is finished in ``output`` is not done again."""
     results: dict[str, Any] = {"seed": seed, "samples": {}, "flows": {}, "baselines": []}
-    pictures: list[Compared] = []
     for name in systems:
         case = smaller(CASES[name]) if small else CASES[name]
         x, results["samples"][name] = reference_samples(name, case, output, seed + 1)
@@ -75,8 +77,9 @@ def run(
         samples = x[: -min(VALIDATION, len(x) // 2)]
         test = test_samples(name, case, output, seed + 101)
         model, training = trained_flow(name, case, samples, output, seed)
-        found, compared_samples = _judged_once(name, case, model, test, draws, output, seed + 2)
-        pictures.append(compared_samples)
+        found, picture = _judged_once(name, case, model, test, draws, output, seed + 2)
+        if ranks.leads():
+            draw_samples(picture, output / f"equivariant_flows_{name}.png")
         results["flows"][name] = {
             "training_samples": len(samples),
             "test_samples": len(test),
@@ -86,8 +89,6 @@ def run(
         }
         if name == "DW4" and baselines:
             results["baselines"] = compared(case, samples, test[:1000], output, seed, small)
-    if pictures and ranks.leads():
-        draw_samples(pictures, output / "equivariant_flows.png")
     return results
 
 
@@ -107,6 +108,12 @@ def _judged_once(
     with np.load(stage.folder / "draws.npz") as kept:
         samples, log_weights = torch.from_numpy(kept["samples"]), kept["log_weights"]
     return results, Compared(name, case.system, test, samples, log_weights, results["effective_sample_percent"])
+
+
+def of_one(system: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Return what belongs to one system: each has a file of its own, which says what machine it ran on."""
+    parts = {part: {system: results[part][system]} for part in ("samples", "flows")}
+    return {"seed": results["seed"], **parts, "baselines": results["baselines"] if system == "DW4" else []}
 
 
 def smaller(case: Case) -> Case:

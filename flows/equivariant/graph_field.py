@@ -188,12 +188,12 @@ class GraphField(VectorField):
         angles = math.pi * t * torch.arange(1, self.settings.frequencies + 1, device=x.device, dtype=x.dtype)
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
         hidden = silu(self.time(waves))
-        message, side, own = self.sizes
-        biases = self.time_biases(hidden).split((message, message, side, own, own), -1)
+        f, c, h = self.sizes
+        message, particle, side, seen, last = self.time_biases(hidden).split((f, f, c, h, h), -1)
         kernels, constant = self.kernels(hidden).split((self.settings.radial, 1), -1)
         factors = hidden.new_ones(1, 1) if self.factors is None else 1.0 + self.factors(hidden)
         weights = self.weight(hidden) if isinstance(self.weight, nn.Module) else self.weight.unsqueeze(0)
-        return _OfTime(*biases, kernels, constant, factors, weights)
+        return _OfTime(message, particle, side, seen, last, kernels, constant, factors, weights)
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
