@@ -82,13 +82,13 @@ CASES: dict[str, Case] = {
     "LJ13": Case(
         LennardJonesCluster(13),
         ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=300),
-        GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0, modulated=True),
+        GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
         Solver(steps=8),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=3e-3, group=4),
+            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
             path=(
-                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1e-3),
-                PathGradientStage(steps=600, batch=128, solver_steps=6, learning_rate=4e-4, average=0.995),
+                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),
+                PathGradientStage(steps=700, batch=128, solver_steps=6, learning_rate=4e-4, average=0.99),
             ),
             checkpoint_interval=50,
             compilation="auto",
