@@ -65,10 +65,9 @@ class LatentProposals:
             self._move(Proposal(positions.clone(), log_prob))
         return self.present
 
-    def accept(self, proposal: Proposal) -> Proposal:
-        """Go on from a proposal, placed as its positions say, and return it."""
-        self._move(proposal._replace(positions=proposal.positions.clone()))
-        return self.present
+    def accept(self, proposal: Proposal, placed: Tensor) -> None:
+        """Go on from a proposal in another orientation, at positions ``(N, 3)`` nm."""
+        self._move(proposal._replace(positions=placed.clone()))
 
     @property
     def present(self) -> Proposal:

@@ -32,8 +32,6 @@ class GraphFieldSettings(Section):
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
         width: standard deviation of each, in units of the distance to the next.
         frequencies: of the time.
-        modulated: whether the time also scales what is linear in the Gaussians and weighs the last channels, and not only
-            shifts activations; it wants half the learning rate, and then learns much more of clusters that form out of noise.
     """
 
     hidden: int = Field(default=32, ge=1)
@@ -44,7 +42,6 @@ class GraphFieldSettings(Section):
     crowding: float = Field(default=2.0, ge=1.0)
     width: float = Field(default=1.3, gt=0.0)
     frequencies: int = Field(default=4, ge=1)
-    modulated: bool = False
 
 
 class _Pairs(NamedTuple):
@@ -55,13 +52,8 @@ class _Pairs(NamedTuple):
     radial: Tensor
 
 
-class _OfTime(NamedTuple):
-    """What the layers take from the time.
-
-    Biases of five activations ``(B, F, C or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``, factors of all
-    that is linear in the Gaussians ``(B, F + C + H)``, weights of the last channels ``(B, H)``; the last two with one row for
-    all where nothing is modulated.
-    """
+class _TimeBiases(NamedTuple):
+    """Biases of five activations ``(B, F, C or H)``, weights of the kernels ``(B, K)`` and the constant ``(B, 1)``."""
 
     message: Tensor
     particle: Tensor
@@ -70,8 +62,6 @@ class _OfTime(NamedTuple):
     last: Tensor
     kernels: Tensor
     constant: Tensor
-    radial: Tensor
-    weights: Tensor
 
 
 class GraphField(VectorField):
@@ -101,7 +91,6 @@ class GraphField(VectorField):
         self.triangles = Triangles(count)
         self.time = _linear(2 * settings.frequencies + 2, h, generator)
         self.time_biases = _linear(h, 2 * f + c + 2 * h, generator)
-        self.factors = _linear(h, f + c + h, generator, scale=0.0) if settings.modulated else None
         # All that is linear in the Gaussians: messages, sides of triangles, pairs. So many of them overlap at a time.
         self.radial = _linear(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
         self.particle = _linear(f, f, generator, scale=1.0 / math.sqrt(count))
@@ -110,37 +99,36 @@ class GraphField(VectorField):
         self.pair_triangles = _linear(c, h, generator, scale=1.0 / math.sqrt(count))
         self.pair_all = _linear(f, h, generator, scale=1.0 / count)
         self.pair_hidden = _linear(h, h, generator)
-        self.weight = _linear(h, h, generator, scale=0.0) if settings.modulated else nn.Parameter(torch.zeros(h))
+        self.weight = nn.Parameter(torch.zeros(h))
         self.kernels = _linear(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        pairs, of_time = self._pairs(x), self._of_time(time, x)
-        message, side, own = (self.radial(pairs.radial) * of_time.radial).split(self.sizes, -1)
-        received = self.geometry.gather(silu(message + of_time.message))
-        features = silu(self.particle(received) + of_time.particle)
-        seen = self._seen(own, features, received, self.triangles(silu(side + of_time.side))) + of_time.seen
-        phi = self._weight(pairs, silu(self.pair_hidden(silu(seen)) + of_time.last), of_time)
+        pairs, biases = self._pairs(x), self._time_biases(time, x)
+        message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
+        received = self.geometry.gather(silu(message + biases.message))
+        features = silu(self.particle(received) + biases.particle)
+        seen = self._seen(own, features, received, self.triangles(silu(side + biases.side))) + biases.seen
+        phi = self._weight(pairs, silu(self.pair_hidden(silu(seen)) + biases.last), biases)
         return self.geometry.gather_signed(pairs.difference * phi).transpose(0, 1)
 
     def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
         """See :meth:`VectorField.with_divergence`; the derivative of each pair is written out."""
         geometry, pairs = self.geometry, self._pairs(x)
-        of_time = self._of_time(time, x)
+        biases = self._time_biases(time, x)
         slopes = pairs.radial * (self.centres - pairs.distance) / self.widths.square()
         direction = pairs.difference / pairs.distance
         squares = pairs.difference.square().sum(-1, keepdim=True)
         stretch = squares / pairs.distance
 
-        message, side, own = (self.radial(pairs.radial) * of_time.radial).split(self.sizes, -1)
-        radial_slopes = slopes @ self.radial.weight.T * of_time.radial
-        message_slope, side_slope, own_slope = radial_slopes.split(self.sizes, -1)
-        message, bend = _silu_and_slope(message + of_time.message)
+        message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
+        message_slope, side_slope, own_slope = (slopes @ self.radial.weight.T).split(self.sizes, -1)
+        message, bend = _silu_and_slope(message + biases.message)
         message_slope = bend * message_slope
-        side, bend = _silu_and_slope(side + of_time.side)
+        side, bend = _silu_and_slope(side + biases.side)
         triangles = self.triangles.with_change(side, bend * side_slope / pairs.distance, squares)
         received = geometry.gather(message)
-        features, bend = _silu_and_slope(self.particle(received) + of_time.particle)
+        features, bend = _silu_and_slope(self.particle(received) + biases.particle)
         # How what i received changes as i moves, (N, B, D, F), and as the other of a pair moves away by its difference.
         gradient = geometry.gather_signed(direction.unsqueeze(-1) * message_slope.unsqueeze(2))
         along = pairs.difference.unsqueeze(-1)
@@ -151,16 +139,15 @@ class GraphField(VectorField):
         change_of_difference = (geometry.sums(gradient) * along).sum(2) + geometry.differences(bend) * away
 
         difference = geometry.differences(features)
-        seen = self._seen(own, features, received, triangles.value) + of_time.seen
+        seen = self._seen(own, features, received, triangles.value) + biases.seen
         first, bend_first = _silu_and_slope(seen)
-        last, bend_last = _silu_and_slope(self.pair_hidden(first) + of_time.last)
-        phi = self._weight(pairs, last, of_time)
+        last, bend_last = _silu_and_slope(self.pair_hidden(first) + biases.last)
+        phi = self._weight(pairs, last, biases)
         change = 2.0 * stretch * own_slope + change_of_sum @ self.pair_particles.weight.T
         change = change + (2.0 * difference * change_of_difference) @ self.pair_products.weight.T
         change = change + triangles.change @ self.pair_triangles.weight.T + change_of_all @ self.pair_all.weight.T
         change = bend_last * ((bend_first * change) @ self.pair_hidden.weight.T)
-        of_kernels = 2.0 * stretch.squeeze(-1) * (slopes * of_time.kernels).sum(-1)
-        phi_change = (change * of_time.weights).sum(-1) + of_kernels
+        phi_change = change @ self.weight + 2.0 * stretch.squeeze(-1) * (slopes * biases.kernels).sum(-1)
         divergence = (2.0 * self.dimension * phi.squeeze(-1) + phi_change).sum(0)
         return Velocity(geometry.gather_signed(pairs.difference * phi).transpose(0, 1), divergence)
 
@@ -178,22 +165,20 @@ class GraphField(VectorField):
         everything = self.pair_all(received.sum(0))
         return own + of_particles + of_difference + self.pair_triangles(triangles) + everything
 
-    def _weight(self, pairs: _Pairs, last: Tensor, of_time: _OfTime) -> Tensor:
+    def _weight(self, pairs: _Pairs, last: Tensor, biases: _TimeBiases) -> Tensor:
         """Return the weights phi ``(P, B, 1)`` from the last hidden channels, and from kernels of the distance."""
-        of_pairs = (last * of_time.weights).sum(-1)
-        return (of_pairs + (pairs.radial * of_time.kernels).sum(-1) + of_time.constant.squeeze(-1)).unsqueeze(-1)
+        phi = last @ self.weight + (pairs.radial * biases.kernels).sum(-1) + biases.constant.squeeze(-1)
+        return phi.unsqueeze(-1)
 
-    def _of_time(self, time: Tensor, x: Tensor) -> _OfTime:
+    def _time_biases(self, time: Tensor, x: Tensor) -> _TimeBiases:
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         angles = math.pi * t * torch.arange(1, self.settings.frequencies + 1, device=x.device, dtype=x.dtype)
         waves = torch.cat([t, t.square(), angles.cos(), angles.sin()], -1)
         hidden = silu(self.time(waves))
-        f, c, h = self.sizes
-        message, particle, side, seen, last = self.time_biases(hidden).split((f, f, c, h, h), -1)
-        kernels, constant = self.kernels(hidden).split((self.settings.radial, 1), -1)
-        factors = hidden.new_ones(1, 1) if self.factors is None else 1.0 + self.factors(hidden)
-        weights = self.weight(hidden) if isinstance(self.weight, nn.Module) else self.weight.unsqueeze(0)
-        return _OfTime(message, particle, side, seen, last, kernels, constant, factors, weights)
+        kernels = self.kernels(hidden)
+        message, side, own = self.sizes
+        biases = self.time_biases(hidden).split((message, message, side, own, own), -1)
+        return _TimeBiases._make((*biases, kernels[:, :-1], kernels[:, -1:]))
 
 
 def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ class BoltzmannMove:
             log_ratio = -(found - energy) / thermal_energy(self.temperature) + log_prob - proposal.log_prob
             if self._decide(log_ratio):
                 present, energy, log_prob = placed, found, proposal.log_prob
-                self._proposals.accept(proposal._replace(positions=torch.as_tensor(placed)))
+                self._proposals.accept(proposal, torch.as_tensor(placed))
                 accepted += 1
         self._set(present)
         if accepted:

@@ -9,7 +9,6 @@ from flowbridge.flows.equivariant.vector_fields import HutchinsonField, exact_di
 
 FIELDS = {
     "graph": (GraphField, GraphFieldSettings(hidden=8, radial=8, longest=4.0)),
-    "modulated graph": (GraphField, GraphFieldSettings(hidden=8, radial=8, longest=4.0, modulated=True)),
     "kernel": (KernelField, KernelFieldSettings(distances=9, times=4, longest=4.0)),
 }
 

@@ -29,7 +29,7 @@ SETTINGS = ContinuousFlowTraining(
 def main(folder: Path) -> None:
     system = DoubleWellParticles(3)
     samples = 2.0 * torch.randn(200, 3, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    field = GraphFieldSettings(hidden=8, features=4, triangles=4, radial=12, longest=8.0, modulated=True)
+    field = GraphFieldSettings(hidden=8, features=4, triangles=4, radial=12, longest=8.0)
     flow = EquivariantFlow.untrained(system, samples, field, Solver(steps=2), seed=2).flow.double()
     curves = train_continuous_flow(flow, samples, SETTINGS, folder, energy=system.reduced_energy, seed=1)
     if ranks.leads():
