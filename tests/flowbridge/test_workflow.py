@@ -17,6 +17,7 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
 from flowbridge.workflows.configuration import read_tables, read_workflow
 from flowbridge.workflows.setup import molecular_system
+from flowbridge.workflows.stages import Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -227,3 +228,12 @@ def test_files_may_extend_each_other_but_not_in_circles(tmp_path):
     (tmp_path / "a.toml").write_text('extends = "c.toml"\n')
     with pytest.raises(ConfigurationError, match="extends it in turn"):
         read_tables(tmp_path / "c.toml")
+
+
+def test_one_process_writes_what_all_open(monkeypatch, tmp_path):
+    """Two that write the same file at the same time lose its unfinished part to each other."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        stage = Stage.open(tmp_path, "train", {"steps": 3})
+        assert (stage.folder / "inputs.json").is_file() is written
