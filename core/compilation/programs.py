@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,13 @@ PACKAGE = "program.pt2"
 """Name of a program's file in its folder."""
 
 _FAILURE = "failure.json"
+
+_STOPPED = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
+"""How a compiler ends that somebody stopped, which says nothing of the program."""
+
+
+class _CompilerStoppedError(CompilationError):
+    """Nothing to remember: the next attempt may be left to finish."""
 
 Made = TypeVar("Made", covariant=True)
 
@@ -135,6 +143,8 @@ def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], anew
         with _told(recipe), cache.making(description) as folder:
             _compile(program, folder / PACKAGE, recipe.options())
             recipe.finish(folder)
+    except _CompilerStoppedError:
+        raise
     except CompilationError as error:
         with cache.making(attempt) as folder:
             (folder / _FAILURE).write_text(json.dumps({"reason": str(error)}))
@@ -182,6 +192,8 @@ def _compile(program: ExportedProgram, package: Path, options: dict[str, Any]) -
     if done.returncode:
         said = [line for line in done.stderr.strip().splitlines() if line.strip()]
         cause = said[-1] if said else "it said nothing"
+        if done.returncode in _STOPPED:
+            raise _CompilerStoppedError(f"the compiler was stopped by {signal.Signals(-done.returncode).name}")
         how = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
         raise CompilationError(f"the compiler {how}: {cause[:500]}")
 
