@@ -111,6 +111,7 @@ class ReplicaExchange:
             self._resume(folder)
         settings = self.settings
         last = settings.equilibration + settings.frames * settings.thinning
+        complete = self.sweep >= last
         remaining: Iterable[int] = range(self.sweep, last)
         for number in remaining if progress is None else progress(remaining, last - self.sweep):
             self._trajectories(adapt=number < settings.equilibration)
@@ -121,7 +122,7 @@ class ReplicaExchange:
                 self.frames.append(self.positions[0].clone())
                 if folder is not None and len(self.frames) % settings.checkpoint_interval == 0:
                     self._save(folder)
-        if folder is not None:
+        if folder is not None and not complete:  # several processes may read what is there
             self._save(folder)
         return torch.cat(self.frames)
 
