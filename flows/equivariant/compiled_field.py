@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.compilation.programs import resolved
 from ..compiled_functions import CompiledFlowFunction, FlowFunction
-from .vector_fields import VectorField, Velocities, Velocity
+from .vector_fields import Pulled, VectorField, Velocities, Velocity
 
 
 class CompiledField:
@@ -28,6 +28,7 @@ class CompiledField:
         self.field = field
         self._velocity = CompiledFlowFunction(field, velocity, mode)
         self._divergence = CompiledFlowFunction(field, velocity_and_divergence, mode)
+        self._pulled = CompiledFlowFunction(field, velocity_and_gradient, mode)
         self._slopes = {
             (with_divergence, of_parameters): CompiledFlowFunction(field, function, mode)
             for (with_divergence, of_parameters), function in _SLOPES.items()
@@ -41,6 +42,10 @@ class CompiledField:
     def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
         """Return velocities with their divergence; see :meth:`VectorField.with_divergence`."""
         return Velocity(*self._evaluated(True, time, x))
+
+    def pulled(self, time: Tensor, x: Tensor, pull: Tensor) -> Pulled:
+        """Return velocities and the gradient of what they are pulled by; see :meth:`Velocities.pulled`."""
+        return Pulled(*self._pulled(x, time, pull))
 
     def values(self, with_divergence: bool, time: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """Return velocities, and divergences where asked for, without a record for derivatives."""
@@ -90,6 +95,11 @@ def velocity_and_divergence(field: VectorField, x: Tensor, time: Tensor) -> tupl
     """Return the velocity and its divergence."""
     with torch.no_grad():
         return tuple(field.with_divergence(time, x))
+
+
+def velocity_and_gradient(field: VectorField, x: Tensor, time: Tensor, pull: Tensor) -> tuple[Tensor, ...]:
+    """Return the velocity and the gradient of ``sum(velocity pull) + sum(divergence)`` by positions."""
+    return tuple(field.pulled(time, x, pull))
 
 
 def velocity_by_positions(field: VectorField, x: Tensor, time: Tensor, pull: Tensor) -> tuple[Tensor, ...]:

@@ -16,6 +16,13 @@ class Velocity(NamedTuple):
     divergence: Tensor
 
 
+class Pulled(NamedTuple):
+    """Velocities ``(B, N, D)``, and gradients ``(B, N, D)`` of their products with a pull and of their divergences."""
+
+    value: Tensor
+    gradient: Tensor
+
+
 class Velocities(Protocol):
     """What solvers ask of a field: a :class:`VectorField`, or one in compiled form."""
 
@@ -25,6 +32,10 @@ class Velocities(Protocol):
 
     def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
         """Return velocities and their divergences."""
+        ...
+
+    def pulled(self, time: Tensor, x: Tensor, pull: Tensor) -> Pulled:
+        """Return velocities, and the gradient of ``sum(velocity pull) + sum(divergence)`` by positions; no record is kept."""
         ...
 
 
@@ -50,6 +61,16 @@ class VectorField(nn.Module):
         mean-free subspace.
         """
         return exact_divergence(self, time, x)
+
+    def pulled(self, time: Tensor, x: Tensor, pull: Tensor) -> Pulled:
+        """See :meth:`Velocities.pulled`; ``pull`` is ``(B, N, D)``."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            value, divergence = self.with_divergence(time, leaf)
+            (gradient,) = torch.autograd.grad(
+                (value, divergence), leaf, (pull, torch.ones_like(divergence)), materialize_grads=True
+            )
+        return Pulled(value.detach(), gradient)
 
 
 def exact_divergence(field: Callable[[Tensor, Tensor], Tensor], time: Tensor, x: Tensor) -> Velocity:
