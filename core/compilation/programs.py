@@ -38,12 +38,13 @@ PACKAGE = "program.pt2"
 
 _FAILURE = "failure.json"
 
-_STOPPED = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
+_STOPPED = (-signal.SIGINT, -signal.SIGTERM)
 """How a compiler ends that somebody stopped, which says nothing of the program."""
 
 
 class _CompilerStoppedError(CompilationError):
     """Nothing to remember: the next attempt may be left to finish."""
+
 
 Made = TypeVar("Made", covariant=True)
 

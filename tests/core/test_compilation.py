@@ -321,13 +321,15 @@ class TestWithout:
 
     def test_a_compiler_that_was_stopped_is_tried_again(self, monkeypatch, tmp_path):
         stopped = tmp_path / "g++"
-        stopped.write_text('#!/bin/sh\ncase "$*" in --version) echo stopped 1.0;; *) kill -TERM $PPID; sleep 60;; esac\n')
+        stopped.write_text(
+            '#!/bin/sh\ncase "$*" in --version) echo stopped 1.0;; *) kill -TERM $PPID; sleep 60;; esac\n'
+        )
         stopped.chmod(0o755)
         monkeypatch.setenv("CXX", str(stopped))
         crystal = Crystal().requires_grad_(False)
         cache = Cache(tmp_path / "cache", limit=2**30)
         for _ in range(2):
-            with pytest.raises(CompilationError, match="stopped by SIGTERM$"):
+            with pytest.raises(CompilationError, match=r"stopped by SIGTERM$"):
                 compiled(crystal, cache=cache)
 
     def test_always_means_always_also_in_the_environment(self, monkeypatch, tmp_path):
