@@ -72,7 +72,7 @@ CASES: dict[str, Case] = {
         Solver(steps=10),
         ContinuousFlowTraining(
             matching=FlowMatchingStage(steps=2500, batch=512, learning_rate=6e-3, group=16),
-            path=(PathGradientStage(steps=700, batch=128, solver_steps=4, learning_rate=3e-3),),
+            path=(PathGradientStage(steps=700, batch=128, solver_steps=6, learning_rate=3e-3),),
             checkpoint_interval=50,
         ),
         (0.1, 85.0),
@@ -83,12 +83,12 @@ CASES: dict[str, Case] = {
         LennardJonesCluster(13),
         ReplicaExchangeSettings(temperatures=(1.0, 1.25, 1.6), leapfrog_steps=10, equilibration=300, frames=300),
         GraphFieldSettings(hidden=48, features=24, radial=48, longest=5.5, crowding=2.0),
-        Solver(steps=8),
+        Solver(steps=16),
         ContinuousFlowTraining(
-            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=6e-3, group=4),
+            matching=FlowMatchingStage(steps=3500, batch=256, learning_rate=3e-3, group=4),
             path=(
-                PathGradientStage(steps=1000, batch=64, solver_steps=6, learning_rate=1.5e-3),
-                PathGradientStage(steps=700, batch=128, solver_steps=6, learning_rate=4e-4, average=0.99),
+                PathGradientStage(steps=1200, batch=64, solver_steps=6, learning_rate=1.5e-3, final_learning_rate=6e-4),
+                PathGradientStage(steps=2600, batch=64, solver_steps=8, learning_rate=8e-4, average=0.995),
             ),
             checkpoint_interval=50,
             compilation="auto",
