@@ -52,9 +52,9 @@ class PathGradientTraining(StageTraining):
     its gradient is the mean of ``delta . dz/dtheta``. Where the flow is right delta vanishes, sample by sample: nothing is left
     that a finite set of samples could be overfitted by, and forces say more about each than its place alone.
 
-    The gradient of ``log p`` is carried along with the samples, which costs less than to carry them forth again and needs fewer
-    steps. They have to be short: an error of delta that all samples share moves the flow, and their mean, which is all that it
-    has to be small beside, is a few hundredths of each (measured for LJ13 in docs/results.md).
+    The gradient of ``log p`` is carried along with the samples, which costs less than to carry them forth again and is no less
+    exact at the same steps. They have to be short: an error of delta that all samples share moves the flow, and their mean,
+    which is all that it has to be small beside, is a few hundredths of each (measured for LJ13 in docs/results.md).
 
     Args:
         flow: trained in place.

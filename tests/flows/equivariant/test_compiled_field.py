@@ -49,7 +49,7 @@ def test_frozen_parameters_take_no_derivatives():
 
 
 def test_a_carried_gradient_is_that_of_the_density_carried_back():
-    """To the order of the rule, against torch's derivative of all steps of a fine solution; along every field."""
+    """To the order of the rule, against torch's derivative of a fine solution; by the field and by its programs."""
     field, by_programs = fields("never")
     x = torch.randn(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     fine = [number / 80 for number in range(81)]

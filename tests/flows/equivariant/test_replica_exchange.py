@@ -66,6 +66,17 @@ def test_an_interrupted_run_gives_the_same_samples(tmp_path):
         ReplicaExchange(system, SHORT, seed=6).run(tmp_path)
 
 
+def test_a_complete_run_is_read_and_not_written(tmp_path):
+    """So several processes can read it at once, also where nothing may be written."""
+    system = LennardJonesCluster(3)
+    whole = ReplicaExchange(system, SHORT, seed=5).run(tmp_path)
+    (file,) = tmp_path.iterdir()
+    before = file.stat()
+    assert torch.equal(ReplicaExchange(system, SHORT, seed=5).run(tmp_path), whole)
+    after = file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_hostile_settings():
     for wrong in (
         {"temperatures": (2.0, 1.0)},
