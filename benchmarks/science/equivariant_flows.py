@@ -122,6 +122,7 @@ def smaller(case: Case) -> Case:
     return replace(
         case,
         exchange=replace(case.exchange, chains=20, equilibration=20, thinning=1, frames=20),
+        solver=case.solver.model_copy(update={"steps": 2}),
         training=training.model_copy(
             update={
                 "matching": training.matching.model_copy(update={"steps": 10, "batch": 32, "pool": 64}),
