@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
-from flowbridge.integrations.openmm.boltzmann_moves import BoltzmannMover
+from flowbridge.integrations.openmm.sampling.boltzmann_moves import BoltzmannMover
 from numpy.typing import NDArray
 from openmm import app, unit
 

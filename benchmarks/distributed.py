@@ -10,9 +10,9 @@ import distributed
 import openmm
 import torch
 from flowbridge.integrations.dask import DaskSpread
-from flowbridge.integrations.openmm.dynamics import LangevinRun, run_all, run_langevin
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
-from flowbridge.integrations.openmm.spread_energies import SpreadEnergy
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_all, run_langevin
+from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.batched.distributed import SpreadEnergy
 from openmm import app
 
 from .harness import arguments, paired, ratio, report

@@ -16,7 +16,7 @@ from ase.md.verlet import VelocityVerlet
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.building import compiled
 from flowbridge.core.potential import Potential
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 import flowbridge

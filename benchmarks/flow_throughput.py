@@ -17,8 +17,8 @@ from flowbridge.core.compilation.building import accelerated
 from flowbridge.core.energy import COMPILED_BATCH
 from flowbridge.core.potential import Potential
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.position_sampler import PositionSampler
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.position_sampler import PositionSampler
 
 import flowbridge
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from flowbridge.core.potential import Potential, PotentialFacts
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from torch import Tensor, nn
 
 _BINS = 8

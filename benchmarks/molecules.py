@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.integrations.openmm.particles import particles_from_topology
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from numpy.typing import NDArray
 from openmm import app, unit
 

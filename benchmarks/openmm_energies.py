@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import openmm
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
-from flowbridge.integrations.openmm.energy_plans import Choices
+from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.batched.plans import Choices
 from numpy.typing import NDArray
 from openmm import app, unit
 
@@ -37,7 +37,7 @@ Positions = NDArray[np.float64]
 # Evaluates a batch for every line that it reads, and says so.
 _INDEPENDENT = """
 import sys, numpy, openmm
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
 system = openmm.XmlSerializer.deserialize(open(sys.argv[1]).read())
 positions = numpy.load(sys.argv[2])
 energy = OpenMMEnergy(system, sys.argv[3], 1)

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from flowbridge.core.energy import BatchedEnergy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.compiled_functions import CompiledSampling
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training.compiled_gradients import GradientEvaluator, with_gradients
-from flowbridge.flows.training.objectives import force_matching_gradients, likelihood_gradients, path_gradients
-from flowbridge.flows.training.target import TargetDensity
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.compiled_functions import CompiledSampling
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, with_gradients
+from flowbridge.flows.boltzmann.training.objectives import (
+    force_matching_gradients,
+    likelihood_gradients,
+    path_gradients,
+)
+from flowbridge.flows.boltzmann.training.target import TargetDensity
 from flowbridge.integrations.openmm import OpenMMEnergy
 from numpy.typing import NDArray
 from openmm import app

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .potentials import PotentialCalculator
+    from .potential_calculator import PotentialCalculator
     from .qmc.calculator import QMCCalculator
 
 __all__ = ["PotentialCalculator", "QMCCalculator"]
 
-_HOMES = {"PotentialCalculator": ".potentials", "QMCCalculator": ".qmc.calculator"}
+_HOMES = {"PotentialCalculator": ".potential_calculator", "QMCCalculator": ".qmc.calculator"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,18 +16,18 @@ import openmm
 import torch
 from flowbridge.core.potential import Potential
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
-from flowbridge.forcefields.bead_frames import BeadFrames
-from flowbridge.forcefields.bead_geometry import angles
+from flowbridge.forcefields.beads.frames import BeadFrames
+from flowbridge.forcefields.beads.geometry import angles
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.force_maps import bonded_force_map
-from flowbridge.forcefields.mappings import five_beads
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.beads.force_maps import bonded_force_map
+from flowbridge.forcefields.beads.mappings import five_beads
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.force_matching import public_force_field, trajectory_units
+from flowbridge.forcefields.private.learning.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
-from flowbridge.integrations.openmm.particles import particles_from_topology
-from flowbridge.integrations.openmm.public_prior import public_prior
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
+from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
 from openmm import app, unit
 
 import flowbridge

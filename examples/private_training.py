@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.forcefields.private.bill import PrivacyBill
+from flowbridge.forcefields.private.ledger import PrivacyBill
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
+from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 from sklearn.datasets import load_digits

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.bijection import Chain
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.invertible_linear.linear_layer import InvertibleLinear
-from flowbridge.flows.invertible_linear.merging import MergingSchedule
-from flowbridge.flows.sinh_arcsinh import Affine
+from flowbridge.flows.transforms.bijection import Chain
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.linear_layer import InvertibleLinear
+from flowbridge.flows.transforms.merging import MergingSchedule
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 
 from flowbridge.workflows.figure_style import drawn
 

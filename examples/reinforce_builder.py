@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from flowbridge.calculators.molecule_evaluator import JudgeSettings, MoleculeJudge
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage, Round
+from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage, Round
 
-from flowbridge.molecules.building import load_builder
-from flowbridge.molecules.harvests import Harvest
+from flowbridge.workflows.molecules.building import load_builder
+from flowbridge.workflows.molecules.results import Harvest
 from flowbridge.workflows.figure_style import MD, REWEIGHTED, drawn
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.splines import RationalQuadraticSpline
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.resampling import effective_share

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import zuko
 from flowbridge.core.potential import Particles
-from flowbridge.integrations.foreign_flows import as_potential
+from flowbridge.integrations.external_flows import as_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import Context, CustomBondForce, CustomExternalForce, LangevinMiddleIntegrator, Platform, System, unit
 

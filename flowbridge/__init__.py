@@ -8,17 +8,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .core.model_files import load, save
+    from .core.model_files.files import load, save
     from .core.potential import Potential
     from .core.samples import WeightedSamples
-    from .flows.boltzmann_generator import BoltzmannGenerator
+    from .flows.boltzmann.generator import BoltzmannGenerator
 
     __version__: str
 
 __all__ = ["BoltzmannGenerator", "Potential", "WeightedSamples", "__version__", "load", "save"]
 
 _HOMES = {
-    "BoltzmannGenerator": ".flows.boltzmann_generator",
+    "BoltzmannGenerator": ".flows.boltzmann.generator",
     "Potential": ".core.potential",
     "WeightedSamples": ".core.samples",
     "load": ".core.model_files",

@@ -1,6 +1,6 @@
 """``python -m flowbridge``: the command line."""
 
-from .command_line import application
+from .commands.application import application
 
 if __name__ == "__main__":
     application()

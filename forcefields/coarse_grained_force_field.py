@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles, Potential, PotentialFacts
 from ..core.units import thermal_energy
-from .graph_network import GraphConfiguration, GraphNetwork
-from .networks import InvariantConfiguration, InvariantNetwork, build_network
+from .networks.graph_network import GraphConfiguration, GraphNetwork
+from .networks.invariant_network import InvariantConfiguration, InvariantNetwork, build_network
 from .prior_terms import PriorEnergy, refuse_cell
 
 _REVISION = 1  # of the meaning of stored parameters
@@ -33,11 +33,11 @@ class CoarseGrainedForceField(Potential):
     """``U(R) = prior(R) + kT network(R)``, a potential of mean force at one temperature (kJ/mol, nm).
 
     Args:
-        beads: the particles; from :class:`~flowbridge.forcefields.mappings.Mapping`.
+        beads: the particles; from :class:`~flowbridge.forcefields.beads.mappings.Mapping`.
         temperature: K.
         prior: terms in closed form.
         configuration: of the network; None for the prior alone; or a network, a module from positions ``(B, n, 3)`` nm to
-            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.foreign_networks.foreign_network`). That one cannot be
+            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be
             kept in a model file.
         examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
     """

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles
 from ..core.units import thermal_energy
-from ..flows.configuration import Section
-from .bead_geometry import angles, distances, torsion_cosines
-from .bead_graphs import bonded_angles, bonded_torsions, pairs_apart
+from ..flows.boltzmann.configuration import Section
+from .beads.geometry import angles, distances, torsion_cosines
+from .beads.graphs import bonded_angles, bonded_torsions, pairs_apart
 from .prior_terms import (
     ExcludedVolume,
     FourierTorsions,

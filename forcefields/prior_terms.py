@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles, Potential, PotentialFacts
-from .bead_geometry import angles, distances, torsion_cosines
+from .beads.geometry import angles, distances, torsion_cosines
 
 
 class PriorTerm(nn.Module):

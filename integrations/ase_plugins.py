@@ -16,5 +16,5 @@ except ImportError:
     pass
 else:
     __ase_plugins__.add(
-        CalculatorPlugin("flowbridge", implementation="flowbridge.calculators.potentials.PotentialCalculator")
+        CalculatorPlugin("flowbridge", implementation="flowbridge.calculators.potential_calculator.PotentialCalculator")
     )

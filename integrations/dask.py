@@ -35,7 +35,7 @@ def _versions() -> dict[str, str]:
 
 
 class DaskSpread:
-    """A :class:`~flowbridge.core.spreading.Spread` over the workers of a Dask cluster.
+    """A :class:`~flowbridge.core.execution.executors.Spread` over the workers of a Dask cluster.
 
     A job whose worker dies is run again by another, from its seed, to the same result. Nothing but memory is shared: results
     come back to the caller, who writes them.
@@ -69,7 +69,7 @@ class DaskSpread:
         return max(1, len(self._client.nthreads()))
 
     def __call__(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """See :class:`~flowbridge.core.spreading.Spread`.
+        """See :class:`~flowbridge.core.execution.executors.Spread`.
 
         Raises:
             WorkerError: when a job has cost several workers their life, or the scheduler is gone.

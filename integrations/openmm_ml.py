@@ -87,8 +87,8 @@ class FlowbridgePotentialImpl(MLPotentialImpl):
         _refuse_unknown(args, "createSystem")
         # Here, not above: they need torch.
         from ..core.errors import ConfigurationError
-        from ..core.model_files import load
-        from .openmm.forces import add_potential
+        from ..core.model_files.files import load
+        from .openmm.forces.add_potential import add_potential
 
         facts = load(self.model).facts
         if facts.periodic and topology.getPeriodicBoxVectors() is None:

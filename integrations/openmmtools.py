@@ -10,9 +10,9 @@ import openmm
 from openmm import unit
 
 from ..core.errors import MissingDependencyError
-from ..core.model_files import load
-from ..flows.boltzmann_generator import BoltzmannGenerator
-from .openmm.boltzmann_moves import BoltzmannMove, MoveStatistics
+from ..core.model_files.files import load
+from ..flows.boltzmann.generator import BoltzmannGenerator
+from .openmm.sampling.boltzmann_moves import BoltzmannMove, MoveStatistics
 
 try:
     from openmmtools import mcmc
@@ -24,7 +24,7 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
     """Proposals of a Boltzmann generator as an ``openmmtools.mcmc.MCMCMove``: alone, or in a ``SequenceMove`` with dynamics.
 
     The rule of acceptance, and what the arguments mean, is that of
-    :class:`~flowbridge.integrations.openmm.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves are for symmetric
+    :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves are for symmetric
     proposals; these are not.
 
     Args:
@@ -61,7 +61,7 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
     def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
         """Make the proposals in a thermodynamic state, and leave the outcome in ``sampler_state``.
 
-        Raises as :class:`~flowbridge.integrations.openmm.boltzmann_moves.BoltzmannMove` does.
+        Raises as :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove` does.
         """
         contexts = self._get_context_cache(context_cache)
         integrator = openmm.VerletIntegrator(1.0 * unit.femtosecond)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logsumexp
 
-from ..core.bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
-from ..core.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
+from ..core.statistics.bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
+from ..core.statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from ..core.errors import ConvergenceError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from ..core.samples import WeightedSamples
 
@@ -392,7 +392,7 @@ def free_energy_difference(
     """Return ``F_b - F_a`` in kT from samples of both states, by Bennett's acceptance ratio.
 
     Where both sets have equal weights, pymbar does it, on decorrelated samples. Where one is reweighted, it
-    is :func:`flowbridge.core.bennett.weighted_acceptance_ratio`, with a block bootstrap error.
+    is :func:`flowbridge.core.statistics.bennett.weighted_acceptance_ratio`, with a block bootstrap error.
 
     Args:
         samples_a: samples that represent state a by their weights, with both reduced potentials.

@@ -7,7 +7,7 @@ from pathlib import Path
 import ase.io
 from ase.calculators.socketio import SocketClient
 
-from ..calculators.potentials import PotentialCalculator
+from ..calculators.potential_calculator import PotentialCalculator
 from ..core.errors import ConfigurationError
 
 

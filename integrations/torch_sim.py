@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.compilation.loading import load_accelerated
 from ..core.energy import COMPILED_BATCH
 from ..core.errors import ConfigurationError, MissingDependencyError, MoleculeMismatchError
-from ..core.model_files import load
+from ..core.model_files.files import load
 from ..core.potential import Potential
 
 try:

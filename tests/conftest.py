@@ -10,9 +10,9 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.model_files import register_kind, save
+from flowbridge.core.model_files.files.files import register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
-from flowbridge.integrations.openmm.particles import particles_from_topology
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from openmm import app, unit
 
 # Compiling each of the many small potentials here would take hours; the tests of compiled code ask for it by name.

@@ -10,16 +10,16 @@ import numpy as np
 import openmm
 import torch
 from flowbridge.core.potential import Particles
-from flowbridge.core.spreading import Processes
-from flowbridge.flows.bijection import Bijection
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.molecule_coordinates import MoleculeCoordinates
-from flowbridge.flows.sinh_arcsinh import Affine
+from flowbridge.core.execution.executors import Processes
+from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.boltzmann.molecule_coordinates import MoleculeCoordinates
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.stochastic.molecules import FlatCoordinates
 from flowbridge.integrations.openmm import OpenMMEnergy
-from flowbridge.integrations.openmm.dynamics import LangevinRun, load_trajectory, run_all
-from flowbridge.integrations.openmm.particles import particles_from_topology
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from numpy.typing import NDArray
 from openmm import app
 from torch import Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flowbridge.flows.bijection import Bijection
+from flowbridge.flows.transforms.bijection import Bijection
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel

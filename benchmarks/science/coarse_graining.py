@@ -19,22 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from flowbridge.core.energy import PotentialEnergy
-from flowbridge.core.free_energy_surfaces import Surface, SurfaceComparison, compare_surfaces
-from flowbridge.core.model_files import save
-from flowbridge.core.statistics import effective_sample_percent
+from flowbridge.core.statistics.estimates.free_energy_surfaces import Surface, SurfaceComparison, compare_surfaces
+from flowbridge.core.model_files.files.files import save
+from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.augmented_flow import Proposals, TeacherConfiguration
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.forcefields.training.augmented_flow import Proposals, TeacherConfiguration
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.prior_statistics import fit_prior
 from flowbridge.forcefields.training.fitting import train_force_field, train_teacher
-from flowbridge.integrations.openmm.dynamics import save_arrays
-from flowbridge.integrations.openmm.torsion_bias import torsion_angles
+from flowbridge.integrations.openmm.sampling.dynamics import save_arrays
+from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 from numpy.typing import NDArray
 
-from flowbridge.workflows import coarse_grain
-from flowbridge.workflows.coarse_grain_configuration import CoarseGraining, read_coarse_graining
-from flowbridge.workflows.coarse_grain_reference import (
+from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
+from flowbridge.workflows.coarse_graining.configuration import CoarseGraining, read_coarse_graining
+from flowbridge.workflows.coarse_graining.reference import (
     BeadData,
     ReferenceModel,
     load_beads,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from flowbridge.flows.bijection import Bijection
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.sinh_arcsinh import Affine
-from flowbridge.flows.splines import RationalQuadraticSpline
+from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel

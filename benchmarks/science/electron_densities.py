@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.qmc.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
+from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
 from flowbridge.calculators.qmc.density_run import DensityRun, Progress, RunSettings
 from flowbridge.calculators.qmc.electronic_structure import mean_field, reference_density, require_pyscf
-from flowbridge.calculators.qmc.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.linear_method import OptimisationSettings
+from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
+from flowbridge.calculators.qmc.wave_function.wave_function.linear_method import OptimisationSettings
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.properties import DensityProperties
-from flowbridge.calculators.qmc.sampling import SamplingSettings
-from flowbridge.calculators.qmc.trial_functions import TrialSettings
+from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties
+from flowbridge.calculators.qmc.wave_function.wave_function.sampling import SamplingSettings
+from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings
 from rich.console import Console
 from rich.table import Table
 
@@ -144,7 +144,7 @@ def mean_field_determinant(name: str, small: bool) -> dict[str, Any]:
     start = base_density(
         DensityRun(molecule, settings_for(small, orbitals="natural", jastrow=False)).wave_function, run.grid
     )
-    from flowbridge.calculators.qmc.linear_log_density import fit_linear_log_density
+    from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
 
     rough = _shrunken(start)
     fitted = fit_linear_log_density(run.samples, rough, run.grid, settings.fit)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from flowbridge.flows.equivariant.alignment import aligned_to
 from flowbridge.flows.equivariant.flow_potential import FieldSettings
-from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
-from flowbridge.flows.equivariant.kernel_field import KernelFieldSettings
+from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
+from flowbridge.flows.equivariant.fields.kernel_field import KernelFieldSettings
 from flowbridge.flows.equivariant.mean_free import without_mean
-from flowbridge.flows.equivariant.network_field import NetworkFieldSettings
+from flowbridge.flows.equivariant.fields.network_field import NetworkFieldSettings
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage
 from torch import Tensor
 

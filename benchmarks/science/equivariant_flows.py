@@ -22,7 +22,7 @@ import torch
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from torch import Tensor
 
-from flowbridge.workflows import ranks
+from flowbridge.core.execution import main_process as ranks
 from flowbridge.workflows.stages import Stage
 
 from ..harness import report

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flowbridge.core.bootstrap import Estimate
+from flowbridge.core.statistics.estimates.bootstrap import Estimate
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.spreading import Processes
+from flowbridge.core.execution.executors import Processes
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.crystal import at_rest
 from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.relaxation import RelaxedCrystal, relaxed
 from flowbridge.integrations.genice import ice_structure
-from flowbridge.integrations.openmm.dynamics import LangevinRun, load_trajectory, run_all
-from flowbridge.integrations.openmm.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
+from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
 from flowbridge.integrations.pymbar import mbar_from_reduced_potentials
 from openmm import XmlSerializer
 from torch import from_numpy
 
-from flowbridge.workflows.progress import track
+from flowbridge.core.execution.progress import track
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.bijection import Bijection
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.splines import RationalQuadraticSpline
+from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel

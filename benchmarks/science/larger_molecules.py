@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_judge import MoleculeJudge
+from flowbridge.calculators.molecule_evaluator import MoleculeJudge
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
+from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage
 
-from flowbridge.molecules.building import load_builder
-from flowbridge.molecules.harvests import Harvest
-from flowbridge.molecules.teaching import COARSE_RELAXATION
+from flowbridge.workflows.molecules.building import load_builder
+from flowbridge.workflows.molecules.results import Harvest
+from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
 from flowbridge.workflows.figure_style import REWEIGHTED, drawn
-from flowbridge.workflows.progress import track
+from flowbridge.core.execution.progress import track
 
 from ..harness import report
 

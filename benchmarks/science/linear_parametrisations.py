@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from flowbridge.flows.invertible_linear.linear_layer import InvertibleLinear
-from flowbridge.flows.invertible_linear.merging import MergingSchedule
-from flowbridge.flows.invertible_linear.rank_one_matrix import RankOneMatrix
+from flowbridge.flows.transforms.linear_layer import InvertibleLinear
+from flowbridge.flows.transforms.merging import MergingSchedule
+from flowbridge.flows.transforms.rank_one_matrix import RankOneMatrix
 from torch import Tensor, nn
 
 BATCH = 32

@@ -10,10 +10,10 @@ import torch
 from flowbridge.core.errors import CoordinateError
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import ELEMENTS, VALENCES, Formula
-from flowbridge.flows.molecules.judgement import Geometry
+from flowbridge.flows.molecules.training.evaluation import Geometry
 from flowbridge.flows.molecules.partial_molecules import COVALENT_RADII
-from flowbridge.integrations.isomers import enumerate_isomers
-from flowbridge.integrations.molecular_graphs import embed
+from flowbridge.integrations.rdkit.isomers import enumerate_isomers
+from flowbridge.integrations.rdkit.molecular_graphs import embed
 from rdkit import Chem
 
 Proposals = Callable[[Formula, int], Iterator[Geometry]]

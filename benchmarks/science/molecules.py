@@ -27,21 +27,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_judge import MoleculeJudge
+from flowbridge.calculators.molecule_evaluator import MoleculeJudge
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
-from flowbridge.flows.molecules.judgement import Geometry, Judgement
-from flowbridge.flows.molecules.reinforcement import Reinforcement, ReinforcementStage
+from flowbridge.flows.molecules.training.isomer_energies import IsomerEnergies
+from flowbridge.flows.molecules.training.evaluation import Geometry, Judgement
+from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage
 
-from flowbridge.molecules.building import load_builder
-from flowbridge.molecules.harvests import Harvest
-from flowbridge.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
-from flowbridge.molecules.novelty import Taught
-from flowbridge.molecules.search import Candidates, Search
-from flowbridge.molecules.teaching import COARSE_RELAXATION
-from flowbridge.workflows.progress import track
+from flowbridge.workflows.molecules.building import load_builder
+from flowbridge.workflows.molecules.results import Harvest
+from flowbridge.workflows.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
+from flowbridge.workflows.molecules.novelty import Taught
+from flowbridge.workflows.molecules.search import Candidates, Search
+from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
+from flowbridge.core.execution.progress import track
 
 from ..harness import report
 from .molecule_proposals import Proposals, all_isomers, from_builder, random_isomers, random_placement
@@ -101,7 +101,7 @@ class ValidAsBuilt:
     judge: MoleculeJudge
 
     def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
-        """See :class:`~flowbridge.flows.molecules.judgement.Judge`."""
+        """See :class:`~flowbridge.flows.molecules.training.evaluation.Judge`."""
         faults = [find_bonds(*molecule).fault for molecule in molecules]
         verdicts = iter(self.judge([each for each, fault in zip(molecules, faults, strict=True) if fault is None]))
         return [

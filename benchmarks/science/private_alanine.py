@@ -18,31 +18,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.core.free_energy_surfaces import Surface, compare_surfaces
-from flowbridge.core.model_files import save
-from flowbridge.core.statistics import effective_sample_percent
+from flowbridge.core.statistics.estimates.free_energy_surfaces import Surface, compare_surfaces
+from flowbridge.core.model_files.files.files import save
+from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
-from flowbridge.flows.zmatrix import Row, ZMatrix
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.zmatrix import Row, ZMatrix
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.force_maps import bonded_force_map
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.beads.force_maps import bonded_force_map
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.private.budget import Accountant, PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.force_matching import public_force_field, trajectory_units
+from flowbridge.forcefields.private.learning.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 from flowbridge.forcefields.training.modules import network_forces
-from flowbridge.integrations.openmm.dynamics import load_trajectory
-from flowbridge.integrations.openmm.public_prior import public_prior
+from flowbridge.integrations.openmm.sampling.dynamics import load_trajectory
+from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
 
-from flowbridge.workflows.coarse_grain_reference import (
-    load_beads,
-    reference_model,
-    run_mapping,
-    run_reference,
-)
+from flowbridge.workflows.coarse_graining.reference import load_beads, reference_model, run_mapping, run_reference
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, REFERENCE, drawn
 
 from ..harness import report

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from flowbridge.forcefields.private.audit import CanaryAttack
-from flowbridge.forcefields.private.auxiliary_coordinates import AuxiliaryCoordinates
+from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.budget import PrivacyBudget
-from flowbridge.forcefields.private.clipping import Contributions
+from flowbridge.forcefields.private.learning.clipping import Contributions
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
+from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.units import UnitBatch, UnitData
 from torch import Tensor

@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork, task_losses
+from flowbridge.forcefields.private.learning.feed_forward import (
+    FeedForwardConfiguration,
+    FeedForwardNetwork,
+    task_losses,
+)
 from flowbridge.forcefields.private.statistics import private_principal_axes
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData

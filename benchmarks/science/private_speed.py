@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import task_losses
+from flowbridge.forcefields.private.learning.feed_forward import task_losses
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.training import PrivateTrainer
 from flowbridge.forcefields.private.units import UnitData

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from flowbridge.flows.stochastic.training import PathStage, train_paths
 
-from flowbridge.workflows.progress import track
+from flowbridge.core.execution.progress import track
 from flowbridge.workflows.stages import write_json
 
 from ..harness import report

@@ -22,7 +22,7 @@ from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
 from flowbridge.flows.rigid.crystal import CrystalCoordinates
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
-from flowbridge.flows.rigid.quaternions import random_orientations
+from flowbridge.flows.rigid.maps.quaternions import random_orientations
 from flowbridge.flows.rigid.training import train_by_likelihood
 from flowbridge.integrations.openmm import OpenMMEnergy
 from numpy.typing import NDArray

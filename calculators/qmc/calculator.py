@@ -20,19 +20,19 @@ from ase.calculators.calculator import (
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
 
-from ...core.bootstrap import Estimate
+from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError
-from .convex_fit import DensityFitSettings
-from .cubes import density_on_cell, write_density_cube
-from .densities import DensityModel, SumDensity
+from .density.convex_fit import DensityFitSettings
+from .density.cubes import density_on_cell, write_density_cube
+from .density.densities import DensityModel, SumDensity
 from .density_run import Announce, DensityRun, RunSettings, run_from_files
 from .electronic_structure import DEFAULT_BASIS, require_pyscf
-from .linear_method import OptimisationSettings
+from .wave_function.linear_method import OptimisationSettings
 from .molecule import Molecule
-from .properties import DensityProperties
-from .sampling import ElectronSamples, SamplingSettings
-from .trial_functions import TrialSettings
-from .wave_function import SlaterJastrow
+from .properties.properties import DensityProperties
+from .wave_function.sampling import ElectronSamples, SamplingSettings
+from .wave_function.trial_functions import TrialSettings
+from .wave_function.wave_function import SlaterJastrow
 
 Array = NDArray[np.float64]
 HELLMANN_FEYNMAN = "hellmann-feynman"
@@ -66,13 +66,13 @@ class QMCCalculator(Calculator):
         jastrow: False leaves a mean-field determinant.
         model: of the density: ``"linear"``, ``"neural"``, ``"determinant"``.
         walkers, sweeps, interval, equilibration: of the sampler, see
-            :class:`~flowbridge.calculators.qmc.sampling.SamplingSettings`.
+            :class:`~flowbridge.calculators.qmc.wave_function.sampling.SamplingSettings`.
         iterations, optimisation_sweeps: of the optimiser, see
-            :class:`~flowbridge.calculators.qmc.linear_method.OptimisationSettings`.
+            :class:`~flowbridge.calculators.qmc.wave_function.linear_method.OptimisationSettings`.
         likelihood: weight of the likelihood in the fit, see
-            :class:`~flowbridge.calculators.qmc.convex_fit.DensityFitSettings`.
+            :class:`~flowbridge.calculators.qmc.density.convex_fit.DensityFitSettings`.
         response: False leaves the noise of the optimised parameters out of the errors, see
-            :mod:`~flowbridge.calculators.qmc.parameter_response`.
+            :mod:`~flowbridge.calculators.qmc.density.parameter_response`.
         partition: of ``charges``, ``"hirshfeld"`` or ``"becke"``.
         forces: ``"hellmann-feynman"`` to have forces at all.
         wave_function: file of a wave function to sample as it is.
@@ -232,7 +232,7 @@ class QMCCalculator(Calculator):
         """Return the density of spin up less that of spin down at the nuclei ``(A,)`` in e/Angstrom^3.
 
         What hyperfine couplings are proportional to; by an estimator of its own
-        (:mod:`~flowbridge.calculators.qmc.spin_contact`), since the difference of two fitted densities is mostly noise there.
+        (:mod:`~flowbridge.calculators.qmc.properties.spin_contact`), since the difference of two fitted densities is mostly noise there.
         """
         return _scaled(self.run.spin_contact_densities, Bohr**-3)
 

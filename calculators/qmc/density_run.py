@@ -19,19 +19,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...core.bootstrap import Estimate
+from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError
-from .convex_fit import DensityFitSettings
-from .densities import DensityModel, SumDensity, base_density
+from .density.convex_fit import DensityFitSettings
+from .density.densities import DensityModel, SumDensity, base_density
 from .electronic_structure import Quadrature, becke_quadrature
-from .linear_log_density import fit_linear_log_density
-from .linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
+from .density.linear_log_density import fit_linear_log_density
+from .wave_function.linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
 from .molecule import Molecule
-from .neural_density import NeuralFitSettings, fit_neural_density
-from .parameter_response import ParameterSteps, parameter_steps, with_response
-from .properties import DensityProperties
-from .sampling import ElectronSamples, EquilibriumError, LangevinSampler, SamplerState, SamplingSettings, sample
-from .spin_contact import spin_contact_densities
+from .density.neural_density import NeuralFitSettings, fit_neural_density
+from .density.parameter_response import ParameterSteps, parameter_steps, with_response
+from .properties.properties import DensityProperties
+from .wave_function.sampling import (
+    ElectronSamples,
+    EquilibriumError,
+    LangevinSampler,
+    SamplerState,
+    SamplingSettings,
+    sample,
+)
+from .properties.spin_contact import spin_contact_densities
 from .storage import (
     load_density,
     load_optimisation,
@@ -42,8 +49,8 @@ from .storage import (
     save_samples,
     save_wave_function,
 )
-from .trial_functions import TrialSettings, trial_wave_function
-from .wave_function import SlaterJastrow
+from .wave_function.trial_functions import TrialSettings, trial_wave_function
+from .wave_function.wave_function import SlaterJastrow
 
 _ALGORITHM = 3  # part of every digest: raise it when other numbers come out for the same settings
 DENSITY_MODELS = ("linear", "neural", "determinant")
@@ -75,7 +82,7 @@ class RunSettings:
         neural: of the neural density.
         spin_densities: whether to fit both spins apart; None does so for open shells.
         response: whether the linear density follows a last step of the parameters on the samples, so that its errors hold
-            their noise, see :mod:`~flowbridge.calculators.qmc.parameter_response`. It adds a fifth to the time.
+            their noise, see :mod:`~flowbridge.calculators.qmc.density.parameter_response`. It adds a fifth to the time.
         seed: of everything random.
 
     Raises:

@@ -15,9 +15,9 @@ from matplotlib.colors import LogNorm, SymLogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .densities import DensityModel
+from .density.densities import DensityModel
 from .molecule import Molecule
-from .properties import DensityProperties
+from .properties.properties import DensityProperties
 
 Array = NDArray[np.float64]
 _INK, _QUIET, _LINE = "#1d2126", "#5b626b", "#2f7fb5"

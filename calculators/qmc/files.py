@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.errors import ModelFileError
-from ...core.whole_files import write_whole
+from ...core.atomic_files import write_whole
 
 FORMAT, VERSION = "flowbridge-qmc", 1
 

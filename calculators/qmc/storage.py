@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.bootstrap import Estimate
+from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError
-from .atomic_functions import AtomicFunctions, Shell
-from .convex_fit import ConvexFit
-from .densities import DensityModel, OrbitalDensity, SumDensity
-from .determinants import Excitations, Expansion
+from .wave_function.atomic_functions import AtomicFunctions, Shell
+from .density.convex_fit import ConvexFit
+from .density.densities import DensityModel, OrbitalDensity, SumDensity
+from .wave_function.determinants import Excitations, Expansion
 from .files import read_file, write_file
-from .jastrow import Jastrow
-from .linear_log_density import LinearLogDensity
-from .linear_method import OptimisationState, OptimisationStep
+from .wave_function.jastrow import Jastrow
+from .density.linear_log_density import LinearLogDensity
+from .wave_function.linear_method import OptimisationState, OptimisationStep
 from .molecule import Molecule
-from .neural_density import NeuralDensity
-from .sampling import ElectronSamples, SamplerState
-from .slater_orbitals import SlaterOrbitals
-from .wave_function import SlaterJastrow
+from .density.neural_density import NeuralDensity
+from .wave_function.sampling import ElectronSamples, SamplerState
+from .wave_function.slater_orbitals import SlaterOrbitals
+from .wave_function.wave_function import SlaterJastrow
 
 PathLike = str | os.PathLike[str]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.model_files import load, save
+from ..core.model_files.files import load, save
 from ..core.potential import Potential
 from .case import Case
 from .report import Check, NamedCheck

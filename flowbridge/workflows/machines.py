@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.energy import BatchedEnergy
-from ..core.spreading import Processes, Spread
-from ..integrations.openmm.energies import OpenMMEnergy
-from ..integrations.openmm.spread_energies import SpreadEnergy
-from ..integrations.openmm.systems import MolecularSystem
-from . import ranks
-from .configuration import Workflow
+from ..core.execution.executors import Processes, Spread
+from ..integrations.openmm.energies.batched import OpenMMEnergy
+from ..integrations.openmm.energies.distributed import SpreadEnergy
+from ..integrations.openmm.systems.input_files import MolecularSystem
+from ..core.execution import main_process as ranks
+from .boltzmann.configuration import Workflow
 
 if TYPE_CHECKING:
     from distributed import Client

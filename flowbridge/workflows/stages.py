@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ranks
+from ..core.execution import main_process as ranks
 
 _GLANCE = 0.5  # seconds between two looks for what another process does
 _LAYOUT = 2  # part of every digest: raise it when a stage writes something else for the same inputs

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .targets import Check
+from .boltzmann.targets import Check
 
 
 def print_summary(results: dict[str, Any], checks: list[Check], output: Path) -> None:

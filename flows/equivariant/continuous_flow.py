@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .mean_free import MeanFreeNormal, without_mean
 from .ordinary_equations import Solver, transport
-from .vector_fields import VectorField
+from .fields.vector_fields import VectorField
 
 _CHUNK = 64  # configurations at once: few enough that the features of all their pairs stay in cache
 

@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...core.errors import ConfigurationError
-from ...core.model_files import register_kind
+from ...core.model_files.files import register_kind
 from ...core.potential import Particles, Potential, PotentialFacts
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
-from ..boltzmann_generator import FlowSamples
-from ..importance_weights import importance_samples
+from ..boltzmann.generator import FlowSamples
+from ..boltzmann.importance_weights import importance_samples
 from .continuous_flow import ContinuousFlow
-from .graph_field import GraphField, GraphFieldSettings
-from .kernel_field import KernelField, KernelFieldSettings
+from .fields.graph_field import GraphField, GraphFieldSettings
+from .fields.kernel_field import KernelField, KernelFieldSettings
 from .mean_free import MeanFreeNormal
-from .network_field import NetworkField, NetworkFieldSettings
+from .fields.network_field import NetworkField, NetworkFieldSettings
 from .ordinary_equations import Solver
 from .systems import ParticleSystem
-from .vector_fields import VectorField
+from .fields.vector_fields import VectorField
 
 _REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.errors import ConvergenceError, MissingDependencyError
-from ..configuration import Section
-from .vector_fields import Velocities
+from ..boltzmann.configuration import Section
+from .fields.vector_fields import Velocities
 
 
 class Solver(Section):

@@ -10,9 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ...core.errors import ConvergenceError
-from ..configuration import Section
-from ..training.stage_training import StageTraining
-from .compiled_field import compiled
+from ..boltzmann.configuration import Section
+from ..boltzmann.training.stage_training import StageTraining
+from .fields.compiled_field import compiled
 from .continuous_flow import ContinuousFlow
 from .ordinary_equations import carried, carried_with_gradient, displaced_times
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.model_files import register_kind
+from ...core.model_files.files import register_kind
 from ...core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
 from ...core.units import thermal_energy
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...core.compilation.programs import CompilationMode
 from ...core.errors import ConfigurationError, ConvergenceError
-from ..configuration import Section
-from ..training.processes import Processes
-from ..training.stage_training import StageTraining, run_stage
+from ..boltzmann.configuration import Section
+from ..boltzmann.training.processes import Processes
+from ..boltzmann.training.stage_training import StageTraining, run_stage
 from .alignment import Coupled, couple
-from .compiled_field import compiled
+from .fields.compiled_field import compiled
 from .continuous_flow import ContinuousFlow
 from .mean_free import without_mean
 from .ordinary_equations import displaced_times, runge_kutta

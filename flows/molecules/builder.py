@@ -13,7 +13,7 @@ from ...core.errors import ConfigurationError
 from ...core.potential import Particles, Potential, PotentialFacts
 from .configuration import BuilderConfiguration
 from .formulas import ATOMIC_NUMBERS, ELEMENTS, Formula
-from .isomer_energies import IsomerEnergies
+from .training.isomer_energies import IsomerEnergies
 from .molecule_sets import MoleculeSet
 from .network import PlacementNetwork
 from .partial_molecules import PartialMolecules, Placements, frames_at

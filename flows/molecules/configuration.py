@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ..configuration import Section
+from ..boltzmann.configuration import Section
 
 
 class BuilderConfiguration(Section):
@@ -20,7 +20,7 @@ class BuilderConfiguration(Section):
         torsions: centres of the mixture for torsions, evenly spread over the circle.
         seed: of the initial parameters.
         energy_features: parts of graphs whose energies the builder carries along, see
-            :class:`~flowbridge.flows.molecules.isomer_energies.IsomerEnergies`; none where it knows no energies.
+            :class:`~flowbridge.flows.molecules.training.isomer_energies.IsomerEnergies`; none where it knows no energies.
     """
 
     width: PositiveInt = 96

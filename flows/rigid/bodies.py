@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, CoordinateError
-from .quaternions import checked_orientations, rotation_matrices, superposition
+from .maps.quaternions import checked_orientations, rotation_matrices, superposition
 
 RIGIDITY_TOLERANCE = 1e-3
 """Largest distance in nm of a site from its place in the body: constraints in single precision keep well below it."""

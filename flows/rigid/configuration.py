@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ..configuration import Section
+from ..boltzmann.configuration import Section
 
 
 class RigidFlowConfiguration(Section):

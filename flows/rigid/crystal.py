@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from .bodies import BodyConfiguration
-from .quaternions import checked_orientations, conjugate, from_chart, product, to_chart
+from .maps.quaternions import checked_orientations, conjugate, from_chart, product, to_chart
 
 
 class CrystalCoordinates(NamedTuple):

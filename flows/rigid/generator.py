@@ -18,7 +18,7 @@ from .configuration import RigidFlowConfiguration
 from .crystal import Crystal, CrystalCoordinates, RigidChain
 from .energies import BodyEnergy
 from .harmonic import HarmonicBase, UniformBase, flat_dimension
-from .layers import FluctuationScales, coupling_layers
+from .maps.layers import FluctuationScales, coupling_layers
 from .works import Ensemble
 
 _CHUNK = 4096  # configurations at once

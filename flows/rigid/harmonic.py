@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from .crystal import CrystalCoordinates, RigidBijection, RigidMapResult, from_flat, to_flat
-from .quaternions import chart_log_volume, to_chart
+from .maps.quaternions import chart_log_volume, to_chart
 
 
 def flat_dimension(count: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.bootstrap import FloatArray
+from ...core.statistics.bootstrap import FloatArray
 from ...core.energy import as_batched_energy
 from ...core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from ...core.potential import Particles, Potential, PotentialFacts
@@ -20,7 +20,7 @@ from .crystal import Crystal, CrystalCoordinates, RigidBijection, RigidChain, to
 from .energies import BodyEnergy
 from .generator import check_sizes, temperature_of, weighted
 from .harmonic import HarmonicMap
-from .layers import FluctuationScales, coupling_layers
+from .maps.layers import FluctuationScales, coupling_layers
 from .training import Frames
 from .works import Ensemble
 
@@ -143,7 +143,7 @@ class RigidBodyMap(Potential):
         return weighted(moved, reduced, generator, self.facts, provenance, samples.log_weights)
 
     def configuration_map(self) -> PositionMap:
-        """Return the map of positions, for :func:`~flowbridge.core.targeted_free_energy.targeted_free_energy`."""
+        """Return the map of positions, for :func:`~flowbridge.core.statistics.targeted_free_energy.targeted_free_energy`."""
         return PositionMap(self)
 
     def _check(self, samples: WeightedSamples) -> None:
@@ -195,7 +195,7 @@ class RigidBodyMap(Potential):
 
 
 class PositionMap:
-    """The map on positions of all sites: a :class:`~flowbridge.core.targeted_free_energy.ConfigurationMap`.
+    """The map on positions of all sites: a :class:`~flowbridge.core.statistics.targeted_free_energy.ConfigurationMap`.
 
     Determinants are by the volume element of rigid bodies, positions relative to the first body and shares of
     orientations. The first body stays where it is.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
-from ..training.checkpoint_files import load_checkpoint, save_checkpoint
-from ..training.stage_training import averaging, cosine
+from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ..boltzmann.training.stage_training import averaging, cosine
 from .configuration import TrainingConfiguration
 from .crystal import CrystalCoordinates, RigidBijection
 from .harmonic import HarmonicBase, HarmonicMap, UniformBase

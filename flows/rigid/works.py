@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.bootstrap import FloatArray
-from ...core.statistics import effective_sample_percent
+from ...core.statistics.bootstrap import FloatArray
+from ...core.statistics.estimates import effective_sample_percent
 from .crystal import Crystal, CrystalCoordinates, RigidBijection, RigidMapResult
 from .energies import BodyEnergy
 

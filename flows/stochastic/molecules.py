@@ -15,8 +15,8 @@ from ...core.errors import ConfigurationError, MoleculeMismatchError
 from ...core.potential import Particles
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
-from ..boltzmann_generator import BoltzmannGenerator
-from ..molecule_coordinates import Coordinates, MoleculeCoordinates
+from ..boltzmann.generator import BoltzmannGenerator
+from ..boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
 from .resampling import Resampling, refuse_worthless
 from .stochastic_flow import Paths, StochasticFlow
 

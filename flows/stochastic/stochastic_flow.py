@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
-from ..bijection import Bijection
+from ..transforms.bijection import Bijection
 from .distributions import Distribution, InterpolatedEnergy, ReducedEnergy, Schedule
 from .kernels import Kernel, Moved
 from .resampling import Resampling, log_mean_weight, refuse_worthless, systematic_indices

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ..training.checkpoint_files import load_checkpoint, save_checkpoint
+from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 from .stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
 
 _SEEDS = 1_000_003  # between the batches of one step and those of the next

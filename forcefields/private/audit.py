@@ -23,7 +23,7 @@ from ...core.errors import ConfigurationError
 from ...core.potential import Potential
 from .budget import PrivacyBudget
 from .configuration import PrivateTraining
-from .learners import Learner
+from .learning.learners import Learner
 from .noise import NoiseSource, SeededNoise
 from .training import PrivateTrainer
 from .units import UnitData

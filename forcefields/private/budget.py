@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ...core.errors import ConfigurationError, MissingDependencyError
-from ...flows.configuration import Section
+from ...flows.boltzmann.configuration import Section
 
 try:
     import opacus

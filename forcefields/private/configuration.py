@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ...flows.configuration import Section
+from ...flows.boltzmann.configuration import Section
 
 
 class PrivateTraining(Section):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigurationError
 from .budget import Release
-from .clipping import clipped_sum
+from .learning.clipping import clipped_sum
 from .noise import noise_source
 from .units import UnitData, draw_units, sum_by_unit
 

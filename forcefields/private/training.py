@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
-from ...flows.training.checkpoint_files import load_checkpoint, save_checkpoint
-from .bill import PrivacyBill, bill_of, earlier_releases
+from ...flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from .ledger import PrivacyBill, bill_of, earlier_releases
 from .budget import PrivacyBudget, Release, noise_multiplier
-from .clipping import adapted_thresholds, noise_shares, noisy_sums
+from .learning.clipping import adapted_thresholds, noise_shares, noisy_sums
 from .configuration import PrivateTraining
-from .learners import Learner, learner_of
+from .learning.learners import Learner, learner_of
 from .noise import NoiseSource, noise_source
 from .units import UnitData, draw_units
 

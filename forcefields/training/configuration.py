@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ...core.compilation.programs import CompilationMode
-from ...flows.configuration import Section
+from ...flows.boltzmann.configuration import Section
 
 Method = Literal["force_matching", "flow_matching", "noised_force_matching"]
 
@@ -58,7 +58,7 @@ class CoarseTrainingConfiguration(Section):
         student: force matching of the network.
         samples: of the teacher that the student learns from.
         contrast: weight, beside the force error, of telling frames from samples of the teacher (flow-matching only; see
-            :mod:`~flowbridge.forcefields.training.contrast`); 0 for forces alone, as in arXiv 2203.11167.
+            :mod:`~flowbridge.forcefields.training.noise_contrastive`); 0 for forces alone, as in arXiv 2203.11167.
         largest_mean_square_force: (kT/nm)^2; samples of the teacher above it are left out, and counted.
         noise: of noised force matching.
         held_out: share of frames that judge but do not train.

@@ -11,17 +11,17 @@ from torch import nn
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.potential import Particles
-from ...core.statistics import effective_sample_percent
+from ...core.statistics.estimates import effective_sample_percent
 from ...core.units import thermal_energy
-from ...flows.training.stage_training import run_stage
-from ..augmented_flow import FlowTeacher, TeacherConfiguration
-from ..bead_frames import BeadFrames
+from ...flows.boltzmann.training.stage_training import run_stage
+from .augmented_flow import FlowTeacher, TeacherConfiguration
+from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
-from ..graph_network import GraphConfiguration
-from ..networks import InvariantConfiguration
+from ..networks.graph_network import GraphConfiguration
+from ..networks.invariant_network import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
-from .contrast import ContrastedStudentTraining
+from .noise_contrastive import ContrastedStudentTraining
 from .gradients import compilation_of
 from .modules import StudentTraining, TeacherTraining
 

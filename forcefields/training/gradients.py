@@ -1,6 +1,6 @@
 """Losses with their gradients, as functions of a module and tensors: evaluated with torch, or compiled.
 
-They record nothing and decide nothing by value; see :mod:`flowbridge.flows.compiled_functions`. All that differs from one
+They record nothing and decide nothing by value; see :mod:`flowbridge.flows.boltzmann.compiled_functions`. All that differs from one
 training to the next comes as parameters or tensors, so that one program serves every training of the same sizes.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...core.compilation.functions import Results
 from ...core.compilation.programs import resolved
-from ...flows.molecule_coordinates import Coordinates
+from ...flows.boltzmann.molecule_coordinates import Coordinates
 
 _LONG = 3000  # steps from which compiling, a minute or two, pays
 
@@ -33,7 +33,7 @@ def augmented_likelihood_gradients(
     """Return ``-mean log p`` and its gradients by the parameters of an augmented flow.
 
     Args:
-        flow: an :class:`~flowbridge.forcefields.augmented_flow.AugmentedFlow`.
+        flow: an :class:`~flowbridge.forcefields.training.augmented_flow.AugmentedFlow`.
         circular: torsions ``(B, T)`` in turns.
         stiff: standardised stiff coordinates ``(B, S)``.
         auxiliary: ``(B, A)``.

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError
 from ...core.units import thermal_energy
-from ...flows.compiled_functions import CompiledFlowFunction
-from ...flows.molecule_coordinates import Coordinates
-from ...flows.training.compiled_gradients import with_gradients
-from ...flows.training.stage_training import StageTraining
-from ..augmented_flow import FlowTeacher
+from ...flows.boltzmann.compiled_functions import CompiledFlowFunction
+from ...flows.boltzmann.molecule_coordinates import Coordinates
+from ...flows.boltzmann.training.compiled_gradients import with_gradients
+from ...flows.boltzmann.training.stage_training import StageTraining
+from .augmented_flow import FlowTeacher
 from ..coarse_grained_force_field import CoarseGrainedForceField
-from ..lipschitz import SpectralBound, project_exactly
+from ..networks.lipschitz import SpectralBound, project_exactly
 from .configuration import NoiseConfiguration, Stage
 from .gradients import augmented_likelihood_gradients, network_force_gradients
 

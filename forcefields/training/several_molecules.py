@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
-from ...flows.training.stage_training import run_stage
-from ..augmented_flow import TeacherConfiguration
-from ..bead_frames import BeadFrames
+from ...flows.boltzmann.training.stage_training import run_stage
+from .augmented_flow import TeacherConfiguration
+from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
-from ..graph_network import GraphConfiguration, GraphNetwork, bead_types
+from ..networks.graph_network import GraphConfiguration, GraphNetwork, bead_types
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .configuration import CoarseTrainingConfiguration
 from .fitting import CoarseTrainingResult, facts_of, refuse_frames, student_of, taught_frames

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...calculators.qmc.sampling import ElectronSamples
+from ...calculators.qmc.wave_function.sampling import ElectronSamples
 from ...calculators.qmc.storage import load_samples
 from ...core.errors import ConfigurationError, WorkerError
 

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .annealing import OpenMMLangevinKernel, annealed_samples
-    from .boltzmann_moves import BoltzmannMove, BoltzmannMover
-    from .energies import OpenMMEnergy
-    from .forces import add_potential, particle_system
-    from .spread_energies import SpreadEnergy
-    from .system_potential import SystemPotential
+    from .sampling.annealing import OpenMMLangevinKernel, annealed_samples
+    from .sampling.boltzmann_moves import BoltzmannMove, BoltzmannMover
+    from .energies.batched import OpenMMEnergy
+    from .forces.add_potential import add_potential, particle_system
+    from .energies.distributed import SpreadEnergy
+    from .energies.system_potential import SystemPotential
 
 __all__ = [
     "BoltzmannMove",
@@ -24,15 +24,15 @@ __all__ = [
 ]
 
 _PLACES = {
-    "BoltzmannMove": ".boltzmann_moves",
-    "BoltzmannMover": ".boltzmann_moves",
-    "OpenMMEnergy": ".energies",
-    "SpreadEnergy": ".spread_energies",
-    "OpenMMLangevinKernel": ".annealing",
-    "SystemPotential": ".system_potential",
-    "add_potential": ".forces",
-    "annealed_samples": ".annealing",
-    "particle_system": ".forces",
+    "BoltzmannMove": ".sampling.boltzmann_moves",
+    "BoltzmannMover": ".sampling.boltzmann_moves",
+    "OpenMMEnergy": ".energies.batched",
+    "SpreadEnergy": ".energies.distributed",
+    "OpenMMLangevinKernel": ".sampling.annealing",
+    "SystemPotential": ".energies.system_potential",
+    "add_potential": ".forces.add_potential",
+    "annealed_samples": ".sampling.annealing",
+    "particle_system": ".forces.add_potential",
 }
 
 

@@ -13,7 +13,7 @@ from flowbridge.flows.molecules.formulas import Formula
 from benchmarks import harness
 from benchmarks.science import larger_molecules, molecules
 from benchmarks.science.molecule_proposals import random_isomers, random_placement
-from flowbridge.molecules.building import load_builder
+from flowbridge.workflows.molecules.building import load_builder
 
 
 def test_small(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from ase.calculators.socketio import SocketIOCalculator
 from ase.md.verlet import VelocityVerlet
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
-from flowbridge.core.model_files import save
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.core.model_files.files.files import save
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.integrations.socket import serve
 
 STRUCTURE = Path(__file__).parents[2] / "examples" / "alanine_dipeptide.pdb"

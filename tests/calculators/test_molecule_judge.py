@@ -5,9 +5,9 @@ import pytest
 from ase import Atoms
 from ase.units import nm
 from calculators_that_fail import lennard_jones, not_a_number, raising, slow
-from flowbridge.calculators.molecule_judge import JudgeSettings, MoleculeJudge
+from flowbridge.calculators.molecule_evaluator import JudgeSettings, MoleculeJudge
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.spreading import Processes
+from flowbridge.core.execution.executors import Processes
 
 WATER = (np.array([8, 1, 1]), np.array([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.02, 0.1, 0.0]]))
 PAIR = (np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.14]]))

@@ -20,7 +20,7 @@ from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ModelFileError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files import save
+from flowbridge.core.model_files.files.files import save
 from flowbridge.core.potential import EnergyAndForces, Potential, PotentialFacts
 from flowbridge.integrations.openmm import add_potential, particle_system
 

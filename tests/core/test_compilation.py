@@ -288,7 +288,7 @@ class CompiledLike(Potential):
 
     def __init__(self):
         super().__init__()
-        from flowbridge.flows.sinh_arcsinh import Affine
+        from flowbridge.flows.transforms.sinh_arcsinh import Affine
 
         self.part = Affine()
 

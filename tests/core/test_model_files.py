@@ -13,8 +13,16 @@ import safetensors
 import safetensors.torch
 import torch
 from flowbridge.core.errors import ModelFileError
-from flowbridge.core.model_files import from_bytes, load, matches_its_file, read_header, register_kind, save, to_bytes
-from flowbridge.core.model_format import FORMAT_VERSION, encode
+from flowbridge.core.model_files.files.files import (
+    from_bytes,
+    load,
+    matches_its_file,
+    read_header,
+    register_kind,
+    save,
+    to_bytes,
+)
+from flowbridge.core.model_files.files.format import FORMAT_VERSION, encode
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
 
 MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
@@ -175,7 +183,7 @@ def test_neither_saving_nor_loading_touches_the_random_state(springs, model):
 
 
 def test_a_new_process_reads_the_file_without_this_test(model):
-    code = f"import flowbridge.core.model_files as m; print(m.read_header({str(model)!r}).kind)"
+    code = f"import flowbridge.core.model_files.files as m; print(m.read_header({str(model)!r}).kind)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "test_springs"
 

@@ -11,19 +11,19 @@ from ase.db import connect
 from ase.units import nm
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.molecules.bonds import find_bonds
-from flowbridge.flows.molecules.judgement import Judgement
+from flowbridge.flows.molecules.training.evaluation import Judgement
 from openmm import unit
 from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 from typer.testing import CliRunner
 
-from flowbridge.command_line import application
-from flowbridge.molecules.building import BuildRequest, build, load_builder
-from flowbridge.molecules.harvests import Harvest
-from flowbridge.molecules.isomer_database import read_isomers
-from flowbridge.molecules.novelty import Taught
-from flowbridge.workflows.configuration import read_workflow
-from flowbridge.workflows.setup import molecular_system
+from flowbridge.commands.application import application
+from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
+from flowbridge.workflows.molecules.results import Harvest
+from flowbridge.workflows.molecules.isomer_database import read_isomers
+from flowbridge.workflows.molecules.novelty import Taught
+from flowbridge.workflows.boltzmann.configuration import read_workflow
+from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 
 pytest.importorskip("tblite")
 

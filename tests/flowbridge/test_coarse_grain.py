@@ -9,14 +9,14 @@ import numpy as np
 import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files import load
+from flowbridge.core.model_files.files.files import load
 from openmm import app, unit
 from typer.testing import CliRunner
 
-from flowbridge.command_line import application
-from flowbridge.workflows import coarse_grain
-from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
-from flowbridge.workflows.coarse_grain_reference import reference_model, run_reference
+from flowbridge.commands.application import application
+from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
+from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
+from flowbridge.workflows.coarse_graining.reference import reference_model, run_reference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -14,14 +14,14 @@ import torch
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
 from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.core.errors import ModelFileError
-from flowbridge.core.model_files import read_header, register_kind, save
+from flowbridge.core.model_files.files.files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
 from typer.testing import CliRunner
 
-from flowbridge.command_line import application
-from flowbridge.doctor import Finding, core_works, examine
+from flowbridge.commands.application import application
+from flowbridge.workflows.diagnostics.doctor import Finding, core_works, examine
 
-COMMAND = [sys.executable, "-m", "flowbridge.command_line"]
+COMMAND = [sys.executable, "-m", "flowbridge.commands.application"]
 
 
 @register_kind
@@ -64,7 +64,7 @@ def invoke(*arguments):
 
 def test_help_lists_the_commands_and_loads_no_engine():
     code = (
-        "import sys\nfrom flowbridge.command_line import application\n"
+        "import sys\nfrom flowbridge.commands.application import application\n"
         "application(['--help'], standalone_mode=False)\n"
         "print([name for name in ('torch', 'openmm', 'ase') if name in sys.modules])"
     )
@@ -206,7 +206,7 @@ def broken_package(folder, name, code):
     ],
 )
 def test_a_broken_openmmtorch_is_reported_and_breaks_nothing(tmp_path, code, reason):
-    from flowbridge import doctor
+    from flowbridge.workflows.diagnostics import doctor
 
     path = broken_package(tmp_path, "openmmtorch", code)
     with pytest.MonkeyPatch.context() as patch:
@@ -217,7 +217,7 @@ def test_a_broken_openmmtorch_is_reported_and_breaks_nothing(tmp_path, code, rea
 
 
 def test_a_package_that_crashes_is_blamed_and_the_others_are_still_tried(tmp_path, monkeypatch):
-    from flowbridge import doctor
+    from flowbridge.workflows.diagnostics import doctor
 
     broken_package(tmp_path, "h5py", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     broken_package(tmp_path, "jinja2", "raise ImportError('half an installation')")
@@ -230,7 +230,7 @@ def test_a_package_that_crashes_is_blamed_and_the_others_are_still_tried(tmp_pat
 
 
 def test_doctor_without_a_compiler_says_so(monkeypatch):
-    from flowbridge import doctor
+    from flowbridge.workflows.diagnostics import doctor
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     finding = doctor._finding("compilers", "C++ with OpenMP", False, "compile_cpp")
@@ -239,7 +239,7 @@ def test_doctor_without_a_compiler_says_so(monkeypatch):
 
 
 def test_a_broken_openmm_breaks_the_core_and_gives_exit_code_1(tmp_path, monkeypatch):
-    from flowbridge import doctor
+    from flowbridge.workflows.diagnostics import doctor
 
     broken_package(tmp_path, "openmm", "raise ImportError('libOpenMM.so: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

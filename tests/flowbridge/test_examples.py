@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from openmm import app, unit
 
 import flowbridge
-from flowbridge.workflows import pipeline
+from flowbridge.workflows.boltzmann import pipeline
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {

@@ -4,10 +4,15 @@ import pytest
 from ase.db import connect
 from ase.units import nm
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.spreading import Processes
+from flowbridge.core.execution.executors import Processes
 from flowbridge.flows.molecules.formulas import Formula
 
-from flowbridge.molecules.isomer_database import IsomerRequest, formulas_of_heavy_atoms, make_isomers, read_isomers
+from flowbridge.workflows.molecules.isomer_database import (
+    IsomerRequest,
+    formulas_of_heavy_atoms,
+    make_isomers,
+    read_isomers,
+)
 
 pytest.importorskip("tblite")
 

@@ -60,7 +60,8 @@ print(json.dumps([loaded, still, names, flowbridge.__version__]))
 
 
 def test_names_load_on_first_use_and_are_the_ones_of_their_rooms():
-    from flowbridge.core import model_files, potential
+    from flowbridge.core.model_files.files import files as model_files
+    from flowbridge.core import potential
 
     assert flowbridge.load is model_files.load
     assert flowbridge.save is model_files.save

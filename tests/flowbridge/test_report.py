@@ -10,26 +10,26 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.model_files import save
+from flowbridge.core.model_files.files.files import save
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.spreading import Processes
-from flowbridge.core.statistics import effective_sample_percent
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.integrations.openmm.dynamics import LangevinRun, run_langevin, save_arrays
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
-from flowbridge.integrations.openmm.particles import particles_from_topology
+from flowbridge.core.execution.executors import Processes
+from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin, save_arrays
+from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 
-from flowbridge.workflows import report, reweight
-from flowbridge.workflows.bonded_terms import angle_types, bond_types
-from flowbridge.workflows.configuration import read_workflow
-from flowbridge.workflows.figures import free_energy_map, normalised
+from flowbridge.workflows.boltzmann import report, reweight
+from flowbridge.workflows.boltzmann.bonded_terms import angle_types, bond_types
+from flowbridge.workflows.boltzmann.configuration import read_workflow
+from flowbridge.workflows.boltzmann.figures import free_energy_map, normalised
 from flowbridge.workflows.machines import Machines
-from flowbridge.workflows.report_data import Torsions, gather
-from flowbridge.workflows.run_figures import running_effective_percent
-from flowbridge.workflows.setup import molecular_system
+from flowbridge.workflows.boltzmann.report_data import Torsions, gather
+from flowbridge.workflows.boltzmann.run_figures import running_effective_percent
+from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 from flowbridge.workflows.stages import Stage
-from flowbridge.workflows.targets import Targets, checks
+from flowbridge.workflows.boltzmann.targets import Targets, checks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = FlowConfiguration.model_validate(

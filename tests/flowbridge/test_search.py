@@ -8,16 +8,16 @@ import pytest
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.graph_features import graph_features
-from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
-from flowbridge.flows.molecules.judgement import Judgement
+from flowbridge.flows.molecules.training.isomer_energies import IsomerEnergies
+from flowbridge.flows.molecules.training.evaluation import Judgement
 
 pytest.importorskip("rdkit")
-from flowbridge.integrations.isomers import enumerate_isomers
-from flowbridge.integrations.molecular_graphs import canonical_smiles, embed, relax_mmff
+from flowbridge.integrations.rdkit.isomers import enumerate_isomers
+from flowbridge.integrations.rdkit.molecular_graphs import canonical_smiles, embed, relax_mmff
 
-from flowbridge.molecules.harvests import Harvest
-from flowbridge.molecules.novelty import Taught, fingerprint, same_geometry
-from flowbridge.molecules.search import Candidates, Search, Start, minima, relaxed_start
+from flowbridge.workflows.molecules.results import Harvest
+from flowbridge.workflows.molecules.novelty import Taught, fingerprint, same_geometry
+from flowbridge.workflows.molecules.search import Candidates, Search, Start, minima, relaxed_start
 
 FORMULA = Formula.parse("C4H8O")
 

@@ -4,13 +4,13 @@ import json
 import sqlite3
 
 import pytest
-from flowbridge.core.model_files import read_header
+from flowbridge.core.model_files.files.files import read_header
 from flowbridge.flows.molecules.formulas import Formula
 from typer.testing import CliRunner
 
-from flowbridge.command_line import application
-from flowbridge.molecules.building import BuildRequest, build, load_builder
-from flowbridge.molecules.isomer_database import IsomerRequest, make_isomers
+from flowbridge.commands.application import application
+from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
+from flowbridge.workflows.molecules.isomer_database import IsomerRequest, make_isomers
 
 pytest.importorskip("tblite")
 

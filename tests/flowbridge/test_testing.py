@@ -5,9 +5,9 @@ import torch
 import zuko
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.integrations.foreign_flows import as_potential
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.integrations.external_flows import as_potential
 
 from flowbridge.testing import ConformanceError, check_potential, examine_potential
 

@@ -9,17 +9,17 @@ import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.spreading import Processes
+from flowbridge.core.execution.executors import Processes
 from flowbridge.core.units import thermal_energy
-from flowbridge.integrations.openmm.dynamics import LangevinRun, Trajectory, run_langevin
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, run_langevin
 from openmm import app
 from typer.testing import CliRunner
 
 import flowbridge
-from flowbridge.command_line import application
-from flowbridge.workflows import from_trajectory
+from flowbridge.commands.application import application
+from flowbridge.workflows.boltzmann import from_trajectory
 from flowbridge.workflows.machines import Machines
-from flowbridge.workflows.trajectory import configurational_temperature
+from flowbridge.workflows.boltzmann.trajectory import configurational_temperature
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRUCTURE = EXAMPLES / "alanine_dipeptide.pdb"
@@ -116,8 +116,8 @@ class TestCommand:
 
 def read(folder, tmp_path, **changes):
     """Only the stage that reads."""
-    from flowbridge.workflows import trajectory
-    from flowbridge.workflows.setup import molecular_system
+    from flowbridge.workflows.boltzmann import trajectory
+    from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 
     workflow = from_trajectory.workflow_from(**options(folder, output=tmp_path / "out", **changes))
     molecule, machines = molecular_system(workflow, Path()), Machines(Processes(workflow.workers))
@@ -193,7 +193,7 @@ class TestOptions:
         assert "exactly one of force_field" in done.output
 
     def test_the_example_is_valid(self):
-        from flowbridge.workflows.configuration import read_workflow
+        from flowbridge.workflows.boltzmann.configuration import read_workflow
 
         workflow = read_workflow(EXAMPLES / "reweight_trajectory.toml")
         assert workflow.trajectory is not None

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError
 
-from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
-from flowbridge.workflows.configuration import read_tables, read_workflow
-from flowbridge.workflows.setup import molecular_system
+from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
+from flowbridge.workflows.boltzmann.configuration import read_tables, read_workflow
+from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 from flowbridge.workflows.stages import Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
-from flowbridge.flows.zmatrix import build_zmatrix
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
 from rdkit import Chem
 from rdkit.Chem import AllChem
 

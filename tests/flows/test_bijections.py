@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.bijection import Chain, ElementwiseTransform, Transformed
-from flowbridge.flows.bumps import UNIMODAL_STEEPNESS, CircularBumps, IntervalBumps, smooth_sigmoid
-from flowbridge.flows.conditioners import FourierFeatures
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.coordinate_flow import CircleShift, CoordinateFlow, IntervalFeatures
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
-from flowbridge.flows.molecule_coordinates import Coordinates, MoleculeCoordinates
-from flowbridge.flows.sinh_arcsinh import Affine, SinhArcsinh, _arcsinh
-from flowbridge.flows.stiff_maps import IntervalMap, WhitenedMap
-from flowbridge.flows.zmatrix import build_zmatrix
+from flowbridge.flows.transforms.bijection import Chain, ElementwiseTransform, Transformed
+from flowbridge.flows.transforms.bumps import UNIMODAL_STEEPNESS, CircularBumps, IntervalBumps, smooth_sigmoid
+from flowbridge.flows.transforms.conditioners import FourierFeatures
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.coordinate_flow import CircleShift, CoordinateFlow, IntervalFeatures
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
+from flowbridge.flows.transforms.sinh_arcsinh import Affine, SinhArcsinh, _arcsinh
+from flowbridge.flows.boltzmann.stiff_maps import IntervalMap, WhitenedMap
+from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
 from torch import Tensor
 from torch.func import functional_call
 

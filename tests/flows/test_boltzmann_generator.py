@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files import load, save
+from flowbridge.core.model_files.files.files import load, save
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
 from scipy.spatial.transform import Rotation
 
 DESIGNS = {

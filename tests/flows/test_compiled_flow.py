@@ -4,7 +4,7 @@ import torch
 from flowbridge.core.cache import Cache
 from flowbridge.core.compilation.building import compiled
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 
 SMALL = FlowConfiguration.model_validate(
     {

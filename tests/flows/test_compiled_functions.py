@@ -5,16 +5,16 @@ import torch
 from flowbridge.core.cache import Cache, cache_folder
 from flowbridge.core.compilation.programs import PROGRAMS
 from flowbridge.core.errors import CompilationError, ConfigurationError, ConvergenceError
-from flowbridge.flows import compiled_functions
-from flowbridge.flows.compiled_functions import CompiledFlowFunction, CompiledSampling
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.coordinate_flow import CoordinateFlow
-from flowbridge.flows.invertible_linear.rank_one_matrix import rank_one_matrices
-from flowbridge.flows.root_finding import bounded_iterations, solve_increasing
-from flowbridge.flows.training.compiled_gradients import GradientEvaluator, with_gradients
-from flowbridge.flows.training.configuration import TrainingConfiguration
-from flowbridge.flows.training.fitting import _compilation
-from flowbridge.flows.training.objectives import path_gradients
+from flowbridge.flows.boltzmann import compiled_functions
+from flowbridge.flows.boltzmann.compiled_functions import CompiledFlowFunction, CompiledSampling
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.coordinate_flow import CoordinateFlow
+from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
+from flowbridge.flows.transforms.root_finding import bounded_iterations, solve_increasing
+from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, with_gradients
+from flowbridge.flows.boltzmann.training.configuration import TrainingConfiguration
+from flowbridge.flows.boltzmann.training.fitting import _compilation
+from flowbridge.flows.boltzmann.training.objectives import path_gradients
 from torch import Tensor
 
 TINY = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.energy import PotentialEnergy
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training.coverage import coverage_biases, find_wells
-from flowbridge.flows.training.target import TargetDensity
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training.coverage import coverage_biases, find_wells
+from flowbridge.flows.boltzmann.training.target import TargetDensity
 
 TURN = 2.0 * math.pi
 

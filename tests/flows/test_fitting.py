@@ -8,13 +8,13 @@ import pytest
 import torch
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.invertible_linear.rank_one_matrix import rank_one_matrices
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training.configuration import TrainingConfiguration
-from flowbridge.flows.training.fitting import TrainingData, train
-from flowbridge.flows.training.modules import LikelihoodTraining, RefinementTraining
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training.configuration import TrainingConfiguration
+from flowbridge.flows.boltzmann.training.fitting import TrainingData, train
+from flowbridge.flows.boltzmann.training.modules import LikelihoodTraining, RefinementTraining
 
 from flowbridge.testing.conformance import check_potential
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training.layerwise import LayerwiseFlow
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training.layerwise import LayerwiseFlow
 
 DESIGNS = {
     "trained linear layers between couplings": {

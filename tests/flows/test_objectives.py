@@ -5,18 +5,18 @@ import copy
 import pytest
 import torch
 from flowbridge.core.energy import PotentialEnergy
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.coordinate_flow import CoordinateFlow
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training import objectives
-from flowbridge.flows.training.objectives import (
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.coordinate_flow import CoordinateFlow
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training import objectives
+from flowbridge.flows.boltzmann.training.objectives import (
     effective_share,
     force_matching_gradients,
     likelihood_gradients,
     path_gradients,
     reverse_kl,
 )
-from flowbridge.flows.training.target import TargetDensity, TargetValue
+from flowbridge.flows.boltzmann.training.target import TargetDensity, TargetValue
 
 TINY = {
     "circular": "all",

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows import position_sampler
-from flowbridge.flows.compiled_functions import ITERATIONS
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.position_sampler import PositionSampler
+from flowbridge.flows.boltzmann import position_sampler
+from flowbridge.flows.boltzmann.compiled_functions import ITERATIONS
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.position_sampler import PositionSampler
 
 TINY = {
     "circular": "soft",

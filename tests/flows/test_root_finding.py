@@ -3,8 +3,8 @@
 import pytest
 import torch
 from flowbridge.core.errors import ConvergenceError
-from flowbridge.flows.bumps import CircularBumps, IntervalBumps
-from flowbridge.flows.root_finding import invert_increasing, solve_increasing
+from flowbridge.flows.transforms.bumps import CircularBumps, IntervalBumps
+from flowbridge.flows.transforms.root_finding import invert_increasing, solve_increasing
 from torch import Tensor
 
 COUNT = 4000

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.splines import RationalQuadraticSpline
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 
 pytest.importorskip("zuko", reason="zuko is not installed: pip install zuko")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.flows.training.target import TargetDensity, TorsionBias, _rotation
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.flows.boltzmann.training.target import TargetDensity, TorsionBias, _rotation
 from scipy.spatial.transform import Rotation
 
 SMILES = "CCCO"

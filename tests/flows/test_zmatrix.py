@@ -7,10 +7,10 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.core.potential import Particles
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.internal_coordinates import InternalCoordinates, torsion
-from flowbridge.flows.molecule_coordinates import MoleculeCoordinates
-from flowbridge.flows.zmatrix import build_zmatrix, refuse_linear
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, torsion
+from flowbridge.flows.boltzmann.molecule_coordinates import MoleculeCoordinates
+from flowbridge.flows.boltzmann.zmatrix import build_zmatrix, refuse_linear
 
 MOLECULES = {
     "water": ("O", True),

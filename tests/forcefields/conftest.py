@@ -5,10 +5,10 @@ import pytest
 import torch
 from flowbridge.core.potential import Particles
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.mappings import five_beads
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.beads.mappings import five_beads
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
-from flowbridge.integrations.openmm.dynamics import LangevinRun, run_langevin
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
 from openmm import app
 
 

@@ -8,17 +8,17 @@ import torch
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.tracing import trace
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files import load, save
+from flowbridge.core.model_files.files.files import load, save
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.graph_network import GraphConfiguration
-from flowbridge.forcefields.lipschitz import SpectralBound, project_exactly
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration
+from flowbridge.forcefields.networks.invariant_network.lipschitz import SpectralBound, project_exactly
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
-from flowbridge.integrations.bead_selections import openmm_topology, write_bead_pdb
-from flowbridge.integrations.mdtraj import topology_from_particles
+from flowbridge.integrations.mdtraj.exports.bead_selections import openmm_topology, write_bead_pdb
+from flowbridge.integrations.mdtraj.exports.exports import topology_from_particles
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.model_dynamics import ModelDynamics, run_model_dynamics
-from flowbridge.integrations.openmm.prior_forces import add_coarse_grained_force_field
+from flowbridge.integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
+from flowbridge.integrations.openmm.forces.add_potential.prior_forces import add_coarse_grained_force_field
 from openmm import app
 
 from flowbridge.testing import check_potential

@@ -8,16 +8,16 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.augmented_flow import FlowTeacher, TeacherConfiguration
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, HarmonicBonds, PriorEnergy
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import teacher_frames, train_force_field
 from flowbridge.forcefields.training.modules import StudentTraining, drawn
-from flowbridge.integrations.openmm.torsion_bias import torsion_angles
+from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 
 from .conftest import chain
 

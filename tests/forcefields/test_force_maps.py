@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.force_maps import ForceMap, bonded_force_map, optimised_force_map, plain_force_map
-from flowbridge.forcefields.mappings import centre_of_mass_mapping, five_beads, slice_mapping
+from flowbridge.forcefields.beads.force_maps import ForceMap, bonded_force_map, optimised_force_map, plain_force_map
+from flowbridge.forcefields.beads.mappings import centre_of_mass_mapping, five_beads, slice_mapping
 
 STIFFNESS = np.array([50.0, 20.0])
 KT = 2.5

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.mappings import (
+from flowbridge.forcefields.beads.mappings import (
     Mapping,
     alpha_carbons,
     backbone,
@@ -14,8 +14,8 @@ from flowbridge.forcefields.mappings import (
     identity_mapping,
     slice_mapping,
 )
-from flowbridge.integrations.bead_selections import mapping_from_selections, openmm_topology, write_bead_pdb
-from flowbridge.integrations.mdtraj import topology_from_particles
+from flowbridge.integrations.mdtraj.exports.bead_selections import mapping_from_selections, openmm_topology, write_bead_pdb
+from flowbridge.integrations.mdtraj.exports.exports import topology_from_particles
 from openmm import app
 
 

@@ -5,14 +5,14 @@ import openmm
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files import load, save
+from flowbridge.core.model_files.files.files import load, save
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.bead_graphs import bonded_angles, bonded_torsions, pairs_apart
+from flowbridge.forcefields.beads.graphs import bonded_angles, bonded_torsions, pairs_apart
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, HarmonicBonds, PriorEnergy
 from flowbridge.integrations.openmm import particle_system
-from flowbridge.integrations.openmm.prior_forces import add_prior_forces
-from flowbridge.integrations.openmm.torsion_bias import torsion_angles
+from flowbridge.integrations.openmm.forces.add_potential.prior_forces import add_prior_forces
+from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 
 ALL = PriorConfiguration(torsion_harmonics=3, repulsion=3200.0, repulsion_quantile=0.2)
 

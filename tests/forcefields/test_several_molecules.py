@@ -4,10 +4,10 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.augmented_flow import TeacherConfiguration
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.graph_network import GraphConfiguration, GraphNetwork
+from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration, GraphNetwork
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.several_molecules import train_on_several_molecules

@@ -8,11 +8,11 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.integrations.openmm import BoltzmannMove, BoltzmannMover
-from flowbridge.integrations.openmm.boltzmann_moves import superposed
-from flowbridge.integrations.openmm.particles import particles_from_topology
+from flowbridge.integrations.openmm.sampling.boltzmann_moves import superposed
+from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from openmm import app, unit
 
 import flowbridge

@@ -12,12 +12,12 @@ import numpy as np
 import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError, WorkerError
-from flowbridge.core.spreading import Processes
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
+from flowbridge.core.execution.executors import Processes
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.dask import DaskSpread, connected
-from flowbridge.integrations.openmm.dynamics import LangevinRun, load_trajectory, run_all
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
-from flowbridge.integrations.openmm.spread_energies import SpreadEnergy
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
+from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.batched.distributed import SpreadEnergy
 from openmm import app
 from spread_jobs import broken, end_of_worker, identity, process_of
 
@@ -126,8 +126,8 @@ class TestEnergies:
 
 
 def test_weighted_samples_are_those_drawn_here(system, generator, spread, monkeypatch):
-    monkeypatch.setattr("flowbridge.flows.boltzmann_generator._CHUNK", 50)
-    monkeypatch.setattr("flowbridge.flows.boltzmann_generator._SMALLEST_JOB", 25)
+    monkeypatch.setattr("flowbridge.flows.boltzmann.generator._CHUNK", 50)
+    monkeypatch.setattr("flowbridge.flows.boltzmann.generator._SMALLEST_JOB", 25)
     here = generator.sample(120, OpenMMEnergy(system, "Reference", workers=1), seed=4)
     there = generator.sample(120, SpreadEnergy(system, spread, "Reference"), seed=4, spread=spread)
     np.testing.assert_allclose(there.positions, here.positions, rtol=0, atol=1e-6)

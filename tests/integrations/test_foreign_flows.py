@@ -10,10 +10,10 @@ from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.molecule_coordinates import Coordinates
-from flowbridge.integrations.foreign_flows import as_potential
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
+from flowbridge.integrations.external_flows import as_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import unit
 from torch import nn

@@ -8,14 +8,14 @@ from ase import units
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.augmented_flow import TeacherConfiguration
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.mappings import five_beads
+from flowbridge.forcefields.beads.mappings import five_beads
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import train_force_field
-from flowbridge.integrations.foreign_networks import Structures, foreign_network, network_potential
+from flowbridge.integrations.external_networks import Structures, foreign_network, network_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm_contexts import context_of, evaluate
 from torch import nn

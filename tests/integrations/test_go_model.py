@@ -6,12 +6,12 @@ import numpy as np
 import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.forcefields.native_contacts import NativeContacts, contact_map, transitions
-from flowbridge.integrations.openmm.dynamics import LangevinRun, run_langevin
-from flowbridge.integrations.openmm.fourier_bias import BIAS_GROUP, FourierBias
-from flowbridge.integrations.openmm.go_model import GoModel
-from flowbridge.integrations.openmm.torsion_bias import torsion_angles
-from flowbridge.integrations.time_lagged_coordinates import SlowCoordinates, pair_distances
+from flowbridge.forcefields.beads.native_contacts import NativeContacts, contact_map, transitions
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
+from flowbridge.integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
+from flowbridge.integrations.openmm.systems.input_files.go_model import GoModel
+from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
+from flowbridge.integrations.deeptime import SlowCoordinates, pair_distances
 
 STRUCTURE = Path(__file__).parents[2] / "examples" / "chignolin_cln025.pdb"
 

@@ -7,8 +7,8 @@ import pytest
 from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.integrations.isomers import enumerate_isomers
-from flowbridge.integrations.molecular_graphs import canonical_smiles, draw_svg, embed, molecule_of, write_sdf
+from flowbridge.integrations.rdkit.isomers import enumerate_isomers
+from flowbridge.integrations.rdkit.molecular_graphs import canonical_smiles, draw_svg, embed, molecule_of, write_sdf
 from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 

@@ -8,7 +8,11 @@ import pytest
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.integrations.mdtraj import particles_from_mdtraj, topology_from_particles, trajectory_from_samples
+from flowbridge.integrations.mdtraj.exports.exports import (
+    particles_from_mdtraj,
+    topology_from_particles,
+    trajectory_from_samples,
+)
 
 
 def test_topology_equals_that_of_the_same_molecule_from_openmm(alanine):

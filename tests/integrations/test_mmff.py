@@ -4,8 +4,8 @@ import numpy as np
 import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.molecular_graphs import embed
-from flowbridge.integrations.openmm.mmff import mmff_system, mmff_topology
+from flowbridge.integrations.rdkit.molecular_graphs import embed
+from flowbridge.integrations.openmm.systems.input_files.mmff import mmff_system, mmff_topology
 from openmm import unit
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers

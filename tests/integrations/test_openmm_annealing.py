@@ -9,8 +9,8 @@ import torch
 from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
 from flowbridge.core.potential import Particles, Potential, PotentialFacts
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.stochastic.distributions import InterpolatedEnergy
 from flowbridge.flows.stochastic.molecules import PositionEnergy
 from flowbridge.flows.stochastic.resampling import log_mean_weight

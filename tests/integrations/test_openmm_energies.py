@@ -14,9 +14,9 @@ import pytest
 import torch
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, WorkerError
-from flowbridge.integrations.openmm.energies import OpenMMEnergy
-from flowbridge.integrations.openmm.energy_plans import Plan
-from flowbridge.integrations.openmm.system_potential import SystemPotential
+from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.batched.plans import Plan
+from flowbridge.integrations.openmm.energies.batched.system_potential import SystemPotential
 from openmm import app, unit
 from openmm_contexts import context_of, evaluate
 
@@ -71,7 +71,7 @@ def test_nothing_usable_in_the_first_call(system, alanine):
 
 
 def test_the_plan_is_remembered(system, alanine, monkeypatch):
-    monkeypatch.setattr("flowbridge.integrations.openmm.energies._PATIENCE", 0.0)
+    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched._PATIENCE", 0.0)
     first = OpenMMEnergy(system)
     assert first.plan is None
     first.energies_and_forces(alanine.shaken(20))
@@ -80,7 +80,7 @@ def test_the_plan_is_remembered(system, alanine, monkeypatch):
     def tried(*_):
         raise AssertionError("tried again")
 
-    monkeypatch.setattr("flowbridge.integrations.openmm.energies.choose", tried)
+    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched.choose", tried)
     again = OpenMMEnergy(system)
     again.energies_and_forces(alanine.shaken(20))
     assert again.plan == first.plan
@@ -98,7 +98,7 @@ def test_nothing_is_tried_for_little_work(system, alanine):
 
 
 def test_a_cache_that_cannot_be_written_to(system, alanine, monkeypatch, tmp_path):
-    monkeypatch.setattr("flowbridge.integrations.openmm.energies._PATIENCE", 0.0)
+    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched._PATIENCE", 0.0)
     (tmp_path / "file").write_text("where a folder should be")
     monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path / "file"))
     assert np.isfinite(OpenMMEnergy(system).energies_and_forces(alanine.shaken(20))[0]).all()
@@ -281,7 +281,7 @@ def test_a_script_needs_no_guard(system, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import numpy as np, openmm\n"
-        "from flowbridge.integrations.openmm.energies import OpenMMEnergy\n"
+        "from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy\n"
         "print('once')\n"
         "system = openmm.XmlSerializer.deserialize(open('system.xml').read())\n"
         "energy = OpenMMEnergy(system, 'Reference', 2, 'processes')\n"

@@ -14,16 +14,11 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.core.errors import (
-    ConfigurationError,
-    ModelFileError,
-    MoleculeMismatchError,
-    NonFiniteEnergyError,
-)
-from flowbridge.core.model_files import save
+from flowbridge.core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.model_files.files.files import save
 from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.computation import EvaluationOptions, PotentialComputation
+from flowbridge.integrations.openmm.forces.add_potential.computation import EvaluationOptions, PotentialComputation
 from openmm import app, unit
 from openmm_contexts import context_of, evaluate
 

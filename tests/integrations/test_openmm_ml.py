@@ -9,7 +9,7 @@ import openmm
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
-from flowbridge.core.model_files import save
+from flowbridge.core.model_files.files.files import save
 from openmm import app, unit
 
 pytest.importorskip("openmmml", reason="openmmml is not installed: pip install openmmml")

@@ -7,8 +7,8 @@ import openmm
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import unit
 

@@ -7,13 +7,13 @@ import numpy as np
 import openmm
 import pytest
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.openmm.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
-from flowbridge.integrations.openmm.systems import load_system
+from flowbridge.integrations.openmm.systems.input_files.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
+from flowbridge.integrations.openmm.systems.input_files.input_files import load_system
 from openmm import app, unit
 from rdkit import Chem
 
-from flowbridge.workflows.coarse_grain_configuration import read_coarse_graining
-from flowbridge.workflows.coarse_grain_reference import reference_model
+from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
+from flowbridge.workflows.coarse_graining.reference import reference_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")

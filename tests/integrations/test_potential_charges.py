@@ -3,13 +3,13 @@
 import numpy as np
 import openmm
 import pytest
-from flowbridge.calculators.qmc.densities import GaussianDensity
+from flowbridge.calculators.qmc.density.densities import GaussianDensity
 from flowbridge.calculators.qmc.electronic_structure import becke_quadrature, reference_density
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.potential_charges import potential_charges, shell_points
-from flowbridge.calculators.qmc.properties import DensityProperties
+from flowbridge.calculators.qmc.properties.properties.potential_charges import potential_charges, shell_points
+from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.openmm.potential_charges import topology_of, write_force_field
+from flowbridge.integrations.openmm.systems.input_files.potential_charges import topology_of, write_force_field
 from openmm import app, unit
 
 

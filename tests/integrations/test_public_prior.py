@@ -4,8 +4,8 @@ import openmm
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.forcefields.mappings import centre_of_mass_mapping, five_beads
-from flowbridge.integrations.openmm.public_prior import public_prior
+from flowbridge.forcefields.beads.mappings import centre_of_mass_mapping, five_beads
+from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
 from openmm import app
 
 

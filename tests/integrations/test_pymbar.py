@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from flowbridge.core.bennett import weighted_acceptance_ratio
+from flowbridge.core.statistics.estimates.bennett import weighted_acceptance_ratio
 from flowbridge.core.errors import ConvergenceError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples

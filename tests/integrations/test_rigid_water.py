@@ -13,12 +13,12 @@ from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.relaxation import relaxed
 from flowbridge.integrations.openmm import add_potential
-from flowbridge.integrations.openmm.dynamics import LangevinRun, run_langevin
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
 from openmm import unit
 
 pytest.importorskip("genice2", reason="GenIce2 is not installed: pip install 'flowbridge[flow-families]'")
 from flowbridge.integrations.genice import ice_structure
-from flowbridge.integrations.openmm.rigid_water import RigidSystemEnergy, rigid_bodies, rigid_water
+from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy, rigid_bodies, rigid_water
 
 
 @pytest.fixture(scope="module")

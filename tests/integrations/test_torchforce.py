@@ -12,13 +12,13 @@ import pytest
 import torch
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, MissingDependencyError
-from flowbridge.core.model_files import save
+from flowbridge.core.model_files.files.files import save
 from flowbridge.core.potential import Potential, PotentialFacts
-from flowbridge.flows.boltzmann_generator import BoltzmannGenerator
-from flowbridge.flows.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.computation import EvaluationOptions
-from flowbridge.integrations.openmm.torchforce import _Evaluation, traced
+from flowbridge.integrations.openmm.forces.add_potential.computation import EvaluationOptions
+from flowbridge.integrations.openmm.forces.add_potential.torchforce import _Evaluation, traced
 from openmm_contexts import context_of, evaluate
 from packaging.version import Version
 

@@ -16,7 +16,7 @@ from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
 from flowbridge.core.sample_files import SampleFileError
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.units import thermal_energy
-from flowbridge.integrations.trajectories import samples_from_trajectory, write_trajectory
+from flowbridge.integrations.mdtraj.exports.trajectories import samples_from_trajectory, write_trajectory
 from mdtraj.reporters import HDF5Reporter
 from openmm import app, unit
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.trial_functions import TrialSettings, trial_wave_function
+from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings, trial_wave_function
 
 pyscf = pytest.importorskip("pyscf")
 

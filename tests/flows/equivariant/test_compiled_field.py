@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from flowbridge.flows.equivariant.compiled_field import CompiledField, compiled
-from flowbridge.flows.equivariant.graph_field import GraphField, GraphFieldSettings
-from flowbridge.flows.equivariant.kernel_field import KernelField, KernelFieldSettings
+from flowbridge.flows.equivariant.fields.compiled_field import CompiledField, compiled
+from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
+from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings
 from flowbridge.flows.equivariant.ordinary_equations import carried_with_gradient, displaced_times, runge_kutta
 
 

@@ -13,13 +13,13 @@ from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.equivariant.continuous_flow import ContinuousFlow
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
-from flowbridge.flows.equivariant.graph_field import GraphField, GraphFieldSettings
-from flowbridge.flows.equivariant.kernel_field import KernelField, KernelFieldSettings
+from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
+from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings
 from flowbridge.flows.equivariant.mean_free import MeanFreeNormal
-from flowbridge.flows.equivariant.network_field import NetworkField, NetworkFieldSettings
+from flowbridge.flows.equivariant.fields.network_field import NetworkField, NetworkFieldSettings
 from flowbridge.flows.equivariant.ordinary_equations import Solver, transport
 from flowbridge.flows.equivariant.systems import LennardJonesCluster, argon_like
-from flowbridge.flows.equivariant.vector_fields import VectorField
+from flowbridge.flows.equivariant.fields.vector_fields import VectorField
 from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import Context, Platform, VerletIntegrator, unit
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from flowbridge.flows.equivariant.graph_field import GraphField, GraphFieldSettings
-from flowbridge.flows.equivariant.kernel_field import KernelField, KernelFieldSettings
-from flowbridge.flows.equivariant.network_field import NetworkField, NetworkFieldSettings
-from flowbridge.flows.equivariant.vector_fields import HutchinsonField, exact_divergence
+from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
+from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings
+from flowbridge.flows.equivariant.fields.network_field import NetworkField, NetworkFieldSettings
+from flowbridge.flows.equivariant.fields.vector_fields import HutchinsonField, exact_divergence
 
 FIELDS = {
     "graph": (GraphField, GraphFieldSettings(hidden=8, radial=8, longest=4.0)),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
-from flowbridge.flows.equivariant.graph_field import GraphFieldSettings
+from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.ordinary_equations import Solver
 from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.systems import DoubleWellParticles
@@ -15,9 +15,9 @@ from flowbridge.flows.equivariant.training import (
     LikelihoodStage,
     train_continuous_flow,
 )
-from flowbridge.flows.training.processes import Processes
+from flowbridge.flows.boltzmann.training.processes import Processes
 
-from flowbridge.workflows import ranks
+from flowbridge.core.execution import main_process as ranks
 
 SETTINGS = ContinuousFlowTraining(
     matching=FlowMatchingStage(steps=4, batch=32, pool=64, group=4),

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
-from flowbridge.flows.invertible_linear.linear_layer import InvertibleLinear
-from flowbridge.flows.invertible_linear.rank_one_matrix import MergeLimits, RankOneMatrix
+from flowbridge.flows.transforms.linear_layer import InvertibleLinear
+from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix
 
 DOUBLE = torch.float64
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files import load, save
+from flowbridge.core.model_files.files.files import load, save
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.configuration import BuilderConfiguration
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.graph_features import graph_features, graph_key
-from flowbridge.flows.molecules.isomer_energies import IsomerEnergies
+from flowbridge.flows.molecules.training.isomer_energies import IsomerEnergies
 
 pytest.importorskip("rdkit")
 from flowbridge.flows.molecules.bonds import find_bonds
-from flowbridge.integrations.isomers import enumerate_isomers
-from flowbridge.integrations.molecular_graphs import embed
+from flowbridge.integrations.rdkit.isomers import enumerate_isomers
+from flowbridge.integrations.rdkit.molecular_graphs import embed
 
 SMALL = BuilderConfiguration(width=16, layers=1, radial=8, channels=4, components=3, torsions=12, seed=1)
 

@@ -9,10 +9,10 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.configuration import BuilderConfiguration
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.flows.molecules.imitation import ImitationStage, imitate, imitation_terms
-from flowbridge.flows.molecules.judgement import Judgement
+from flowbridge.flows.molecules.training.imitation import ImitationStage, imitate, imitation_terms
+from flowbridge.flows.molecules.training.evaluation import Judgement
 from flowbridge.flows.molecules.molecule_sets import MoleculeSet
-from flowbridge.flows.molecules.reinforcement import (
+from flowbridge.flows.molecules.training.reinforcement import (
     Choices,
     References,
     Reinforcement,

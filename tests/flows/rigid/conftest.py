@@ -10,7 +10,7 @@ from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
 from flowbridge.flows.rigid.crystal import Crystal
-from flowbridge.flows.rigid.quaternions import random_orientations
+from flowbridge.flows.rigid.maps.quaternions import random_orientations
 
 EDGE = 0.1  # nm from the centre to a corner
 CORNERS = EDGE / math.sqrt(3) * torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)

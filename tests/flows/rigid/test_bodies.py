@@ -8,7 +8,7 @@ from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
 from flowbridge.flows.rigid.crystal import Crystal, at_rest, from_flat, to_flat
 from flowbridge.flows.rigid.energies import BodyEnergy
-from flowbridge.flows.rigid.quaternions import conjugate, product, random_orientations
+from flowbridge.flows.rigid.maps.quaternions import conjugate, product, random_orientations
 
 WATER = torch.tensor([[0, 0, 0], [0, 0.0757, 0.0586], [0, -0.0757, 0.0586], [0, 0, 0.0125]], dtype=torch.float64)
 MASSES = torch.tensor([15.999, 1.008, 1.008, 0.0], dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import CoordinateError
-from flowbridge.flows.rigid.quaternions import (
+from flowbridge.flows.rigid.maps.quaternions import (
     chart_log_volume,
     checked_orientations,
     conjugate,

@@ -7,14 +7,14 @@ import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.targeted_free_energy import targeted_free_energy
+from flowbridge.core.statistics.estimates.targeted_free_energy import targeted_free_energy
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
 from flowbridge.flows.rigid.crystal import CrystalCoordinates, RigidChain, from_flat, to_flat
 from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.harmonic import HarmonicBase, HarmonicMap, orientation_log_volume
-from flowbridge.flows.rigid.layers import FluctuationScales, coupling_layers
-from flowbridge.flows.rigid.quaternions import random_orientations
+from flowbridge.flows.rigid.maps.layers import FluctuationScales, coupling_layers
+from flowbridge.flows.rigid.maps.quaternions import random_orientations
 from flowbridge.flows.rigid.relaxation import relaxed
 from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import Frames, draws_of, train_by_likelihood, train_by_work

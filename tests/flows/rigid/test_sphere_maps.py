@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import ConvergenceError
-from flowbridge.flows.rigid.convex_gradient import ProjectiveConvexGradient, QuadraticMixture
-from flowbridge.flows.rigid.moebius import CircleMoebius, SymmetrisedMoebius, in_ball
-from flowbridge.flows.rigid.quaternions import chart_log_volume, from_chart
+from flowbridge.flows.rigid.maps.convex_gradient import ProjectiveConvexGradient, QuadraticMixture
+from flowbridge.flows.rigid.maps.moebius import CircleMoebius, SymmetrisedMoebius, in_ball
+from flowbridge.flows.rigid.maps.quaternions import chart_log_volume, from_chart
 from torch.nn.functional import normalize
 
 

@@ -9,8 +9,8 @@ from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.configuration import FlowConfiguration
-from flowbridge.flows.molecule_coordinates import MoleculeCoordinates
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.molecule_coordinates import MoleculeCoordinates
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.langevin import LangevinKernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, ModelFileError
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.sinh_arcsinh import Affine
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood

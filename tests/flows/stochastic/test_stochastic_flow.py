@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
-from flowbridge.flows.bijection import Chain
-from flowbridge.flows.couplings import Coupling
-from flowbridge.flows.sinh_arcsinh import Affine
+from flowbridge.flows.transforms.bijection import Chain
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.stochastic.annealed_importance_sampling import annealed_importance_sampling
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.hamiltonian import HamiltonianKernel

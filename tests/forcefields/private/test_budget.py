@@ -4,7 +4,7 @@ import math
 
 import pytest
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.forcefields.private.bill import earlier_releases
+from flowbridge.forcefields.private.ledger import earlier_releases
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, noise_multiplier, spent
 from pydantic import ValidationError
 from scipy.stats import norm

@@ -5,20 +5,20 @@ from functools import partial
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files import load, save
+from flowbridge.core.model_files.files.files import load, save
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
-from flowbridge.forcefields.bead_frames import BeadFrames
+from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.graph_network import GraphConfiguration
-from flowbridge.forcefields.networks import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration
+from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_terms import HarmonicAngles, HarmonicBonds, PriorEnergy
-from flowbridge.forcefields.private.auxiliary_force_matching import AuxiliaryForceMatching
-from flowbridge.forcefields.private.bill import bill_of
+from flowbridge.forcefields.private.learning.auxiliary_force_matching import AuxiliaryForceMatching
+from flowbridge.forcefields.private.ledger import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.force_matching import (
+from flowbridge.forcefields.private.learning.force_matching import (
     force_matching_gradients,
     public_force_field,
     trajectory_units,

@@ -5,7 +5,7 @@ import torch
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.private.budget import PrivacyBudget, noise_multiplier, spent
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
+from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.statistics import private_moments, private_principal_axes
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData

@@ -5,25 +5,25 @@ import json
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError, ModelFileError
-from flowbridge.core.model_files import from_bytes, load, read_header, save, to_bytes
-from flowbridge.forcefields.private.auxiliary_coordinates import AuxiliaryCoordinates
-from flowbridge.forcefields.private.bill import bill_of
+from flowbridge.core.model_files.files.files import from_bytes, load, read_header, save, to_bytes
+from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
+from flowbridge.forcefields.private.ledger import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
 from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.feed_forward import (
+from flowbridge.forcefields.private.learning.feed_forward import (
     FeedForwardConfiguration,
     FeedForwardNetwork,
     activate,
     task_losses,
 )
 from flowbridge.forcefields.private.noise import SeededNoise
-from flowbridge.forcefields.private.sample_gradients import SampleGradients
+from flowbridge.forcefields.private.learning.sample_gradients import SampleGradients
 from flowbridge.forcefields.private.training import PrivateTrainer, train_privately
 from flowbridge.forcefields.private.units import UnitData
 from opacus import GradSampleModule
 from typer.testing import CliRunner
 
-from flowbridge.command_line import application
+from flowbridge.commands.application import application
 
 BUDGET = PrivacyBudget(epsilon=4.0, delta=1e-4, accountant="rdp")
 QUICK = PrivateTraining(steps=6, batch=40, learning_rate=0.05)

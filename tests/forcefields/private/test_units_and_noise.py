@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.forcefields.private.clipping import (
+from flowbridge.forcefields.private.learning.clipping import (
     Contributions,
     adapted_thresholds,
     clipped_outer_sum,

@@ -1,0 +1,70 @@
+"""Judgements kept by geometry in an SQLite file, which a killed run leaves whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ConfigurationError
+from ..flows.molecules.training.evaluation import Judgement
+
+_RESOLUTION = 1e-5  # nm, of distances
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS judgements "
+    "(key TEXT PRIMARY KEY, energy REAL, fault TEXT, positions TEXT, evaluations INTEGER)"
+)
+
+
+class JudgementFile:
+    """Judgements by geometry; moved, turned or reflected it is the same geometry, in another order of atoms another one.
+
+    Args:
+        path: of the file; None for memory.
+        settings: what the judgements depend on; others are not found.
+
+    Raises:
+        ConfigurationError: when the file is no SQLite database.
+    """
+
+    def __init__(self, path: Path | None, settings: str) -> None:
+        self._settings = settings
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
+        try:
+            self._connection.execute(_TABLE)
+        except sqlite3.DatabaseError as error:
+            raise ConfigurationError(
+                f"{path}: is no file of judgements ({error}); remove it, or name another"
+            ) from error
+
+    def key(self, numbers: Any, positions: Any) -> str:
+        """Return what a geometry is filed under: positions ``(N, 3)`` in nm."""
+        positions = np.asarray(positions, dtype=float)
+        distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(len(positions), 1)]
+        rounded = np.nan_to_num(distances / _RESOLUTION, nan=-1.0, posinf=-2.0, neginf=-2.0).round().astype(np.int64)
+        text = f"{self._settings} {[int(number) for number in numbers]} {rounded.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def find(self, numbers: Any, positions: Any) -> Judgement | None:
+        """Return the judgement of a geometry, or None."""
+        row = self._connection.execute(
+            "SELECT energy, fault, positions, evaluations FROM judgements WHERE key = ?",
+            (self.key(numbers, positions),),
+        ).fetchone()
+        if row is None:
+            return None
+        return Judgement(row[0], np.array(json.loads(row[2])).reshape(-1, 3), row[3], row[1], known=True)
+
+    def keep(self, numbers: Any, positions: Any, judgement: Judgement) -> None:
+        """Keep a judgement; it is on disk when this returns."""
+        places = json.dumps(np.nan_to_num(judgement.positions).tolist())
+        self._connection.execute(
+            "INSERT OR REPLACE INTO judgements VALUES (?, ?, ?, ?, ?)",
+            (self.key(numbers, positions), judgement.energy, judgement.fault, places, judgement.evaluations),
+        )

@@ -1,0 +1,269 @@
+"""Any ASE calculator as a judge of molecules: energies, relaxation, faults with a reason, everything kept on disk."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.optimize import BFGS
+from ase.units import nm
+from threadpoolctl import ThreadpoolController
+
+from ..core.errors import ConfigurationError, MissingDependencyError
+from ..core.execution.executors import Spread
+from ..flows.molecules.training.evaluation import Geometry, Judgement
+from .evaluation_file import JudgementFile
+
+CalculatorSource = str | Callable[[], Any]
+"""``gfn2``, ``gfn1``, the path of a model file (``.flow``), ``module:function`` that makes a calculator, or such a function."""
+
+_TBLITE = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
+_NEAREST = 0.05  # nm; closer nuclei are no start for any method, and make some of them hang
+_JOBS_PER_SLOT = 4
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How molecules are judged.
+
+    Attributes:
+        relax: go to the nearest minimum first (BFGS); otherwise judge the geometry as it is.
+        force: eV/Å, the largest force at the end of a relaxation.
+        steps: of a relaxation at most; a molecule that is not at rest then is a fault.
+        largest_step: Å, of an atom in one step.
+        seconds: for one molecule at most.
+    """
+
+    relax: bool = True
+    force: float = 0.05
+    steps: int = 250
+    largest_step: float = 0.1
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("force", "steps", "largest_step", "seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} of a judge must be positive, got {getattr(self, name)!r}")
+
+
+class MoleculeJudge:
+    """A :class:`~flowbridge.flows.molecules.training.evaluation.Judge` that asks an ASE calculator.
+
+    What a calculator does wrong (an exception, NaN, taking too long, no minimum) is a fault with a reason. Equal geometries,
+    turned or moved or not, are computed once.
+
+    Args:
+        calculator: see ``CalculatorSource``; with a ``spread``, a string or a function at the top of a module.
+        settings: how to judge.
+        spread: where to compute: processes or Dask workers; here, one after the other, when None.
+        file: SQLite file that keeps every judgement, also those of runs that were killed; in memory only when None.
+
+    Raises:
+        ConfigurationError: for a calculator that cannot be made.
+        MissingDependencyError: when its package is not installed.
+    """
+
+    def __init__(
+        self,
+        calculator: CalculatorSource = "gfn2",
+        settings: JudgeSettings | None = None,
+        *,
+        spread: Spread | None = None,
+        file: Path | None = None,
+    ) -> None:
+        self.calculator = calculator
+        self.settings = settings or JudgeSettings()
+        self.spread = spread
+        make_calculator(calculator)
+        self._known = JudgementFile(file, f"{calculator_name(calculator)} {self.settings}")
+        self.evaluations = 0
+
+    @property
+    def description(self) -> str:
+        """What judges, for provenance."""
+        return calculator_name(self.calculator)
+
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
+        """See :class:`~flowbridge.flows.molecules.training.evaluation.Judge`."""
+        pairs = [(np.asarray(z, dtype=int), np.asarray(x, dtype=float)) for z, x in molecules]
+        found = [self._known.find(*pair) for pair in pairs]
+        # Of copies within the batch the first is computed, and the others are found afterwards.
+        first = {self._known.key(*pair): index for index, pair in reversed(list(enumerate(pairs)))}
+        missing = sorted(index for index in first.values() if found[index] is None)
+        for index, judgement in self._compute([(index, *pairs[index]) for index in missing]):
+            self.evaluations += judgement.evaluations
+            self._known.keep(*pairs[index], judgement)
+            found[index] = judgement
+        return [
+            judgement if judgement is not None else self._stored(*pair)
+            for pair, judgement in zip(pairs, found, strict=True)
+        ]
+
+    def _stored(self, numbers: Any, positions: Any) -> Judgement:
+        judgement = self._known.find(numbers, positions)
+        if judgement is None:
+            raise RuntimeError("a judgement that was just kept is gone: is its file being written by something else?")
+        return judgement
+
+    def _compute(self, molecules: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Judgement]]:
+        if self.spread is None:
+            for index, numbers, positions in molecules:
+                yield index, judge(self.calculator, self.settings, numbers, positions)
+            return
+        # Neighbours in the list take similar times; dealt out in turn, jobs end together.
+        count = min(len(molecules), _JOBS_PER_SLOT * self.spread.slots)
+        jobs = [_Job(self.calculator, self.settings, molecules[part::count]) for part in range(count)]
+        for results in self.spread(_judge_all, jobs):
+            yield from results
+
+
+@dataclass(frozen=True)
+class _Job:
+    calculator: CalculatorSource
+    settings: JudgeSettings
+    molecules: list[tuple[int, Any, Any]]
+
+
+def _judge_all(job: _Job) -> list[tuple[int, Judgement]]:
+    return [(index, judge(job.calculator, job.settings, z, x)) for index, z, x in job.molecules]
+
+
+def judge(source: CalculatorSource, settings: JudgeSettings, numbers: Any, positions: Any) -> Judgement:
+    """Judge one molecule; whatever goes wrong in it is a fault.
+
+    Args:
+        source: of the calculator; each molecule gets its own.
+        settings: how to judge.
+        numbers: ``(N,)`` atomic numbers.
+        positions: ``(N, 3)`` in nm.
+    """
+    start = np.array(positions, dtype=float)
+    hopeless = _hopeless(start)
+    if hopeless is not None:
+        return Judgement(None, start, 0, hopeless)
+    atoms = Atoms(numbers=numbers, positions=start * nm)
+    atoms.calc = make_calculator(source)
+    optimiser = BFGS(atoms, logfile=None, maxstep=settings.largest_step) if settings.relax else None
+    try:
+        with one_thread(), _time_limit(settings.seconds):
+            fault = None if optimiser is None else _relax(optimiser, atoms, settings)
+            energy = float(atoms.get_potential_energy())
+    except _TooLong:
+        return Judgement(None, start, _evaluations(optimiser), f"took longer than {settings.seconds:g} seconds")
+    except Exception as error:
+        reason = f"the calculator failed ({type(error).__name__}: {error})"
+        return Judgement(None, start, _evaluations(optimiser), reason)
+    if fault is None and not np.isfinite(energy):
+        fault = f"the energy is {energy}"
+    return Judgement(energy if fault is None else None, atoms.positions / nm, _evaluations(optimiser), fault)
+
+
+def _evaluations(optimiser: BFGS | None) -> int:
+    return 1 if optimiser is None else 1 + int(optimiser.nsteps)
+
+
+def _relax(optimiser: BFGS, atoms: Atoms, settings: JudgeSettings) -> str | None:
+    """Move to a minimum; return why there is none, or None."""
+    deadline = time.monotonic() + settings.seconds
+    for converged in optimiser.irun(fmax=settings.force, steps=settings.steps):
+        if not np.isfinite(atoms.get_forces()).all():
+            return "forces are not finite"
+        if converged:
+            return None
+        if time.monotonic() > deadline:
+            raise _TooLong
+    return f"not at rest after {settings.steps} steps of relaxation"
+
+
+def _hopeless(positions: np.ndarray) -> str | None:
+    if not np.isfinite(positions).all():
+        return "positions are not finite"
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + np.eye(len(positions))
+    if distances.min() < _NEAREST:
+        i, j = np.unravel_index(distances.argmin(), distances.shape)
+        return f"atoms {i} and {j} are {distances.min():.3f} nm apart"
+    return None
+
+
+class _TooLong(Exception):
+    pass
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt what takes longer. In a thread (a Dask worker's) nothing can; there a relaxation looks at the time itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """Return the control of OpenMP's threads, made once the calculators' libraries are loaded.
+
+    For a dozen atoms threads cost more than they give, and where cores are busy they cost seconds: molecules are what is
+    computed side by side.
+    """
+    return ThreadpoolController()
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Let OpenMP use one thread within a ``with`` block."""
+    limited: AbstractContextManager[Any] = _threads().limit(limits=1, user_api="openmp")
+    return limited
+
+
+def calculator_name(source: CalculatorSource) -> str:
+    """Return a name for provenance."""
+    return source if isinstance(source, str) else f"{source.__module__}:{source.__qualname__}"
+
+
+def make_calculator(source: CalculatorSource) -> Any:
+    """Return a new calculator.
+
+    Raises:
+        ConfigurationError: for a source that is none.
+        MissingDependencyError: when xTB is asked for and tblite is not installed.
+    """
+    if not isinstance(source, str):
+        return source()
+    if source.lower() in _TBLITE:
+        try:
+            from tblite.ase import TBLite
+        except ImportError as error:
+            raise MissingDependencyError("xTB energies need tblite: pip install 'flowbridge[molecules]'") from error
+        return TBLite(method=_TBLITE[source.lower()], verbosity=0)
+    if source.endswith(".flow"):
+        from .potential_calculator import PotentialCalculator
+
+        return PotentialCalculator(source)
+    module, _, name = source.partition(":")
+    try:
+        maker = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"no calculator {source!r} ({error}): give {', '.join(_TBLITE)}, a model file (.flow), or module:function "
+            "where the function makes an ASE calculator"
+        ) from error
+    return maker()

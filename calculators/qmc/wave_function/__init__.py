@@ -1,0 +1,1 @@
+"""Trial wave functions, their optimisation, and samples of the electrons."""

@@ -1,0 +1,1 @@
+"""The ``flowbridge`` command: one module a command, which parses, calls a workflow, and prints."""

@@ -1,0 +1,1 @@
+"""How work is executed: independent jobs over processes, the main process of a training, progress bars, the machine."""

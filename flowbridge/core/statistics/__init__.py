@@ -1,0 +1,1 @@
+"""Statistics of weighted samples: averages and their errors, free energies, surfaces."""

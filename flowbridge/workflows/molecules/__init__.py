@@ -1,0 +1,1 @@
+"""Isomers of a formula: enumerated, built, relaxed, ranked, and learnt from."""

@@ -1,0 +1,1 @@
+"""Boltzmann generators of one molecule: internal coordinates, the flow on them, the generator, its proposals."""

@@ -1,0 +1,206 @@
+"""A trained flow of one molecule: a density of its conformations that is at the same time an energy function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...core.errors import ConfigurationError
+from ...core.model_files.files import from_bytes, to_bytes
+from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.samples import WeightedSamples
+from ...core.execution.executors import Spread
+from ...core.units import thermal_energy
+from .configuration import FlowConfiguration
+from .coordinate_flow import CoordinateFlow
+from .importance_weights import importance_samples
+from .molecule_coordinates import Coordinates, MoleculeCoordinates
+from .zmatrix import build_zmatrix
+
+_REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
+_SMALLEST_JOB = 256  # configurations that are worth a journey to another process
+_CHUNK = 8192  # configurations at once: large enough to amortise dispatch, small enough to stay in cache
+
+
+class FlowSamples(NamedTuple):
+    """Positions ``(S, N, 3)`` nm and their log-densities ``(S,)``, float64."""
+
+    positions: Tensor
+    log_prob: Tensor
+
+
+class BoltzmannGenerator(Potential):
+    """A smooth normalizing flow on the internal coordinates of a molecule (arXiv 2110.00351).
+
+    ``log_prob`` is the density of Cartesian positions with rigid motion left out: it is invariant under rotations and
+    translations, and includes the full Jacobian of the internal coordinates. As a Potential its energy is ``-kT log p``.
+    """
+
+    kind: ClassVar[str] = "boltzmann_generator"
+
+    def __init__(
+        self,
+        particles: Particles,
+        temperature: float,
+        coordinates: MoleculeCoordinates,
+        configuration: FlowConfiguration,
+    ) -> None:
+        super().__init__()
+        self.facts = PotentialFacts(particles, periodic=False, temperature=temperature)
+        self.flow_configuration = configuration
+        self.coordinates = coordinates
+        self.flow = CoordinateFlow(coordinates, configuration)
+
+    @classmethod
+    def untrained(
+        cls,
+        particles: Particles,
+        temperature: float,
+        positions: NDArray[np.float64],
+        configuration: FlowConfiguration | None = None,
+    ) -> Self:
+        """Return a generator whose coordinates are fitted to frames ``(F, N, 3)`` nm and whose networks are fresh."""
+        configuration = configuration or FlowConfiguration()
+        coordinates = MoleculeCoordinates.fit(particles, positions, configuration)
+        return cls(particles, temperature, coordinates, configuration)
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Return log-densities ``(B,)``, float64, of positions ``(B, N, 3)`` in nm (density per nm^(3N-6))."""
+        coordinates, log_det = self.coordinates.inverse(positions)
+        return self.flow.log_prob(coordinates).double() + log_det
+
+    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
+        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
+
+        Raises ConfigurationError when a cell is given: an isolated molecule has none.
+        """
+        if cell is not None or global_parameters:
+            raise ConfigurationError(
+                "a Boltzmann generator of one molecule takes neither a cell nor global parameters: make the molecule "
+                "whole and pass positions only"
+            )
+        temperature = self.facts.temperature
+        if temperature is None:
+            raise ConfigurationError("this generator has no temperature, so its density has no energy scale")
+        return -thermal_energy(temperature) * self.log_prob(positions)
+
+    def sample_positions(self, count: int, generator: torch.Generator, spread: Spread | None = None) -> FlowSamples:
+        """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation.
+
+        Args:
+            count: number of samples.
+            generator: of the latent variables, which are drawn here: samples do not depend on where they are computed.
+            spread: other processes or machines to compute them; None for this process.
+        """
+        if count < 1:
+            raise ConfigurationError(f"the number of samples must be positive, got {count}")
+        sizes = (min(_CHUNK, count - start) for start in range(0, count, _CHUNK))
+        latents = (self.flow.sample_latent(size, generator) for size in sizes)
+        if spread is None:
+            with torch.no_grad():
+                parts = [self.positions_of(latent) for latent in latents]
+        else:
+            parts = spread_positions(self, list(latents), spread)
+        return FlowSamples(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
+
+    def positions_of(self, latent: Coordinates) -> FlowSamples:
+        """Return the configurations of latent variables, and their log-densities; differentiable.
+
+        The density is evaluated at the positions as they are handed out, so that rounding in the root finding or in float32
+        cannot separate a sample from its weight. Where the flow puts a bond or an angle outside its range, which is no
+        configuration, the log-density is ``+inf``: such a draw has no weight, no chance to be accepted, and infinite work.
+        """
+        coordinates, _ = self.flow(latent)
+        positions, log_volume = self.coordinates(coordinates)
+        positions = positions - positions.mean(1, keepdim=True)
+        log_prob = self.log_prob(positions)
+        return FlowSamples(
+            positions, torch.where(torch.isnan(log_volume), torch.full_like(log_prob, torch.inf), log_prob)
+        )
+
+    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See :meth:`Potential.example_positions`: samples of the flow."""
+        return self.sample_positions(count, generator).positions
+
+    def sample(self, count: int, target: Any, seed: int = 0, spread: Spread | None = None) -> WeightedSamples:
+        """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
+
+        Args:
+            count: number of samples.
+            target: an ``openmm.System``, a Potential, the path of its model file (then compiled for this machine), or any
+                BatchedEnergy, of the same particles.
+            seed: of the latent variables.
+            spread: other processes or machines to draw the configurations; their energies are evaluated where ``target`` does.
+
+        Returns:
+            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a draw that is no configuration (see
+            :meth:`positions_of`) or whose energy is not finite gets weight 0 and stays in the set, so that the effective sample
+            size counts it.
+        """
+        draws = self.sample_positions(count, torch.Generator().manual_seed(seed), spread)
+        return importance_samples(self, draws, target, seed)
+
+    def configuration(self) -> dict[str, Any]:
+        """See :meth:`Potential.configuration`."""
+        return {
+            "revision": _REVISION,
+            "particles": self.facts.particles.to_dict(),
+            "temperature": self.facts.temperature,
+            "layout": self.coordinates.describe(),
+            "flow": self.flow_configuration.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """See :meth:`Potential.from_configuration`."""
+        if configuration.get("revision") != _REVISION:
+            raise ConfigurationError(
+                f"the flow was stored in revision {configuration.get('revision', 1)} of its parameters, this flowbridge reads "
+                f"revision {_REVISION}: train it again, or use the version that the file names"
+            )
+        particles = Particles.from_dict(configuration["particles"])
+        flow = FlowConfiguration.model_validate(configuration["flow"])
+        layout = MoleculeCoordinates.layout_from(configuration["layout"])
+        coordinates = MoleculeCoordinates(build_zmatrix(particles), layout, flow)
+        return cls(particles, float(configuration["temperature"]), coordinates, flow)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Latent variables on their way to another process, with the generator that they belong to."""
+
+    number: int
+    model: bytes
+    circular: NDArray[Any]
+    stiff: NDArray[Any]
+
+
+def spread_positions(model: BoltzmannGenerator, latents: list[Coordinates], spread: Spread) -> list[FlowSamples]:
+    """Return the samples of latent variables, computed elsewhere in pieces that keep all jobs busy."""
+    blob = to_bytes(model)
+    circular, stiff = (torch.cat(list(parts)) for parts in zip(*latents, strict=True))
+    size = min(max(_SMALLEST_JOB, -(-len(stiff) // (2 * spread.slots))), _CHUNK)
+    pieces = zip(circular.split(size), stiff.split(size), strict=True)
+    jobs = [_Draw(number, blob, *(part.numpy() for part in piece)) for number, piece in enumerate(pieces)]
+    made = {number: (positions, log_prob) for number, positions, log_prob in spread(_positions_of_draw, jobs)}
+    return [FlowSamples(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
+
+
+def _positions_of_draw(draw: _Draw) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    with torch.no_grad():
+        samples = _model_of(draw.model).positions_of(Coordinates(torch.tensor(draw.circular), torch.tensor(draw.stiff)))
+    return draw.number, samples.positions.numpy(), samples.log_prob.numpy()
+
+
+@lru_cache(maxsize=1)
+def _model_of(blob: bytes) -> BoltzmannGenerator:
+    model = from_bytes(blob)
+    if not isinstance(model, BoltzmannGenerator):
+        raise ConfigurationError(f"cannot draw samples of a {type(model).__name__}")
+    return model

@@ -1,0 +1,1 @@
+"""How a Boltzmann generator is trained: objectives, their gradients, the stages."""

@@ -1,0 +1,59 @@
+"""Training gradients, compiled where that pays, and what hands them to an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compiled_functions import CompiledFlowFunction
+from ..coordinate_flow import CoordinateFlow
+from .objectives import Gradients
+
+GradientFunction = Callable[..., Gradients]
+"""One of the functions of :mod:`flowbridge.flows.boltzmann.training.objectives`: a flow and tensors in, losses and gradients out."""
+
+
+class GradientEvaluator:
+    """Evaluates a gradient function, compiled where that is wanted and works.
+
+    Args:
+        flow: what is trained; its parameters are read anew at every call.
+        function: the function.
+        mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
+    """
+
+    def __init__(self, flow: CoordinateFlow, function: GradientFunction, mode: str) -> None:
+        def flat(flow: CoordinateFlow, *tensors: Tensor) -> tuple[Tensor, ...]:
+            result = function(flow, *tensors)
+            return (*result.losses, *result.by_parameter)
+
+        flat.__name__ = function.__name__
+        self._count = sum(1 for _ in flow.parameters())
+        self._evaluate = CompiledFlowFunction(flow, flat, mode)
+
+    def __call__(self, *tensors: Tensor) -> Gradients:
+        """Return losses and gradients; see :class:`~flowbridge.flows.boltzmann.compiled_functions.CompiledFlowFunction`."""
+        results = self._evaluate(*tensors)
+        return Gradients(results[: -self._count], results[-self._count :])
+
+
+class _Given(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *values: Tensor) -> Tensor:
+        ctx.save_for_backward(*values[count:])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = ctx.saved_tensors
+        return (None, None, *torch._foreach_mul(slopes, gradients[0]), *(None for _ in slopes))
+
+
+def with_gradients(loss: Tensor, flow: nn.Module, gradients: tuple[Tensor, ...]) -> Tensor:
+    """Return a scalar of the value of ``loss`` that, differentiated once, has these gradients by the flow's parameters."""
+    parameters = list(flow.parameters())
+    result: Tensor = _Given.apply(loss.detach(), len(parameters), *parameters, *gradients)
+    return result

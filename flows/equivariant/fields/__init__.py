@@ -1,0 +1,1 @@
+"""Velocity fields of continuous flows: their velocities, divergences and compiled forms."""

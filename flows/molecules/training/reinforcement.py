@@ -1,0 +1,308 @@
+"""Reinforcement: a builder is drawn towards low energies, within a trust region and not too far from what it imitated."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from ....core.errors import ConfigurationError, ConvergenceError
+from ...boltzmann.configuration import Section
+from ...boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ..bonds import find_bonds
+from ..builder import BuiltMolecules, MoleculeBuilder
+from ..formulas import Formula
+from ..graph_features import graph_key
+from .evaluation import Judge
+from ..molecule_sets import MoleculeSet
+from ..partial_molecules import Placements
+
+_SMALLEST_DEVIATION = 1e-3  # of rewards; where all are alike there is nothing to learn
+
+
+class ReinforcementStage(Section):
+    """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of whole molecules.
+
+    Attributes:
+        iterations: rounds of building, judging and learning.
+        molecules: built in a round, dealt evenly to the formulas.
+        epochs: how often a round's choices are gone through.
+        batch: choices of one optimiser step.
+        clip: ratios of probabilities further than this from 1 are not rewarded.
+        imitation: weight of the divergence from the builder that the training began with.
+        energy_scale: eV; a molecule that much above the reference of its formula is worth 1/e of one at the reference.
+        novelty: how much more a molecule is worth when it is the first of its kind, as a share; the bonus falls with the square
+            root of how many of its kind have been built in the training.
+        learning_rate: of Adam.
+        gradient_clip: largest norm of the gradient.
+    """
+
+    iterations: NonNegativeInt = 40
+    molecules: PositiveInt = 128
+    epochs: PositiveInt = 2
+    batch: PositiveInt = 256
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0)
+    imitation: NonNegativeFloat = 0.05
+    energy_scale: PositiveFloat = 2.0
+    novelty: NonNegativeFloat = 0.0
+    learning_rate: PositiveFloat = 2e-4
+    gradient_clip: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What molecules are worth.
+
+    Attributes:
+        values: ``(B,)``, ``exp(-(E - reference) / scale)`` of a valid molecule, with its bonus, 0 of any other.
+        energies: ``(B,)`` in eV, NaN where there is none.
+        valid: ``(B,)``, whether a molecule is connected, neutral, and with the usual valences.
+    """
+
+    values: Tensor
+    energies: Tensor
+    valid: Tensor
+
+
+class Round(NamedTuple):
+    """One round of the curve: mean reward, valid share, mean energy above the reference (eV an atom), divergence."""
+
+    reward: float
+    valid: float
+    above: float
+    divergence: float
+
+
+class References:
+    """The lowest energy of a valid molecule of each formula, in eV: given, or the lowest so far."""
+
+    def __init__(self, energies: dict[str, float] | None = None) -> None:
+        self.energies = dict(energies or {})
+
+    def update(self, formula: Formula, energies: Iterable[float]) -> float:
+        """Take in energies of valid molecules and return the reference."""
+        name = str(formula)
+        self.energies[name] = min([self.energies.get(name, math.inf), *energies])
+        return self.energies[name]
+
+
+class Visits:
+    """How many valid molecules of each formula and graph have been built, and the bonus for new ones.
+
+    Args:
+        novelty: of the stage.
+        counts: to go on from.
+    """
+
+    def __init__(self, novelty: float = 0.0, counts: dict[str, int] | None = None) -> None:
+        self.novelty = novelty
+        self.counts = Counter(counts or {})
+
+    def bonus(self, formula: Formula, graph: str) -> float:
+        """Count one molecule and return what it is worth more, as a factor."""
+        if not self.novelty:
+            return 1.0
+        self.counts[f"{formula} {graph}"] += 1
+        return 1.0 + self.novelty / math.sqrt(self.counts[f"{formula} {graph}"])
+
+
+def reward(
+    built: BuiltMolecules,
+    formulas: Sequence[Formula],
+    judge: Judge,
+    references: References,
+    scale: float,
+    visits: Visits | None = None,
+) -> Rewards:
+    """Judge molecules and return what they are worth.
+
+    Args:
+        built: B molecules.
+        formulas: of each.
+        judge: whatever energy is to be low.
+        references: of each formula; lowered by what is found.
+        scale: eV.
+        visits: gives the bonus for new molecules; none where it is None.
+    """
+    visits = visits or Visits()
+    molecules = [built.molecule(index) for index in range(len(formulas))]
+    energies = np.full(len(formulas), np.nan)
+    valid = np.zeros(len(formulas), dtype=bool)
+    bonus = np.ones(len(formulas))
+    for index, ((numbers, _), verdict) in enumerate(zip(molecules, judge(molecules), strict=True)):
+        if verdict.energy is not None:
+            energies[index] = verdict.energy
+            found = find_bonds(numbers, verdict.positions)
+            valid[index] = found.fault is None
+            if valid[index] and visits.novelty:
+                bonus[index] = visits.bonus(formulas[index], graph_key(numbers, found.bonds))
+    values = np.zeros(len(formulas))
+    for formula in dict.fromkeys(formulas):
+        rows = np.array([each == formula for each in formulas]) & valid
+        reference = references.update(formula, energies[rows].tolist())
+        values[rows] = bonus[rows] * np.exp((reference - energies[rows]) / scale)
+    return Rewards(torch.from_numpy(values), torch.from_numpy(energies), torch.from_numpy(valid))
+
+
+def advantages(rewards: Tensor, formulas: Sequence[Formula]) -> Tensor:
+    """Return rewards ``(B,)`` less the mean of their formula, over the deviation of all."""
+    values = torch.zeros_like(rewards)
+    for formula in dict.fromkeys(formulas):
+        rows = torch.tensor([each == formula for each in formulas])
+        values[rows] = rewards[rows] - rewards[rows].mean()
+    return values / values.std().clamp(min=_SMALLEST_DEVIATION)
+
+
+class Choices(NamedTuple):
+    """All choices of built molecules: molecule and row ``(C,)`` of each, and its log-probability ``(C,)`` when it was made."""
+
+    molecules: Tensor
+    steps: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, built: BuiltMolecules) -> Choices:
+        """Return the choices, from small partial molecules to large ones."""
+        there = torch.arange(built.elements.shape[1]).unsqueeze(1) < built.counts
+        steps, molecules = torch.nonzero(there, as_tuple=True)
+        return cls(molecules, steps, built.log_probs[molecules, steps])
+
+    def select(self, rows: Tensor) -> Choices:
+        """Return some of them."""
+        return Choices(*(field[rows] for field in self))
+
+
+def choices_log_probs(builder: MoleculeBuilder, built: BuiltMolecules, choices: Choices) -> Tensor:
+    """Return log-probabilities ``(C,)`` that a builder gives choices."""
+    molecules = MoleculeSet(built.positions, built.elements, built.counts).select(choices.molecules)
+    made = Placements(*(field[choices.molecules, choices.steps] for field in built.placements))
+    made = made._replace(element=built.elements[choices.molecules, choices.steps])
+    return builder.choice_log_probs(molecules.states(choices.steps), made)
+
+
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Return PPO's surrogate ``(C,)``: no gain from ratios of probabilities outside ``1 - clip .. 1 + clip``."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
+
+
+class Reinforcement:
+    """Training of one builder on several formulas at once, in rounds.
+
+    Args:
+        builder: trained in place.
+        formulas: that molecules are built of; the builder sees its bag and so acts for each of them.
+        judge: the energy.
+        stage: the schedule.
+        seed: of all random numbers.
+        references: energies that rewards are relative to; the lowest found where not given.
+
+    Raises:
+        ConfigurationError: for no formulas, or fewer than two molecules of each.
+    """
+
+    def __init__(
+        self,
+        builder: MoleculeBuilder,
+        formulas: Sequence[Formula],
+        judge: Judge,
+        stage: ReinforcementStage,
+        *,
+        seed: int = 0,
+        references: dict[str, float] | None = None,
+    ) -> None:
+        if not formulas or stage.molecules < 2 * len(formulas):
+            raise ConfigurationError(
+                f"{stage.molecules} molecules a round for {len(formulas)} formulas: at least one formula is needed, and two "
+                "molecules of each"
+            )
+        self.builder, self.judge, self.stage, self.seed = builder, judge, stage, seed
+        self.formulas = [formulas[index % len(formulas)] for index in range(stage.molecules)]
+        self.imitated = deepcopy(builder).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(builder.parameters(), lr=stage.learning_rate)
+        self.references = References(references)
+        self.visits = Visits(stage.novelty)
+        self.curve: list[Round] = []
+
+    def run(self, checkpoint: Path | None = None) -> list[Round]:
+        """Go through all rounds and return the curve; see :meth:`rounds`."""
+        return list(self.rounds(checkpoint))
+
+    def rounds(self, checkpoint: Path | None = None) -> Iterator[Round]:
+        """Go through all rounds, yielding what each gave.
+
+        Args:
+            checkpoint: file to go on from where it exists, to the same numbers, and to write after every round. The rounds that
+                it holds are yielded, too.
+
+        Raises:
+            ConvergenceError: when the training diverges.
+            ModelFileError: when the checkpoint is of another training.
+        """
+        if checkpoint is not None and checkpoint.exists():
+            progress = load_checkpoint(checkpoint, self.builder, self.optimiser)
+            self.curve = [Round(*values) for values in progress["curve"]]
+            self.references = References(progress["references"])
+            self.visits = Visits(self.stage.novelty, progress["visits"])
+        yield from list(self.curve)
+        while len(self.curve) < self.stage.iterations:
+            self.curve.append(self._round(len(self.curve)))
+            if checkpoint is not None:
+                progress = {
+                    "curve": [list(values) for values in self.curve],
+                    "references": self.references.energies,
+                    "visits": dict(self.visits.counts),
+                }
+                save_checkpoint(checkpoint, self.builder, self.optimiser, progress)
+            yield self.curve[-1]
+
+    def _round(self, number: int) -> Round:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        self.builder.eval()
+        built = self.builder.sample(self.formulas, self.stage.molecules, generator)
+        rewards = reward(built, self.formulas, self.judge, self.references, self.stage.energy_scale, self.visits)
+        divergence = self._learn(built, advantages(rewards.values, self.formulas), generator)
+        atoms = built.counts[rewards.valid]
+        lowest = torch.tensor([self.references.energies[str(f)] for f in self.formulas])[rewards.valid]
+        above = (rewards.energies[rewards.valid] - lowest) / atoms
+        return Round(
+            float(rewards.values.mean()),
+            float(rewards.valid.double().mean()),
+            float(above.mean()) if len(above) else math.inf,
+            divergence,
+        )
+
+    def _learn(self, built: BuiltMolecules, advantage: Tensor, generator: torch.Generator) -> float:
+        """Step along the gradient; return the mean divergence of a choice from the imitation in the last epoch, in nats."""
+        choices = Choices.of(built)
+        with torch.no_grad():
+            parts = torch.arange(len(choices.steps)).split(self.stage.batch)
+            before = torch.cat([choices_log_probs(self.imitated, built, choices.select(part)) for part in parts])
+        divergences: list[Tensor] = []
+        for _ in range(self.stage.epochs):
+            shuffled = torch.randperm(len(choices.steps), generator=generator).split(self.stage.batch)
+            divergences = [self._step(built, choices.select(p), advantage, before[p]) for p in shuffled]
+        return float(torch.stack(divergences).mean())
+
+    def _step(self, built: BuiltMolecules, choices: Choices, advantage: Tensor, before: Tensor) -> Tensor:
+        stage = self.stage
+        now = choices_log_probs(self.builder, built, choices)
+        gain = clipped_objective((now - choices.log_probs).exp(), advantage[choices.molecules], stage.clip)
+        # An estimate of the divergence that is never negative (Schulman's third); its ratio is of the imitated builder.
+        divergence = (before - now).clamp(max=20.0).exp() - 1.0 - (before - now)
+        loss = -gain.mean() + stage.imitation * divergence.mean()
+        if not torch.isfinite(loss):
+            raise ConvergenceError(f"the loss of reinforcement is {loss.item()}: lower the learning rate")
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.builder.parameters(), stage.gradient_clip)
+        self.optimiser.step()
+        return (now - before).detach().mean()

@@ -1,0 +1,1 @@
+"""Invertible maps of positions and orientations of rigid bodies."""

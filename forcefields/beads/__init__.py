@@ -1,0 +1,1 @@
+"""Beads of a coarse-grained molecule: mappings from atoms, frames, geometry, forces."""

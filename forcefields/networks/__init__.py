@@ -1,0 +1,1 @@
+"""Networks that give the energy of beads."""

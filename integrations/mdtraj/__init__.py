@@ -1,0 +1,1 @@
+"""mdtraj: topologies, trajectories and bead selections."""

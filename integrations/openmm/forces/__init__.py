@@ -1,0 +1,1 @@
+"""Learned potentials as forces of a System."""

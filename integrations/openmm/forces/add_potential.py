@@ -1,0 +1,255 @@
+"""Learned potentials as forces of an OpenMM System."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import openmm
+import torch
+from openmm import app, unit
+
+from ....core.compilation.building import accelerated
+from ....core.errors import ConfigurationError, MissingDependencyError
+from ....core.model_files.files import load, matches_its_file
+from ....core.potential import Potential, PotentialFacts
+from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
+from .matching import (
+    check_boundaries,
+    check_elements,
+    check_masses,
+    check_mechanics,
+    check_rigidity,
+    selected_particles,
+)
+from .torchforce import torch_force
+
+BACKENDS = ("python", "torchforce", "pythontorch")
+
+
+def add_potential(
+    system: openmm.System,
+    potential: Potential | str | os.PathLike[str],
+    *,
+    topology: app.Topology | None = None,
+    particles: Sequence[int] | None = None,
+    replicas: int = 1,
+    force_group: int = 0,
+    scale_parameter: str | None = None,
+    backend: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    compilation: str = "auto",
+    parameter_derivatives: Sequence[str] = (),
+) -> openmm.Force:
+    """Add a potential to a System as a force, and return that force.
+
+    Nothing already in the System is removed: a force field that acts on the same particles adds to the
+    potential. Start from :func:`particle_system` for a molecule that the potential alone describes.
+
+    The force can be serialised with the System (``openmm.XmlSerializer``, ``copy.deepcopy``,
+    ``CustomCVForce``) when the potential comes from a model file, or was saved to one and has not changed
+    since. What is stored then is the file's absolute path and digest; a System that is read back when the
+    file is gone or another gives a warning with the reason and stops with it at the first evaluation. As with
+    every ``PythonForce``, reading the XML of a System runs the pickle in it: read only what you trust.
+
+    Args:
+        system: the System to add to; all particles must be there already.
+        potential: a potential, or the path of a model file. An object is used as it is, not copied:
+            training it further changes the force, but not what OpenMM stores of it.
+        topology: where elements and bonds are compared with the potential's; without it masses are compared.
+        particles: indices the potential acts on, in its own order; all particles where None.
+        replicas: how many copies of the molecule the particles hold, one after the other. They are evaluated
+            as one batch and their energies added: one Context then runs many replicas, at the speed of
+            batches.
+        force_group: OpenMM force group, 0 to 31.
+        scale_parameter: name of a global parameter, 1 by default, that multiplies energy and forces, say
+            ``"flow_scale"``; without it the force has none, which spares reading it at every step. Forces of one System
+            that share the name share the parameter.
+        backend: ``"python"`` is ``openmm.PythonForce``. ``"torchforce"`` is ``openmmtorch.TorchForce``, TorchScript within
+            the System: the XML holds the model itself, no path. ``"pythontorch"`` is ``openmmtorch.PythonTorchForce``, in
+            openmmtorch newer than 1.5. ``"auto"`` takes ``"python"``, which works everywhere and is the fastest by far
+            with a compiled model, except where ``parameter_derivatives`` ask for ``"torchforce"``.
+        dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
+            parameters and passes float64 positions.
+        device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
+            CPU.
+        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
+            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
+            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
+            ``"never"`` evaluates with torch.
+        parameter_derivatives: names of global parameters by which a Context is to give derivatives of the energy;
+            ``"torchforce"`` only.
+
+    Raises:
+        MissingDependencyError: when the backend needs a package that is not there, or does not load.
+        CompilationError: when ``compilation`` is ``"always"`` and the potential cannot be compiled.
+        MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the
+            potential's.
+        ConfigurationError: for constraints or virtual sites among the particles (their absence, where the potential is of rigid
+            bodies), contradicting periodic
+            boundaries, a name taken twice, a backend that is not there, or another argument that cannot be
+            used.
+        ModelFileError: when the model file cannot be read.
+
+    Warns:
+        UserWarning: when the potential is in no model file, so that OpenMM can run but not serialise the
+            force; and of a TorchForce whose XML this OpenMM could write but not read.
+    """
+    backend = _chosen_backend(backend, parameter_derivatives)
+    _check_numbers(replicas, force_group)
+    if backend == "torchforce":
+        if device is not None:
+            raise ConfigurationError("backend='torchforce' runs on the device of OpenMM's platform: leave device out")
+        compilation = "never"  # TorchScript takes the place of the program
+    options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device, compilation)
+    computation = _computation(potential, options)
+    facts = computation.potential.facts
+    chosen = _matching_particles(system, facts, topology, particles, replicas)
+    parameters = _parameters(facts, scale_parameter)
+    if backend == "torchforce":
+        total = system.getNumParticles()
+        force = torch_force(computation.potential, options, chosen, total, parameters, parameter_derivatives)
+    else:
+        # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
+        force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
+        force.setUsesPeriodicBoundaryConditions(facts.periodic)
+        if computation.source is None:
+            warnings.warn(UNSAVED, stacklevel=2)
+    force.setName("FlowbridgePotential")
+    force.setForceGroup(force_group)
+    system.addForce(force)
+    return force
+
+
+def particle_system(
+    potential: Potential | str | os.PathLike[str], *, replicas: int = 1, hydrogen_mass: float | None = None
+) -> openmm.System:
+    """Return a System of the potential's particles and no force: where flow-driven dynamics starts.
+
+    Args:
+        potential: a potential, or the path of a model file.
+        replicas: how many copies of the molecule to put in, one after the other.
+        hydrogen_mass: mass in amu given to every hydrogen bonded to a heavier atom, which loses what its
+            hydrogens gain, so that longer time steps are stable; None keeps the potential's masses.
+
+    Raises:
+        ConfigurationError: when masses are not positive or would not stay so, or there are no bonds to move
+            mass along.
+        ModelFileError: when the model file cannot be read.
+    """
+    _check_numbers(replicas)
+    molecule = (potential if isinstance(potential, Potential) else load(potential)).facts.particles
+    masses = list(molecule.masses)
+    if hydrogen_mass is not None:
+        if not molecule.bonds:
+            raise ConfigurationError("hydrogen_mass needs bonds to move mass along, and the potential knows none")
+        numbers = molecule.atomic_numbers
+        for i, j in molecule.bonds:
+            heavy, light = (i, j) if numbers[j] == 1 else (j, i)
+            if numbers[light] == 1 and numbers[heavy] > 1:
+                masses[heavy] -= hydrogen_mass - masses[light]
+                masses[light] = hydrogen_mass
+    for index, mass in enumerate(masses):
+        if not 0 < mass < float("inf"):
+            raise ConfigurationError(
+                f"{molecule.label(index)} would have a mass of {mass:.3f} amu; masses must be positive"
+                + ("" if hydrogen_mass is None else f": hydrogen_mass={hydrogen_mass} takes too much from it")
+            )
+    system = openmm.System()
+    for _ in range(replicas):
+        for mass in masses:
+            system.addParticle(mass * unit.dalton)
+    return system
+
+
+def _computation(potential: Potential | str | os.PathLike[str], options: EvaluationOptions) -> PotentialComputation:
+    if not isinstance(potential, Potential):
+        if not isinstance(potential, str | os.PathLike):
+            raise ConfigurationError(
+                f"potential must be a flowbridge Potential or the path of a model file, not a "
+                f"{type(potential).__name__}"
+            )
+        return computation_from_file(Path(potential), options)
+    source = None
+    if matches_its_file(potential) and potential.model_file is not None:
+        source = (str(potential.model_file.path), potential.model_file.digest)
+    if options.dtype is not None or options.device is not None:
+        potential = options.place(copy.deepcopy(potential))
+    mode = "never" if options.compilation == "auto" else options.compilation
+    if mode != "never":
+        potential = copy.deepcopy(potential).requires_grad_(False)
+    potential = accelerated(potential, mode=mode, batch=options.replicas, dtype=options.positions_dtype)
+    return PotentialComputation(potential, options, source)
+
+
+def _matching_particles(
+    system: openmm.System,
+    facts: PotentialFacts,
+    topology: app.Topology | None,
+    particles: Sequence[int] | None,
+    replicas: int,
+) -> list[int]:
+    """Return the indices that the potential acts on, after everything about them was compared with its facts."""
+    chosen = selected_particles(system, facts.particles, particles, replicas)
+    if facts.rigid:
+        check_rigidity(system, chosen)
+    else:
+        check_mechanics(system, chosen)
+    if topology is None:
+        check_masses(system, facts.particles, chosen)
+    else:
+        check_elements(topology, facts.particles, chosen, system.getNumParticles())
+    check_boundaries(system, facts.particles, facts.periodic, chosen)
+    return chosen
+
+
+def _parameters(facts: PotentialFacts, scale_parameter: str | None) -> dict[str, float]:
+    """Return the force's global parameters and their defaults."""
+    parameters = dict(facts.global_parameters)
+    if scale_parameter is None:
+        return parameters
+    if scale_parameter in parameters:
+        raise ConfigurationError(
+            f"the potential has a global parameter {scale_parameter!r} of its own: choose another scale_parameter"
+        )
+    return {**parameters, scale_parameter: 1.0}
+
+
+def _check_numbers(replicas: int, force_group: int = 0) -> None:
+    if replicas < 1:
+        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
+    if not 0 <= force_group <= 31:
+        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
+
+
+def _chosen_backend(backend: str, derivatives: Sequence[str]) -> str:
+    """Return the backend that ``auto`` stands for, and any other that exists as it is."""
+    if backend not in ("auto", *BACKENDS):
+        raise ConfigurationError(
+            f"backend {backend!r} is not known: use 'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
+    if backend == "auto":
+        return "torchforce" if derivatives else "python"
+    if derivatives and backend != "torchforce":
+        raise ConfigurationError(
+            f"backend {backend!r} gives no derivatives by global parameters: use backend='torchforce'"
+        )
+    if backend == "pythontorch":
+        raise MissingDependencyError(
+            "backend='pythontorch' needs openmmtorch.PythonTorchForce, which no published openmmtorch has (1.5 is the newest): "
+            "use backend='python', which evaluates the same, compiled"
+        )
+    return backend
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ConfigurationError(f"dtype must be float32, float64 or None, got {dtype!r}")
+    return name

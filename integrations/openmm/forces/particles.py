@@ -1,0 +1,39 @@
+"""Particles of an OpenMM topology, as potentials and model files know them."""
+
+from __future__ import annotations
+
+import openmm
+from openmm import app, unit
+
+from ....core.errors import ConfigurationError
+from ....core.potential import Particles
+
+
+def particles_from_topology(topology: app.Topology, system: openmm.System | None = None) -> Particles:
+    """Return the :class:`~flowbridge.core.potential.Particles` of ``topology``.
+
+    Args:
+        topology: OpenMM topology; bonds are taken from it.
+        system: where masses come from; element masses where it is None.
+
+    Raises:
+        ConfigurationError: when a topology without a System has an atom without an element (its mass is unknown).
+    """
+    atoms = list(topology.atoms())
+    masses = []
+    for atom in atoms:
+        if system is not None:
+            masses.append(system.getParticleMass(atom.index).value_in_unit(unit.dalton))
+        elif atom.element is not None:
+            masses.append(atom.element.mass.value_in_unit(unit.dalton))
+        else:
+            raise ConfigurationError(f"atom {atom.index} ({atom.name}) has no element: give the System for its mass")
+    residues = {residue: index for index, residue in enumerate(topology.residues())}
+    return Particles(
+        names=tuple(atom.name for atom in atoms),
+        atomic_numbers=tuple(0 if atom.element is None else atom.element.atomic_number for atom in atoms),
+        masses=tuple(masses),
+        bonds=tuple((bond.atom1.index, bond.atom2.index) for bond in topology.bonds()),
+        residue_names=tuple(atom.residue.name for atom in atoms),
+        residue_indices=tuple(residues[atom.residue] for atom in atoms),
+    )

@@ -1,0 +1,1 @@
+"""Sampling with OpenMM: dynamics, biases, annealing, moves of a Boltzmann generator."""

@@ -1,0 +1,1 @@
+"""RDKit: molecular graphs, structures and isomers."""
