@@ -12,7 +12,6 @@ STAMP = .venv/installed.stamp
 TORCHFORCE = .venv-torchforce
 TORCHFORCE_STAMP = $(TORCHFORCE)/installed.stamp
 WHEELS = build/wheels
-UNPACKED = build/unpacked
 CLEAN = build/clean-environment
 
 export OMP_NUM_THREADS ?= 1
@@ -60,12 +59,8 @@ wheel: install
 	.venv/bin/python $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
 	rm -rf flowbridge.egg-info
 
-# The wheel is unpacked away from the tree, where the top-level folders would be taken for packages.
-types: wheel
-	rm -rf $(UNPACKED)
-	.venv/bin/python $(PIP) install --quiet --no-deps --target $(UNPACKED) $(WHEELS)/*.whl
-	cd $(UNPACKED) && MYPYPATH=. ../../.venv/bin/mypy --config-file ../../pyproject.toml \
-		--cache-dir ../../.mypy_cache -p flowbridge
+types: install
+	.venv/bin/mypy -p flowbridge
 
 # What a user gets from the wheel alone, run from a folder that holds nothing.
 test-wheel: wheel

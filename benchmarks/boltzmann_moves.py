@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
-from flowbridge.integrations.openmm.sampling.boltzmann_moves import BoltzmannMover
 from numpy.typing import NDArray
 from openmm import app, unit
+
+from flowbridge.integrations.openmm.sampling.boltzmann_moves import BoltzmannMover
 
 from .harness import arguments, report
 from .molecules import EXAMPLES, alanine_frames, alanine_topology

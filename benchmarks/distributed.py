@@ -9,11 +9,12 @@ from pathlib import Path
 import distributed
 import openmm
 import torch
-from flowbridge.integrations.dask import DaskSpread
-from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_all, run_langevin
-from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.batched.distributed import SpreadEnergy
 from openmm import app
+
+from flowbridge.integrations.dask import DaskExecutor
+from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.distributed import DistributedEnergy
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_all, run_langevin
 
 from .harness import arguments, paired, ratio, report
 from .molecules import alanine_flow, alanine_frames, alanine_topology
@@ -36,7 +37,9 @@ def main() -> None:
             distributed.Client(cluster) as client,
             tempfile.TemporaryDirectory() as folder,
         ):
-            times = paired(_cases(DaskSpread(client), options.count, Path(folder)), rounds=options.rounds, seconds=0.0)
+            times = paired(
+                _cases(DaskExecutor(client), options.count, Path(folder)), rounds=options.rounds, seconds=0.0
+            )
         for work in ("simulations", "energies", "samples"):
             alone, there = times[f"{work} alone"], times[work]
             speedup = ratio(alone, there)
@@ -62,7 +65,7 @@ def main() -> None:
     )
 
 
-def _cases(spread: DaskSpread, count: int, folder: Path) -> dict[str, Callable[[], object]]:
+def _cases(executor: DaskExecutor, count: int, folder: Path) -> dict[str, Callable[[], object]]:
     topology, positions = alanine_topology()
     system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
     xml = openmm.XmlSerializer.serialize(system)
@@ -72,14 +75,14 @@ def _cases(spread: DaskSpread, count: int, folder: Path) -> dict[str, Callable[[
     ]
     frames = alanine_frames()[torch.arange(count).numpy() % 1000]
     flow = alanine_flow()
-    alone, there = OpenMMEnergy(system, "Reference", workers=1), SpreadEnergy(system, spread, "Reference")
+    alone, there = OpenMMEnergy(system, "Reference", workers=1), DistributedEnergy(system, executor, "Reference")
 
     def simulated() -> None:
         for run in runs:
             run.file.unlink(missing_ok=True)
-        list(run_all(runs, spread))
+        list(run_all(runs, executor))
 
-    def drawn(where: DaskSpread | None) -> object:
+    def drawn(where: DaskExecutor | None) -> object:
         return flow.sample_positions(count, torch.Generator().manual_seed(1), where)
 
     return {
@@ -88,7 +91,7 @@ def _cases(spread: DaskSpread, count: int, folder: Path) -> dict[str, Callable[[
         "energies alone": lambda: alone.energies_and_forces(frames),
         "energies": lambda: there.energies_and_forces(frames),
         "samples alone": lambda: drawn(None),
-        "samples": lambda: drawn(spread),
+        "samples": lambda: drawn(executor),
     }
 
 

@@ -13,13 +13,13 @@ import openmm
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
+
+import flowbridge
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.building import compiled
 from flowbridge.core.potential import Potential
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system
-
-import flowbridge
 
 from .floor import matrix_vector_chain
 from .foreign_flows import foreign_flows, parameter_count
@@ -50,7 +50,7 @@ def openmm_steps(potential: Potential | Path, steps: int, compilation: str = "ne
 def ase_steps(file: Path, steps: int, compilation: str) -> Callable[[], object]:
     """Return a call that makes ``steps`` steps of velocity Verlet in ASE."""
     calculator = PotentialCalculator(file, compilation=compilation)
-    particles = calculator.potential.facts.particles
+    particles = calculator.potential.metadata.particles
     start = alanine_frames()[0] * units.nm
     atoms = ase.Atoms(numbers=particles.atomic_numbers, masses=particles.masses, positions=start)
     atoms.calc = calculator

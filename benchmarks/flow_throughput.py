@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import flowbridge
 from flowbridge.core.compilation.building import accelerated
 from flowbridge.core.energy import COMPILED_BATCH
 from flowbridge.core.potential import Potential
@@ -20,9 +22,7 @@ from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.position_sampler import PositionSampler
 
-import flowbridge
-
-from .foreign_flows import ForeignFlow, foreign_flows, parameter_count
+from .foreign_flows import ExternalFlow, foreign_flows, parameter_count
 from .harness import Timing, arguments, paired, ratio, report
 from .molecules import FLOW, alanine_flow, alanine_frames, multiply_adds
 
@@ -31,7 +31,7 @@ Cases = dict[str, Callable[[], object]]
 Programs = dict[int, Potential]
 
 
-def energy_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batch: int, programs: Programs) -> Cases:
+def energy_cases(flow: BoltzmannGenerator, others: dict[str, ExternalFlow], batch: int, programs: Programs) -> Cases:
     """Return what computes energies and forces of a batch."""
     frames = alanine_frames()
     positions = torch.as_tensor(frames[torch.arange(batch).numpy() % len(frames)])
@@ -42,17 +42,17 @@ def energy_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batch
     return cases
 
 
-def density_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batch: int, programs: Programs) -> Cases:
+def density_cases(flow: BoltzmannGenerator, others: dict[str, ExternalFlow], batch: int, programs: Programs) -> Cases:
     """Return what computes log-probabilities of a batch; the compiled program has forces too."""
     frames = alanine_frames()
     positions = torch.as_tensor(frames[torch.arange(batch).numpy() % len(frames)])
     program = programs[min(batch, COMPILED_BATCH)]
-    assert flow.facts.temperature is not None
-    scale = -1.0 / thermal_energy(flow.facts.temperature)
+    assert flow.metadata.temperature is not None
+    scale = -1.0 / thermal_energy(flow.metadata.temperature)
     cases: Cases = {"compiled": lambda: scale * program.energy_and_forces(positions).energy}
     for name, potential in {"torch": flow, **others}.items():
 
-        def density(potential: BoltzmannGenerator | ForeignFlow = potential) -> object:
+        def density(potential: BoltzmannGenerator | ExternalFlow = potential) -> object:
             with torch.no_grad():
                 return potential.log_prob(positions)
 
@@ -60,7 +60,7 @@ def density_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batc
     return cases
 
 
-def sample_cases(flow: BoltzmannGenerator, others: dict[str, ForeignFlow], batch: int, programs: Programs) -> Cases:
+def sample_cases(flow: BoltzmannGenerator, others: dict[str, ExternalFlow], batch: int, programs: Programs) -> Cases:
     """Return what draws a batch of positions (ours with their log-densities)."""
     generator = torch.Generator().manual_seed(1)
     sampler = _sampler(flow, min(batch, 1000))

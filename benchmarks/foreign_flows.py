@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from flowbridge.core.potential import Potential, PotentialFacts
+from torch import Tensor, nn
+
+from flowbridge.core.potential import Potential, PotentialMetadata
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
-from torch import Tensor, nn
 
 _BINS = 8
 _BOUND = 5.0  # splines act inside, and are the identity outside
@@ -25,12 +26,12 @@ Draw = Callable[[int], Tensor]
 Made = tuple[nn.Module, LogDensity, Draw]
 
 
-class ForeignFlow(Potential):
+class ExternalFlow(Potential):
     """``-kT log p`` of a flow of another library on the coordinates of one of ours."""
 
     def __init__(self, ours: BoltzmannGenerator, flow: nn.Module, log_density: LogDensity, draw: Draw) -> None:
         super().__init__()
-        self.facts = PotentialFacts(ours.facts.particles, temperature=ours.facts.temperature)
+        self.metadata = PotentialMetadata(ours.metadata.particles, temperature=ours.metadata.temperature)
         self.coordinates = ours.coordinates
         self.flow = flow
         self.log_density = log_density
@@ -44,8 +45,8 @@ class ForeignFlow(Potential):
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """See :meth:`Potential.forward`."""
-        assert self.facts.temperature is not None
-        return -thermal_energy(self.facts.temperature) * self.log_prob(positions)
+        assert self.metadata.temperature is not None
+        return -thermal_energy(self.metadata.temperature) * self.log_prob(positions)
 
     def sample_positions(self, count: int) -> Tensor:
         """Draw positions ``(count, N, 3)`` nm."""
@@ -61,7 +62,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def foreign_flows(ours: BoltzmannGenerator) -> dict[str, ForeignFlow]:
+def foreign_flows(ours: BoltzmannGenerator) -> dict[str, ExternalFlow]:
     """Return the flows of the libraries that are installed, at the number of parameters of ``ours``."""
     makers = {"zuko": _zuko, "nflows": _nflows, "normflows": _normflows}
     circular = ours.flow.circular_dimension
@@ -76,7 +77,7 @@ def foreign_flows(ours: BoltzmannGenerator) -> dict[str, ForeignFlow]:
                 parts = _matched(lambda width, make=make: make(dimension, circular, width), target)
         except ImportError:
             continue
-        made[name] = ForeignFlow(ours, *parts).requires_grad_(False).eval()
+        made[name] = ExternalFlow(ours, *parts).requires_grad_(False).eval()
     return made
 
 

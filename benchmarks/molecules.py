@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from numpy.typing import NDArray
 from openmm import app, unit
+
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

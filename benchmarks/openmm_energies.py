@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import openmm
-from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.batched.plans import Choices
 from numpy.typing import NDArray
 from openmm import app, unit
+
+from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.plans import Choices
 
 from .harness import arguments, paired, ratio, report
 from .molecules import alanine_frames, alanine_topology, simulated

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from flowbridge.core.compilation.building import compiled
 from flowbridge.core.energy import COMPILED_BATCH
 from flowbridge.integrations.openmm import OpenMMEnergy
@@ -51,8 +52,8 @@ def against_atoms(rounds: int, largest: int) -> tuple[list[tuple[str, ...]], dic
             "microseconds": {name: one.median for name, one in timings.items()},
             "rounds": {name: one.rounds for name, one in timings.items()},
         }
-        facts = (str(residues), str(positions.shape[1]), str(multiply_adds(flow)))
-        rows.append((*facts, *(f"{one.median:.1f}" for one in timings.values())))
+        metadata = (str(residues), str(positions.shape[1]), str(multiply_adds(flow)))
+        rows.append((*metadata, *(f"{one.median:.1f}" for one in timings.values())))
     return rows, results
 
 

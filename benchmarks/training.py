@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from openmm import app
+from torch import Tensor
+
 from flowbridge.core.energy import BatchedEnergy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.compiled_functions import CompiledSampling
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, with_gradients
 from flowbridge.flows.boltzmann.training.objectives import (
@@ -24,9 +28,6 @@ from flowbridge.flows.boltzmann.training.objectives import (
 )
 from flowbridge.flows.boltzmann.training.target import TargetDensity
 from flowbridge.integrations.openmm import OpenMMEnergy
-from numpy.typing import NDArray
-from openmm import app
-from torch import Tensor
 
 from .harness import arguments, paired, ratio, report
 from .molecules import alanine_flow, alanine_frames, alanine_topology, demo_flow
@@ -74,8 +75,8 @@ def likelihood_steps(model: BoltzmannGenerator, mode: str) -> dict[str, Callable
 
 def refinement_step(model: BoltzmannGenerator, energy: BatchedEnergy, mode: str) -> Callable[[], tuple[Tensor, ...]]:
     """Return the gradient of the second stage, on samples of the flow."""
-    assert model.facts.temperature is not None
-    target = TargetDensity(model.coordinates, energy, model.facts.temperature)
+    assert model.metadata.temperature is not None
+    target = TargetDensity(model.coordinates, energy, model.metadata.temperature)
     sampling, path = CompiledSampling(model.flow, mode), GradientEvaluator(model.flow, path_gradients, mode)
     generator = torch.Generator().manual_seed(1)
     normaliser, powers = torch.tensor(math.nan, dtype=torch.float64), torch.tensor(_POWERS, dtype=torch.float64)

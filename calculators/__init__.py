@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .. import core  # noqa: F401 (imported by itself, as ``calculators``, this folder fails here: its modules have one name)
+
 if TYPE_CHECKING:
     from .potential_calculator import PotentialCalculator
     from .qmc.calculator import QMCCalculator

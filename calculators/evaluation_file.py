@@ -1,4 +1,4 @@
-"""Judgements kept by geometry in an SQLite file, which a killed run leaves whole."""
+"""Evaluation kept by geometry in an SQLite file, which a killed run leaves whole."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigurationError
-from ..flows.molecules.training.evaluation import Judgement
+from ..flows.molecules.training.evaluation import Evaluation
 
 _RESOLUTION = 1e-5  # nm, of distances
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS judgements "
+    "CREATE TABLE IF NOT EXISTS evaluations "
     "(key TEXT PRIMARY KEY, energy REAL, fault TEXT, positions TEXT, evaluations INTEGER)"
 )
 
 
-class JudgementFile:
-    """Judgements by geometry; moved, turned or reflected it is the same geometry, in another order of atoms another one.
+class EvaluationFile:
+    """Evaluation by geometry; moved, turned or reflected it is the same geometry, in another order of atoms another one.
 
     Args:
         path: of the file; None for memory.
-        settings: what the judgements depend on; others are not found.
+        settings: what the evaluations depend on; others are not found.
 
     Raises:
         ConfigurationError: when the file is no SQLite database.
@@ -40,7 +40,7 @@ class JudgementFile:
             self._connection.execute(_TABLE)
         except sqlite3.DatabaseError as error:
             raise ConfigurationError(
-                f"{path}: is no file of judgements ({error}); remove it, or name another"
+                f"{path}: is no file of evaluations ({error}); remove it, or name another"
             ) from error
 
     def key(self, numbers: Any, positions: Any) -> str:
@@ -51,20 +51,20 @@ class JudgementFile:
         text = f"{self._settings} {[int(number) for number in numbers]} {rounded.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def find(self, numbers: Any, positions: Any) -> Judgement | None:
-        """Return the judgement of a geometry, or None."""
+    def find(self, numbers: Any, positions: Any) -> Evaluation | None:
+        """Return the evaluation of a geometry, or None."""
         row = self._connection.execute(
-            "SELECT energy, fault, positions, evaluations FROM judgements WHERE key = ?",
+            "SELECT energy, fault, positions, evaluations FROM evaluations WHERE key = ?",
             (self.key(numbers, positions),),
         ).fetchone()
         if row is None:
             return None
-        return Judgement(row[0], np.array(json.loads(row[2])).reshape(-1, 3), row[3], row[1], known=True)
+        return Evaluation(row[0], np.array(json.loads(row[2])).reshape(-1, 3), row[3], row[1], known=True)
 
-    def keep(self, numbers: Any, positions: Any, judgement: Judgement) -> None:
-        """Keep a judgement; it is on disk when this returns."""
-        places = json.dumps(np.nan_to_num(judgement.positions).tolist())
+    def keep(self, numbers: Any, positions: Any, evaluation: Evaluation) -> None:
+        """Keep a evaluation; it is on disk when this returns."""
+        places = json.dumps(np.nan_to_num(evaluation.positions).tolist())
         self._connection.execute(
-            "INSERT OR REPLACE INTO judgements VALUES (?, ?, ?, ?, ?)",
-            (self.key(numbers, positions), judgement.energy, judgement.fault, places, judgement.evaluations),
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
+            (self.key(numbers, positions), evaluation.energy, evaluation.fault, places, evaluation.evaluations),
         )

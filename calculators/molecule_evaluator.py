@@ -1,4 +1,4 @@
-"""Any ASE calculator as a judge of molecules: energies, relaxation, faults with a reason, everything kept on disk."""
+"""Any ASE calculator as a evaluator of molecules: energies, relaxation, faults with a reason, everything kept on disk."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ase.units import nm
 from threadpoolctl import ThreadpoolController
 
 from ..core.errors import ConfigurationError, MissingDependencyError
-from ..core.execution.executors import Spread
-from ..flows.molecules.training.evaluation import Geometry, Judgement
-from .evaluation_file import JudgementFile
+from ..core.execution.executors import Executor
+from ..flows.molecules.training.evaluation import Evaluation, Geometry
+from .evaluation_file import EvaluationFile
 
 CalculatorSource = str | Callable[[], Any]
 """``gfn2``, ``gfn1``, the path of a model file (``.flow``), ``module:function`` that makes a calculator, or such a function."""
 
 _TBLITE = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
 _NEAREST = 0.05  # nm; closer nuclei are no start for any method, and make some of them hang
-_JOBS_PER_SLOT = 4
+_JOBS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """How molecules are judged.
+class EvaluatorSettings:
+    """How molecules are evaluated.
 
     Attributes:
-        relax: go to the nearest minimum first (BFGS); otherwise judge the geometry as it is.
+        relax: go to the nearest minimum first (BFGS); otherwise evaluator the geometry as it is.
         force: eV/Å, the largest force at the end of a relaxation.
         steps: of a relaxation at most; a molecule that is not at rest then is a fault.
         largest_step: Å, of an atom in one step.
@@ -53,20 +53,20 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         for name in ("force", "steps", "largest_step", "seconds"):
             if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} of a judge must be positive, got {getattr(self, name)!r}")
+                raise ConfigurationError(f"{name} of a evaluator must be positive, got {getattr(self, name)!r}")
 
 
-class MoleculeJudge:
-    """A :class:`~flowbridge.flows.molecules.training.evaluation.Judge` that asks an ASE calculator.
+class MoleculeEvaluator:
+    """A :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator` that asks an ASE calculator.
 
     What a calculator does wrong (an exception, NaN, taking too long, no minimum) is a fault with a reason. Equal geometries,
     turned or moved or not, are computed once.
 
     Args:
-        calculator: see ``CalculatorSource``; with a ``spread``, a string or a function at the top of a module.
-        settings: how to judge.
-        spread: where to compute: processes or Dask workers; here, one after the other, when None.
-        file: SQLite file that keeps every judgement, also those of runs that were killed; in memory only when None.
+        calculator: see ``CalculatorSource``; with a ``executor``, a string or a function at the top of a module.
+        settings: how to evaluate.
+        executor: where to compute: processes or Dask workers; here, one after the other, when None.
+        file: SQLite file that keeps every evaluation, also those of runs that were killed; in memory only when None.
 
     Raises:
         ConfigurationError: for a calculator that cannot be made.
@@ -76,81 +76,81 @@ class MoleculeJudge:
     def __init__(
         self,
         calculator: CalculatorSource = "gfn2",
-        settings: JudgeSettings | None = None,
+        settings: EvaluatorSettings | None = None,
         *,
-        spread: Spread | None = None,
+        executor: Executor | None = None,
         file: Path | None = None,
     ) -> None:
         self.calculator = calculator
-        self.settings = settings or JudgeSettings()
-        self.spread = spread
+        self.settings = settings or EvaluatorSettings()
+        self.executor = executor
         make_calculator(calculator)
-        self._known = JudgementFile(file, f"{calculator_name(calculator)} {self.settings}")
+        self._known = EvaluationFile(file, f"{calculator_name(calculator)} {self.settings}")
         self.evaluations = 0
 
     @property
     def description(self) -> str:
-        """What judges, for provenance."""
+        """What evaluates, for provenance."""
         return calculator_name(self.calculator)
 
-    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
-        """See :class:`~flowbridge.flows.molecules.training.evaluation.Judge`."""
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:
+        """See :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator`."""
         pairs = [(np.asarray(z, dtype=int), np.asarray(x, dtype=float)) for z, x in molecules]
         found = [self._known.find(*pair) for pair in pairs]
         # Of copies within the batch the first is computed, and the others are found afterwards.
         first = {self._known.key(*pair): index for index, pair in reversed(list(enumerate(pairs)))}
         missing = sorted(index for index in first.values() if found[index] is None)
-        for index, judgement in self._compute([(index, *pairs[index]) for index in missing]):
-            self.evaluations += judgement.evaluations
-            self._known.keep(*pairs[index], judgement)
-            found[index] = judgement
+        for index, evaluation in self._compute([(index, *pairs[index]) for index in missing]):
+            self.evaluations += evaluation.evaluations
+            self._known.keep(*pairs[index], evaluation)
+            found[index] = evaluation
         return [
-            judgement if judgement is not None else self._stored(*pair)
-            for pair, judgement in zip(pairs, found, strict=True)
+            evaluation if evaluation is not None else self._stored(*pair)
+            for pair, evaluation in zip(pairs, found, strict=True)
         ]
 
-    def _stored(self, numbers: Any, positions: Any) -> Judgement:
-        judgement = self._known.find(numbers, positions)
-        if judgement is None:
-            raise RuntimeError("a judgement that was just kept is gone: is its file being written by something else?")
-        return judgement
+    def _stored(self, numbers: Any, positions: Any) -> Evaluation:
+        evaluation = self._known.find(numbers, positions)
+        if evaluation is None:
+            raise RuntimeError("a evaluation that was just kept is gone: is its file being written by something else?")
+        return evaluation
 
-    def _compute(self, molecules: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Judgement]]:
-        if self.spread is None:
+    def _compute(self, molecules: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Evaluation]]:
+        if self.executor is None:
             for index, numbers, positions in molecules:
-                yield index, judge(self.calculator, self.settings, numbers, positions)
+                yield index, evaluator(self.calculator, self.settings, numbers, positions)
             return
         # Neighbours in the list take similar times; dealt out in turn, jobs end together.
-        count = min(len(molecules), _JOBS_PER_SLOT * self.spread.slots)
+        count = min(len(molecules), _JOBS_PER_WORKER * self.executor.workers)
         jobs = [_Job(self.calculator, self.settings, molecules[part::count]) for part in range(count)]
-        for results in self.spread(_judge_all, jobs):
+        for results in self.executor(_evaluate_all, jobs):
             yield from results
 
 
 @dataclass(frozen=True)
 class _Job:
     calculator: CalculatorSource
-    settings: JudgeSettings
+    settings: EvaluatorSettings
     molecules: list[tuple[int, Any, Any]]
 
 
-def _judge_all(job: _Job) -> list[tuple[int, Judgement]]:
-    return [(index, judge(job.calculator, job.settings, z, x)) for index, z, x in job.molecules]
+def _evaluate_all(job: _Job) -> list[tuple[int, Evaluation]]:
+    return [(index, evaluator(job.calculator, job.settings, z, x)) for index, z, x in job.molecules]
 
 
-def judge(source: CalculatorSource, settings: JudgeSettings, numbers: Any, positions: Any) -> Judgement:
-    """Judge one molecule; whatever goes wrong in it is a fault.
+def evaluator(source: CalculatorSource, settings: EvaluatorSettings, numbers: Any, positions: Any) -> Evaluation:
+    """Evaluator one molecule; whatever goes wrong in it is a fault.
 
     Args:
         source: of the calculator; each molecule gets its own.
-        settings: how to judge.
+        settings: how to evaluate.
         numbers: ``(N,)`` atomic numbers.
         positions: ``(N, 3)`` in nm.
     """
     start = np.array(positions, dtype=float)
     hopeless = _hopeless(start)
     if hopeless is not None:
-        return Judgement(None, start, 0, hopeless)
+        return Evaluation(None, start, 0, hopeless)
     atoms = Atoms(numbers=numbers, positions=start * nm)
     atoms.calc = make_calculator(source)
     optimiser = BFGS(atoms, logfile=None, maxstep=settings.largest_step) if settings.relax else None
@@ -159,20 +159,20 @@ def judge(source: CalculatorSource, settings: JudgeSettings, numbers: Any, posit
             fault = None if optimiser is None else _relax(optimiser, atoms, settings)
             energy = float(atoms.get_potential_energy())
     except _TooLong:
-        return Judgement(None, start, _evaluations(optimiser), f"took longer than {settings.seconds:g} seconds")
+        return Evaluation(None, start, _evaluations(optimiser), f"took longer than {settings.seconds:g} seconds")
     except Exception as error:
         reason = f"the calculator failed ({type(error).__name__}: {error})"
-        return Judgement(None, start, _evaluations(optimiser), reason)
+        return Evaluation(None, start, _evaluations(optimiser), reason)
     if fault is None and not np.isfinite(energy):
         fault = f"the energy is {energy}"
-    return Judgement(energy if fault is None else None, atoms.positions / nm, _evaluations(optimiser), fault)
+    return Evaluation(energy if fault is None else None, atoms.positions / nm, _evaluations(optimiser), fault)
 
 
 def _evaluations(optimiser: BFGS | None) -> int:
     return 1 if optimiser is None else 1 + int(optimiser.nsteps)
 
 
-def _relax(optimiser: BFGS, atoms: Atoms, settings: JudgeSettings) -> str | None:
+def _relax(optimiser: BFGS, atoms: Atoms, settings: EvaluatorSettings) -> str | None:
     """Move to a minimum; return why there is none, or None."""
     deadline = time.monotonic() + settings.seconds
     for converged in optimiser.irun(fmax=settings.force, steps=settings.steps):

@@ -93,20 +93,20 @@ class PotentialCalculator(BaseCalculator):
             potential = _converted(copy.deepcopy(potential), *self._conversion)
         super().__init__()
         self.potential = potential
-        facts = potential.facts
-        if facts.periodic:
+        metadata = potential.metadata
+        if metadata.periodic:
             self.implemented_properties = [*type(self).implemented_properties, "stress"]
-        self._numbers = np.array(facts.particles.atomic_numbers)
+        self._numbers = np.array(metadata.particles.atomic_numbers)
         tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
         self._dtype = torch.float64 if self._conversion[0] is None else getattr(torch, self._conversion[0])
         self._compilation = "never" if compilation == "auto" and not from_file else compilation
         self._evaluated = self._accelerated(from_file)
-        self._periodic = facts.periodic
-        self._buffer = np.zeros((len(facts.particles), 3))
+        self._periodic = metadata.periodic
+        self._buffer = np.zeros((len(metadata.particles), 3))
         self._batch = torch.from_numpy(self._buffer)[None]
         self._program = direct_program(self._evaluated, 1, torch.float64) if self._dtype == torch.float64 else None
-        self.set_global_parameters(**facts.global_parameters)
+        self.set_global_parameters(**metadata.global_parameters)
         self.set_global_parameters(**(global_parameters or {}))
 
     def _accelerated(self, from_file: bool) -> Potential:
@@ -123,7 +123,7 @@ class PotentialCalculator(BaseCalculator):
         Raises:
             CalculatorSetupError: for a name the potential does not have or a value that is not finite.
         """
-        known = self.potential.facts.global_parameters
+        known = self.potential.metadata.global_parameters
         for name, value in values.items():
             if name not in known:
                 raise CalculatorSetupError(
@@ -273,7 +273,7 @@ class PotentialCalculator(BaseCalculator):
 
     def _labels(self, rows: np.ndarray[Any, Any]) -> str:
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        shown = ", ".join(self.potential.facts.particles.label(int(index)) for index in bad[:3])
+        shown = ", ".join(self.potential.metadata.particles.label(int(index)) for index in bad[:3])
         return f"{len(bad)} of {len(rows)} atoms, first {shown}"
 
     def _remember(self, atoms: Atoms, changes: Sequence[str]) -> None:
@@ -282,7 +282,7 @@ class PotentialCalculator(BaseCalculator):
         self._seen = _state(atoms)
 
     def _check_atoms(self, atoms: Atoms) -> None:
-        molecule = self.potential.facts.particles
+        molecule = self.potential.metadata.particles
         if len(atoms) != len(molecule):
             raise AtomsMismatchError(
                 f"the potential was made for {len(molecule)} atoms, the Atoms have {len(atoms)} "
@@ -296,13 +296,13 @@ class PotentialCalculator(BaseCalculator):
                 f"{chemical_symbols[self._numbers[index]]}, {molecule.label(index)} ({len(different)} atoms "
                 "differ): the potential was made for another molecule or another order of its atoms"
             )
-        if self.potential.facts.periodic and not (atoms.pbc.all() and atoms.cell.rank == 3):
+        if self.potential.metadata.periodic and not (atoms.pbc.all() and atoms.cell.rank == 3):
             raise InputError(
                 f"the potential is periodic in three directions, but the Atoms have "
                 f"pbc={atoms.pbc.tolist()} and a cell of rank {atoms.cell.rank}: set atoms.cell and "
                 "atoms.pbc = True"
             )
-        if not self.potential.facts.periodic and atoms.pbc.any():
+        if not self.potential.metadata.periodic and atoms.pbc.any():
             raise InputError(
                 f"the potential is that of an isolated molecule, but the Atoms have "
                 f"pbc={atoms.pbc.tolist()}: set atoms.pbc = False (and unwrap positions that cross the cell)"

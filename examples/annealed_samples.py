@@ -9,10 +9,10 @@ sample size grows, and averages stay those of the force field whatever the time 
 import sys
 from pathlib import Path
 
-from flowbridge.integrations.openmm import annealed_samples
 from openmm.app import ForceField, PDBFile
 
 import flowbridge as fb
+from flowbridge.integrations.openmm import annealed_samples
 
 
 def main(model: str, count: int = 1000, rungs: int = 10, steps: int = 10) -> tuple[float, float]:

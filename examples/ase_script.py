@@ -12,6 +12,7 @@ from ase import units
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
+
 from flowbridge.calculators import PotentialCalculator
 
 PSI = (6, 8, 14, 16)

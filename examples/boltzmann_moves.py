@@ -9,8 +9,9 @@ Hastings accepts those that keep the Boltzmann distribution what it is.
 import sys
 from pathlib import Path
 
-from flowbridge.integrations.openmm import BoltzmannMover
 from openmm import LangevinMiddleIntegrator, Platform, app, unit
+
+from flowbridge.integrations.openmm import BoltzmannMover
 
 
 def main(model: str, steps: int = 50_000) -> None:

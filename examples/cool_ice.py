@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
+
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.statistics.estimates.targeted_free_energy import targeted_free_energy
+from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
 from flowbridge.flows.rigid.crystal import at_rest
@@ -25,8 +26,7 @@ from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import train_by_work
 from flowbridge.integrations.genice import ice_structure
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
-from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
-
+from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
 from flowbridge.workflows.figure_style import MD, REFERENCE, REWEIGHTED, drawn
 
 WARM, COLD = 250.0, 100.0

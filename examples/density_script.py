@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ase.build import molecule
 from ase.units import Bohr, Hartree
+
 from flowbridge.calculators import QMCCalculator
 from flowbridge.calculators.qmc.density.densities import GaussianDensity
 from flowbridge.calculators.qmc.electronic_structure import reference_density

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
+from matplotlib.axes import Axes
+
+import flowbridge as fb
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.ordinary_equations import Solver
 from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage, train_continuous_flow
-from matplotlib.axes import Axes
-
-import flowbridge as fb
 from flowbridge.workflows.figure_style import FLOW, MD, REFERENCE, REWEIGHTED, drawn
 
 FOLDER = Path("runs/equivariant_flow")

@@ -8,8 +8,9 @@ The same in one command: flowbridge md MODEL.flow --structure examples/alanine_d
 import sys
 from pathlib import Path
 
-from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import LangevinMiddleIntegrator, Platform, app, unit
+
+from flowbridge.integrations.openmm import add_potential, particle_system
 
 
 def main(model: str, steps: int = 20_000) -> None:

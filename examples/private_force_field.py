@@ -4,8 +4,8 @@
 
 OpenMM simulates many short trajectories, which stand for what each of as many owners would share. Five-bead force fields learn
 from their forces by DP-MAC and DP-SGD, with a trajectory as the unit of privacy; everything that is not learned (prior, force
-map, standardisation) is public. The models, with their bills, and a figure are in the folder; `flowbridge info` prints a bill.
-Needs opacus (pip install 'flowbridge[private]'); two minutes or so on one core.
+map, standardisation) is public. The models, with their ledgers, and a figure are in the folder; `flowbridge info` prints
+a ledger. Needs opacus (pip install 'flowbridge[private]'); two minutes or so on one core.
 """
 
 import sys
@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
+from openmm import app, unit
+
+import flowbridge
 from flowbridge.core.potential import Potential
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
+from flowbridge.forcefields.beads.force_maps import bonded_force_map
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.beads.geometry import angles
-from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.beads.force_maps import bonded_force_map
 from flowbridge.forcefields.beads.mappings import five_beads
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
-from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
-from openmm import app, unit
-
-import flowbridge
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
+from flowbridge.integrations.openmm.forces.public_prior import public_prior
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, MD, REFERENCE, drawn
 
 TEMPERATURE = 300.0
@@ -125,10 +125,10 @@ def main(
                 learning_rate=0.05,
                 average=0.9,
             )
-            bill = train_privately(force_field, data, budget, settings).bill
+            ledger = train_privately(force_field, data, budget, settings).ledger
             flowbridge.save(force_field, folder / f"{method}-{epsilon:g}.flow")
             budgeted[method].append(force_error(force_field, held_out))
-            print(f"{name}: {budgeted[method][-1]:.3f} of the prior's force error with {bill.sentence}")
+            print(f"{name}: {budgeted[method][-1]:.3f} of the prior's force error with {ledger.sentence}")
             seen[f"{name}, ε = {epsilon:g}"] = angles_of(force_field, start)
     draw(folder / "private_force_field.png", epsilons, budgeted, seen)
     print(f"figure in {folder}")

@@ -4,7 +4,7 @@
 
 Networks learn scikit-learn's digits by DP-MAC and DP-SGD within budgets of epsilon; nobody who sees a model can tell, beyond
 its budget, whether any one digit was among the data. Autoencoders show the same price as pictures. The models, with their
-bills, and a figure are in the folder; `flowbridge info` prints a bill. Needs opacus and scikit-learn (pip install
+ledgers, and a figure are in the folder; `flowbridge info` prints a ledger. Needs opacus and scikit-learn (pip install
 'flowbridge[private]'); a minute or two on one core.
 """
 
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.forcefields.private.ledger import PrivacyBill
-from flowbridge.forcefields.private.budget import PrivacyBudget
-from flowbridge.forcefields.private.configuration import PrivateTraining
-from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
-from flowbridge.forcefields.private.training import train_privately
-from flowbridge.forcefields.private.units import UnitData
 from sklearn.datasets import load_digits
 
 import flowbridge
+from flowbridge.forcefields.private.budget import PrivacyBudget
+from flowbridge.forcefields.private.configuration import PrivateTraining
+from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
+from flowbridge.forcefields.private.ledger import PrivacyLedger
+from flowbridge.forcefields.private.training import train_privately
+from flowbridge.forcefields.private.units import UnitData
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, drawn
 
 DELTA, HELD_OUT = 1e-5, 360
@@ -29,7 +29,7 @@ METHODS = {"dp_mac": ("DP-MAC", FLOW), "dp_sgd": ("DP-SGD", DRIVEN)}
 
 
 def network(widths: tuple[int, ...], task: str, activation: str) -> FeedForwardNetwork:
-    """An untrained network. The inputs are centred by a constant, not by the mean of the data, which would be on the bill."""
+    """An untrained network. The inputs are centred by a constant, not by the mean of the data, which would be on the ledger."""
     model = FeedForwardNetwork(FeedForwardConfiguration(inputs=64, widths=widths, task=task, activation=activation))
     model.standardise(torch.full((64,), 0.3), torch.eye(64))
     return model
@@ -37,10 +37,10 @@ def network(widths: tuple[int, ...], task: str, activation: str) -> FeedForwardN
 
 def train(
     model: FeedForwardNetwork, inputs: torch.Tensor, targets: torch.Tensor, epsilon: float, settings: PrivateTraining
-) -> PrivacyBill:
+) -> PrivacyLedger:
     """Train within the budget; sampling and noise come from the operating system's cryptographic generator."""
     data = UnitData(inputs, targets, unit="digit")
-    return train_privately(model, data, PrivacyBudget(epsilon=epsilon, delta=DELTA), settings).bill
+    return train_privately(model, data, PrivacyBudget(epsilon=epsilon, delta=DELTA), settings).ledger
 
 
 def main(
@@ -59,11 +59,11 @@ def main(
         for method, (name, _) in METHODS.items():
             model = network((64, 64, 10), "classification", "relu")
             settings = PrivateTraining(method=method, steps=steps, batch=256, learning_rate=0.05, average=0.9)
-            bill = train(model, inputs[HELD_OUT:], digits[HELD_OUT:], epsilon, settings)
+            ledger = train(model, inputs[HELD_OUT:], digits[HELD_OUT:], epsilon, settings)
             right = (model.predict(inputs[:HELD_OUT]).argmax(1) == digits[:HELD_OUT]).float().mean()
             accuracies[method].append(100.0 * float(right))
             flowbridge.save(model, folder / f"{method}-{epsilon:g}.flow")
-            print(f"{name}: {accuracies[method][-1]:.1f} % right with {bill.sentence}")
+            print(f"{name}: {accuracies[method][-1]:.1f} % right with {ledger.sentence}")
     pictures = {"digits": inputs[:8]}
     for epsilon in (epsilons[0], epsilons[-1]):
         model = network((64, 48, 16, 48, 64), "regression", "tanh")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from flowbridge.flows.transforms.bijection import Chain
 from flowbridge.flows.transforms.couplings import Coupling
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.sinh_arcsinh import Affine
-
 from flowbridge.workflows.figure_style import drawn
 
 SWAP = torch.eye(2).flip(0)

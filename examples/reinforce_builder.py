@@ -1,4 +1,4 @@
-"""A builder of molecules is drawn towards low energies of one formula by reinforcement, with GFN2-xTB as the judge.
+"""A builder of molecules is drawn towards low energies of one formula by reinforcement, with GFN2-xTB as the evaluator.
 
     python examples/reinforce_builder.py [FORMULA] [ROUNDS] [FIGURE]
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_evaluator import JudgeSettings, MoleculeJudge
+
+from flowbridge.calculators.molecule_evaluator import EvaluatorSettings, MoleculeEvaluator
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage, Round
-
-from flowbridge.workflows.molecules.building import load_builder
-from flowbridge.workflows.molecules.results import Harvest
 from flowbridge.workflows.figure_style import MD, REWEIGHTED, drawn
+from flowbridge.workflows.molecules.building import load_builder
+from flowbridge.workflows.molecules.results import IsomerResults
 
 
-def relaxed(builder: MoleculeBuilder, formula: Formula, count: int) -> tuple[Harvest, np.ndarray]:
+def relaxed(builder: MoleculeBuilder, formula: Formula, count: int) -> tuple[IsomerResults, np.ndarray]:
     """Return the isomers among ``count`` molecules, and the relaxed energies in eV of all that are valid."""
     built = builder.sample(formula, count, torch.Generator().manual_seed(7))
     molecules = [built.molecule(index) for index in range(count)]
-    verdicts = MoleculeJudge("gfn2")(molecules)
-    found = Harvest()
+    verdicts = MoleculeEvaluator("gfn2")(molecules)
+    found = IsomerResults()
     energies = [v.energy for (numbers, _), v in zip(molecules, verdicts, strict=True) if found.add(numbers, v)]
     return found, np.array(energies, dtype=float)
 
@@ -58,7 +58,9 @@ def main(
     builder, _ = load_builder(None)
     before = deepcopy(builder)
     stage = ReinforcementStage(iterations=rounds, molecules=min(96, count), learning_rate=5e-5, energy_scale=1.5)
-    curve = Reinforcement(builder, [wanted], MoleculeJudge("gfn2", JudgeSettings(relax=False)), stage, seed=1).run()
+    curve = Reinforcement(
+        builder, [wanted], MoleculeEvaluator("gfn2", EvaluatorSettings(relax=False)), stage, seed=1
+    ).run()
     energies, results = {}, {}
     for name, model in (("imitation", before), ("reinforced", builder)):
         found, energies[name] = relaxed(model, wanted, count)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.transforms.splines import RationalQuadraticSpline
+
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.resampling import effective_share
+from flowbridge.flows.stochastic.resampling import effective_sample_fraction
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
 from flowbridge.flows.stochastic.training import PathStage, train_paths
-
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.workflows.figure_style import FLOW, REFERENCE, REWEIGHTED, drawn
 
 EDGES = np.linspace(-2.4, 2.4, 49)
@@ -78,7 +78,7 @@ def main(steps: int = 300, figure: str = "stochastic_flow.png", samples: int = 1
         left = points[:, 0] < 0.0
         plain = float(np.log((~left).sum() / max(left.sum(), 1)))
         results[name] = float(np.log(weights[~left].sum() / weights[left].sum()))
-        share = effective_share(paths.log_weights)
+        share = effective_sample_fraction(paths.log_weights)
         print(f"{name}: {plain:.2f} kT, reweighted {results[name]:.2f} kT, effective samples {100 * share:.0f} %")
         drawings[name] = (points, weights)
     draw(Path(figure), drawings, profile(grid, boltzmann))

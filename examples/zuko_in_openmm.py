@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import torch
 import zuko
+from openmm import Context, CustomBondForce, CustomExternalForce, LangevinMiddleIntegrator, Platform, System, unit
+
 from flowbridge.core.potential import Particles
 from flowbridge.integrations.external_flows import as_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm import Context, CustomBondForce, CustomExternalForce, LangevinMiddleIntegrator, Platform, System, unit
 
 TEMPERATURE = 300.0
 PAIR = Particles(names=("Ar1", "Ar2"), atomic_numbers=(18, 18), masses=(39.948, 39.948))

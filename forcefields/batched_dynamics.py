@@ -64,12 +64,12 @@ class LangevinReplicas:
         seed: int = 1,
         last_good: Path | None = None,
     ) -> None:
-        particles = potential.facts.particles
+        particles = potential.metadata.particles
         if positions.ndim != 3 or positions.shape[1:] != (len(particles), 3) or not len(positions):
             raise ConfigurationError(
                 f"replicas of {len(particles)} particles start from (R, {len(particles)}, 3), got {tuple(positions.shape)}"
             )
-        if potential.facts.periodic:
+        if potential.metadata.periodic:
             raise ConfigurationError("this potential needs a periodic box, which batched dynamics does not have")
         if not (step_ps > 0.0 and friction_per_ps >= 0.0):
             raise ConfigurationError(
@@ -161,13 +161,13 @@ class LangevinReplicas:
         self._good = positions.clone()
 
     def _bond_limit(self, start: Tensor) -> Tensor:
-        bonds = self.potential.facts.particles.bonds
+        bonds = self.potential.metadata.particles.bonds
         if not bonds:
             return torch.full((0,), math.inf, dtype=torch.float64)
         return _FAR * self._bond_lengths(start).amax(0)
 
     def _bond_lengths(self, positions: Tensor) -> Tensor:
-        first, second = torch.tensor(self.potential.facts.particles.bonds).T
+        first, second = torch.tensor(self.potential.metadata.particles.bonds).T
         return (positions[:, first] - positions[:, second]).norm(dim=-1)
 
     def _check(self) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
-from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 from .networks.graph_network import GraphConfiguration, GraphNetwork
 from .networks.invariant_network import InvariantConfiguration, InvariantNetwork, build_network
@@ -54,11 +54,11 @@ class CoarseGrainedForceField(Potential):
         examples: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if len(prior.facts.particles) != len(beads):
+        if len(prior.metadata.particles) != len(beads):
             raise ConfigurationError(
-                f"the prior is of {len(prior.facts.particles)} beads, the force field of {len(beads)}"
+                f"the prior is of {len(prior.metadata.particles)} beads, the force field of {len(beads)}"
             )
-        self.facts = PotentialFacts(beads, periodic=False, temperature=temperature)
+        self.metadata = PotentialMetadata(beads, periodic=False, temperature=temperature)
         self.prior = prior
         self.network_configuration = None if isinstance(configuration, nn.Module) else configuration
         self.network: nn.Module | None
@@ -88,7 +88,7 @@ class CoarseGrainedForceField(Potential):
             positions: the frames.
             weights: of the frames ``(F,)``; None for equal ones.
         """
-        force_field = cls(prior.facts.particles, temperature, prior, configuration, positions)
+        force_field = cls(prior.metadata.particles, temperature, prior, configuration, positions)
         share = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
         if isinstance(force_field.network, InvariantNetwork):
             force_field.network.features.fit(positions, share / share.sum())
@@ -128,7 +128,7 @@ class CoarseGrainedForceField(Potential):
         if not isinstance(self.network, GraphNetwork) or not isinstance(self.network_configuration, GraphConfiguration):
             raise ConfigurationError("only a graph network serves other sequences: train one with kind = 'graph'")
         known = self.network_configuration.model_copy(update={"vocabulary": self.network.vocabulary})
-        other = type(self)(prior.facts.particles, self._temperature, prior, known, positions)
+        other = type(self)(prior.metadata.particles, self._temperature, prior, known, positions)
         if other.network is not None:
             parameters = self.network.state_dict()
             other.network.to(next(iter(parameters.values())).dtype).load_state_dict(parameters)
@@ -155,7 +155,7 @@ class CoarseGrainedForceField(Potential):
     def network_only(self) -> Self:
         """Return the force field without its prior, whose terms an engine computes natively; parameters are shared."""
         bare = type(self)(
-            self.facts.particles, self._temperature, PriorEnergy(self.facts.particles, [], self._temperature),
+            self.metadata.particles, self._temperature, PriorEnergy(self.metadata.particles, [], self._temperature),
             self.network_configuration, self.examples,
         )  # fmt: skip
         bare.network = self.network
@@ -181,7 +181,7 @@ class CoarseGrainedForceField(Potential):
         """See :meth:`Potential.describe_strain`."""
         worst = self.worst_strain(positions)
         return (
-            f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.facts.particles.label(worst.bead)}, from "
+            f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.metadata.particles.label(worst.bead)}, from "
             f"the term {worst.term!r}"
         )
 
@@ -192,7 +192,7 @@ class CoarseGrainedForceField(Potential):
 
     @property
     def _temperature(self) -> float:
-        temperature = self.facts.temperature
+        temperature = self.metadata.temperature
         if temperature is None:
             raise ConfigurationError("this force field has no temperature, so its network has no energy scale")
         return temperature
@@ -207,7 +207,7 @@ class CoarseGrainedForceField(Potential):
             )
         return {
             "revision": _REVISION,
-            "temperature": self.facts.temperature,
+            "temperature": self.metadata.temperature,
             "prior": self.prior.configuration(),
             "network": None if network is None else network.model_dump(mode="json"),
         }
@@ -223,7 +223,7 @@ class CoarseGrainedForceField(Potential):
         prior = PriorEnergy.from_configuration(configuration["prior"])
         stored = configuration["network"]
         network = None if stored is None else _NETWORKS.validate_python(stored)
-        return cls(prior.facts.particles, float(configuration["temperature"]), prior, network)
+        return cls(prior.metadata.particles, float(configuration["temperature"]), prior, network)
 
 
 _NETWORKS: TypeAdapter[InvariantConfiguration | GraphConfiguration] = TypeAdapter(

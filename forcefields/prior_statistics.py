@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ..core.configuration import StrictModel
 from ..core.errors import ConfigurationError
 from ..core.potential import Particles
 from ..core.units import thermal_energy
-from ..flows.boltzmann.configuration import Section
 from .beads.geometry import angles, distances, torsion_cosines
 from .beads.graphs import bonded_angles, bonded_torsions, pairs_apart
 from .prior_terms import (
@@ -32,7 +32,7 @@ _SMALLEST_SPREAD = 1e-5  # nm or radians: less was constrained
 _BLOWN_APART = 3.0  # times the median length of a bond
 
 
-class PriorConfiguration(Section):
+class PriorConfiguration(StrictModel):
     """Which prior terms a force field has, and how they are fitted.
 
     Attributes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
-from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.potential import Particles, Potential, PotentialMetadata
 from .beads.geometry import angles, distances, torsion_cosines
 
 
@@ -167,7 +167,7 @@ class PriorEnergy(Potential):
 
     def __init__(self, beads: Particles, terms: list[PriorTerm], temperature: float | None) -> None:
         super().__init__()
-        self.facts = PotentialFacts(beads, temperature=temperature)
+        self.metadata = PotentialMetadata(beads, temperature=temperature)
         for term in terms:
             if len(term.beads) and int(term.beads.max()) >= len(beads):
                 raise ConfigurationError(f"{term.kind} name bead {int(term.beads.max())} of {len(beads)}")
@@ -198,8 +198,8 @@ class PriorEnergy(Potential):
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
         return {
-            "beads": self.facts.particles.to_dict(),
-            "temperature": self.facts.temperature,
+            "beads": self.metadata.particles.to_dict(),
+            "temperature": self.metadata.temperature,
             "terms": [term.shape() for term in self.prior_terms],
         }
 

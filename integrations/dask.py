@@ -34,8 +34,8 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-class DaskSpread:
-    """A :class:`~flowbridge.core.execution.executors.Spread` over the workers of a Dask cluster.
+class DaskExecutor:
+    """A :class:`~flowbridge.core.execution.executors.Executor` over the workers of a Dask cluster.
 
     A job whose worker dies is run again by another, from its seed, to the same result. Nothing but memory is shared: results
     come back to the caller, who writes them.
@@ -64,12 +64,12 @@ class DaskSpread:
         self._refuse_other_versions()
 
     @property
-    def slots(self) -> int:
+    def workers(self) -> int:
         """How many jobs run at the same time: the workers that are there now."""
         return max(1, len(self._client.nthreads()))
 
     def __call__(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """See :class:`~flowbridge.core.execution.executors.Spread`.
+        """See :class:`~flowbridge.core.execution.executors.Executor`.
 
         Raises:
             WorkerError: when a job has cost several workers their life, or the scheduler is gone.
@@ -124,7 +124,7 @@ def _result(future: distributed.Future[Result]) -> Result:
 
 
 @contextmanager
-def connected(scheduler: str | distributed.Client, workers: int) -> Iterator[DaskSpread]:
+def connected(scheduler: str | distributed.Client, workers: int) -> Iterator[DaskExecutor]:
     """Connect to a cluster, and close what was opened here.
 
     Args:
@@ -134,19 +134,19 @@ def connected(scheduler: str | distributed.Client, workers: int) -> Iterator[Das
 
     Raises:
         ConfigurationError: for an address where no scheduler answers, or a file that is not there.
-        WorkerError: see :class:`DaskSpread`.
+        WorkerError: see :class:`DaskExecutor`.
     """
     if isinstance(scheduler, distributed.Client):
-        yield DaskSpread(scheduler)
+        yield DaskExecutor(scheduler)
     elif scheduler == "local":
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
             distributed.Client(cluster) as client,
         ):
-            yield DaskSpread(client)
+            yield DaskExecutor(client)
     else:
         with _client(scheduler) as client:
-            yield DaskSpread(client)
+            yield DaskExecutor(client)
 
 
 def _client(scheduler: str) -> distributed.Client:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
-from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 
 CoordinateMap = Callable[[Tensor], tuple[Any, Tensor]]
@@ -72,7 +72,7 @@ class DensityPotential(Potential):
         super().__init__()
         if not temperature > 0.0:
             raise ConfigurationError(f"temperature must be positive (K), got {temperature}")
-        self.facts = PotentialFacts(particles, temperature=float(temperature))
+        self.metadata = PotentialMetadata(particles, temperature=float(temperature))
         self._kt = thermal_energy(temperature)
         self.density = density
         self.coordinates = coordinates
@@ -119,7 +119,7 @@ class DensityPotential(Potential):
         except ConfigurationError:
             raise
         except Exception as error:
-            size = 3 * len(self.facts.particles)
+            size = 3 * len(self.metadata.particles)
             over = (
                 f"{size} numbers, 3 for each of {size // 3} particles"
                 if self.coordinates is None

@@ -10,7 +10,7 @@ from ase import units
 from torch import Tensor, nn
 
 from ..core.errors import ConfigurationError
-from ..core.potential import Particles, Potential, PotentialFacts
+from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 
 LengthUnit = Literal["angstrom", "nm", "bohr"]
@@ -56,7 +56,7 @@ def foreign_network(
     length: LengthUnit = "angstrom",
     evaluate: Evaluate | None = None,
     head: str | None = None,
-) -> ForeignNetwork:
+) -> ExternalNetwork:
     """Return a module from positions ``(B, N, 3)`` nm to energies ``(B,)`` in the network's own unit.
 
     It can be trained: :func:`~flowbridge.forcefields.training.fitting.train_force_field` takes one whose energies are in kT in
@@ -76,7 +76,7 @@ def foreign_network(
         ConfigurationError: for a network of no known library, particles that it does not know, or one that gives no energy that
             can be differentiated.
     """
-    adapted = ForeignNetwork(network, particles, types, length, evaluate, head)
+    adapted = ExternalNetwork(network, particles, types, length, evaluate, head)
     adapted.check()
     return adapted
 
@@ -116,7 +116,7 @@ def network_potential(
     return NetworkPotential(adapted, energy, prior, temperature)
 
 
-class ForeignNetwork(nn.Module):
+class ExternalNetwork(nn.Module):
     """Energies ``(B,)`` of positions ``(B, N, 3)`` nm in the network's own unit; see :func:`foreign_network`."""
 
     types: Tensor
@@ -189,23 +189,23 @@ class NetworkPotential(Potential):
 
     def __init__(
         self,
-        network: ForeignNetwork,
+        network: ExternalNetwork,
         energy: EnergyUnit = "eV",
         prior: Potential | None = None,
         temperature: float | None = None,
     ) -> None:
         super().__init__()
-        if prior is not None and prior.facts.particles.names != network.particles.names:
+        if prior is not None and prior.metadata.particles.names != network.particles.names:
             first, second = (
                 f"{len(names)} particles ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-                for names in (prior.facts.particles.names, network.particles.names)
+                for names in (prior.metadata.particles.names, network.particles.names)
             )
             raise ConfigurationError(
                 f"the prior is of {first}, the network of {second}: give one of the same particles"
             )
         if temperature is None and prior is not None:
-            temperature = prior.facts.temperature
-        self.facts = PotentialFacts(network.particles, temperature=temperature)
+            temperature = prior.metadata.temperature
+        self.metadata = PotentialMetadata(network.particles, temperature=temperature)
         self.network, self.prior = network, prior
         self.scale = _in_kilojoules(energy, temperature)
 

@@ -90,15 +90,15 @@ class FlowbridgePotentialImpl(MLPotentialImpl):
         from ..core.model_files.files import load
         from .openmm.forces.add_potential import add_potential
 
-        facts = load(self.model).facts
-        if facts.periodic and topology.getPeriodicBoxVectors() is None:
+        metadata = load(self.model).metadata
+        if metadata.periodic and topology.getPeriodicBoxVectors() is None:
             raise ConfigurationError(
                 f"{self.model} is periodic but the topology has no box: set it with Topology.setPeriodicBoxVectors"
             )
         chosen = list(range(topology.getNumAtoms())) if atoms is None else [int(index) for index in atoms]
         # A System of its own: constraints within the molecule, which OpenMM-ML removes afterwards, do not concern it.
-        own = _particles_only(topology, facts.particles, chosen)
-        own.addForce(_joined(facts.particles, chosen))
+        own = _particles_only(topology, metadata.particles, chosen)
+        own.addForce(_joined(metadata.particles, chosen))
         options = {**self.options, **args}
         particles = None if atoms is None else chosen
         add_potential(own, self.model, topology=topology, particles=particles, force_group=forceGroup, **options)

@@ -24,8 +24,8 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
     """Proposals of a Boltzmann generator as an ``openmmtools.mcmc.MCMCMove``: alone, or in a ``SequenceMove`` with dynamics.
 
     The rule of acceptance, and what the arguments mean, is that of
-    :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves are for symmetric
-    proposals; these are not.
+    :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves
+    are for symmetric proposals; these are not.
 
     Args:
         model: path of the model file; it is loaded where the move is used, and the move is stored with the path.

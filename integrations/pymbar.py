@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logsumexp
 
-from ..core.statistics.bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
-from ..core.statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from ..core.errors import ConvergenceError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from ..core.samples import WeightedSamples
+from ..core.statistics.bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
+from ..core.statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 
 # pymbar logs a banner about JAX and a general warning on import; neither is about the user's data.
 _logger = logging.getLogger("pymbar")

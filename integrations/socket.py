@@ -47,4 +47,4 @@ def serve(
     except OSError as error:
         raise ConfigurationError(f"nobody listens at {address} ({error}): start the driver first") from error
     # Stress is asked for where there is a cell to strain; a molecule has none.
-    client.run(atoms, use_stress=atoms.calc.potential.facts.periodic)
+    client.run(atoms, use_stress=atoms.calc.potential.metadata.periodic)

@@ -69,19 +69,19 @@ class FlowbridgeTorchSimModel(ModelInterface):
             self.evaluated = load_accelerated(Path(potential), batch=COMPILED_BATCH)
         else:
             self.potential = self.evaluated = load(potential).requires_grad_(False).to(place)
-        facts = self.potential.facts
-        unknown = sorted(set(global_parameters or {}) - set(facts.global_parameters))
+        metadata = self.potential.metadata
+        unknown = sorted(set(global_parameters or {}) - set(metadata.global_parameters))
         if unknown:
             raise ConfigurationError(
-                f"the potential has no global parameter {unknown[0]!r}; it has {sorted(facts.global_parameters) or 'none'}"
+                f"the potential has no global parameter {unknown[0]!r}; it has {sorted(metadata.global_parameters) or 'none'}"
             )
-        self.parameters_given = {**facts.global_parameters, **(global_parameters or {})}
+        self.parameters_given = {**metadata.global_parameters, **(global_parameters or {})}
         tensor = next((t for t in (*self.potential.parameters(), *self.potential.buffers())), None)
         self._device = place or (torch.device("cpu") if tensor is None else tensor.device)
         self._dtype = dtype
         self._compute_forces = True
-        self._compute_stress = facts.periodic
-        self._numbers = torch.tensor(facts.particles.atomic_numbers, device=self._device)
+        self._compute_stress = metadata.periodic
+        self._numbers = torch.tensor(metadata.particles.atomic_numbers, device=self._device)
 
     def forward(self, state: SimState, **kwargs: Any) -> dict[str, Tensor]:
         """Return ``energy``, ``forces`` and, for a periodic potential, ``stress`` of every system of the state.
@@ -92,7 +92,7 @@ class FlowbridgeTorchSimModel(ModelInterface):
         """
         systems = self._systems(state)
         positions = state.positions.detach().reshape(systems, -1, 3) / _LENGTH
-        periodic = self.potential.facts.periodic
+        periodic = self.potential.metadata.periodic
         # torch-sim keeps cell vectors in columns.
         cell = state.cell.detach().mT.contiguous() / _LENGTH if periodic else None
         energy, forces = self.evaluated.energy_and_forces(positions, cell, **self.parameters_given)
@@ -119,11 +119,11 @@ class FlowbridgeTorchSimModel(ModelInterface):
             system, atom = different[0].tolist()
             raise MoleculeMismatchError(
                 f"atom {atom} of system {system} has the atomic number {int(numbers[system, atom])}, the potential's particle "
-                f"{self.potential.facts.particles.label(atom)} has {int(self._numbers[atom])}: the order must be the same"
+                f"{self.potential.metadata.particles.label(atom)} has {int(self._numbers[atom])}: the order must be the same"
             )
         periodic = bool(torch.as_tensor(state.pbc).any())
-        if periodic != self.potential.facts.periodic or (periodic and not bool(torch.as_tensor(state.pbc).all())):
-            wanted = "periodic in all directions" if self.potential.facts.periodic else "of an isolated molecule"
+        if periodic != self.potential.metadata.periodic or (periodic and not bool(torch.as_tensor(state.pbc).all())):
+            wanted = "periodic in all directions" if self.potential.metadata.periodic else "of an isolated molecule"
             raise ConfigurationError(
                 f"the potential is {wanted}, the state has pbc = {torch.as_tensor(state.pbc).tolist()}"
             )

@@ -10,10 +10,11 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.model_files.files.files import register_kind, save
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from openmm import app, unit
+
+from flowbridge.core.model_files.files import register_kind, save
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
 
 # Compiling each of the many small potentials here would take hours; the tests of compiled code ask for it by name.
 os.environ["FLOWBRIDGE_COMPILE"] = "never"
@@ -36,7 +37,7 @@ class MorseMolecule(Potential):
 
     def __init__(self, particles: Particles, bonds, springs):
         super().__init__()
-        self.facts = PotentialFacts(particles, temperature=300.0, global_parameters={"stiffness": 1.0})
+        self.metadata = PotentialMetadata(particles, temperature=300.0, global_parameters={"stiffness": 1.0})
         self.register_buffer("bonds", torch.as_tensor(bonds))
         self.register_buffer("springs", torch.as_tensor(springs))
         self.bond_lengths = torch.nn.Parameter(torch.zeros(len(bonds), dtype=torch.float64))
@@ -66,7 +67,7 @@ class MorseMolecule(Potential):
 
     def configuration(self):
         return {
-            "particles": self.facts.particles.to_dict(),
+            "particles": self.metadata.particles.to_dict(),
             "bonds": self.bonds.tolist(),
             "springs": self.springs.tolist(),
         }
@@ -86,17 +87,17 @@ class PeriodicFluid(Potential):
     def __init__(self, count: int):
         super().__init__()
         particles = Particles(("Ar",) * count, (18,) * count, (39.948,) * count)
-        self.facts = PotentialFacts(particles, periodic=True)
+        self.metadata = PotentialMetadata(particles, periodic=True)
         self.width = torch.nn.Parameter(torch.tensor(0.12, dtype=torch.float64))
 
     def forward(self, positions, cell=None):
-        i, j = torch.triu_indices(len(self.facts.particles), len(self.facts.particles), 1)
+        i, j = torch.triu_indices(len(self.metadata.particles), len(self.metadata.particles), 1)
         fractional = (positions[:, i] - positions[:, j]) @ torch.linalg.inv(cell)
         separation = (fractional - torch.round(fractional)) @ cell
         return (50.0 * torch.exp(-(separation**2).sum(-1) / (2.0 * self.width**2))).sum(-1).double()
 
     def configuration(self):
-        return {"count": len(self.facts.particles)}
+        return {"count": len(self.metadata.particles)}
 
     @classmethod
     def from_configuration(cls, configuration):

@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import openmm
 import torch
-from flowbridge.core.potential import Particles
-from flowbridge.core.execution.executors import Processes
-from flowbridge.flows.transforms.bijection import Bijection
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.boltzmann.molecule_coordinates import MoleculeCoordinates
-from flowbridge.flows.transforms.sinh_arcsinh import Affine
-from flowbridge.flows.stochastic.molecules import FlatCoordinates
-from flowbridge.integrations.openmm import OpenMMEnergy
-from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from numpy.typing import NDArray
 from openmm import app
 from torch import Tensor
+
+from flowbridge.core.execution.executors import ProcessExecutor
+from flowbridge.core.potential import Particles
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.molecule_coordinates import MoleculeCoordinates
+from flowbridge.flows.stochastic.molecules import FlatCoordinates
+from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
+from flowbridge.integrations.openmm import OpenMMEnergy
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
 
 from ..molecules import alanine_topology
 
@@ -65,7 +66,7 @@ def simulated_alanine(folder: Path, frames: int) -> Alanine:
         LangevinRun(xml, positions, TEMPERATURE, 0.001, 5.0, 5000, 50, frames, seed, folder / f"{frames}-{seed}.npz")
         for seed in (1, 2)
     ]
-    for _ in run_all(runs, Processes(1)):
+    for _ in run_all(runs, ProcessExecutor(1)):
         pass
     training, test = (load_trajectory(run.file) for run in runs)
     particles = particles_from_topology(topology, system)

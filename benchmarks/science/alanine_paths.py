@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flowbridge.flows.transforms.bijection import Bijection
+
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.molecules import MoleculeEnergy, sample_molecules
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow, path_likelihood
 from flowbridge.flows.stochastic.training import PathStage, train_paths
-
+from flowbridge.flows.transforms.bijection import Bijection
 from flowbridge.workflows.stages import write_json
 
 from .alanine_at_1000_kelvin import TEMPERATURE, Alanine, coupling_blocks, simulated_alanine, torsion_divergences

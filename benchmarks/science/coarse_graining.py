@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from flowbridge.core.energy import PotentialEnergy
-from flowbridge.core.statistics.estimates.free_energy_surfaces import Surface, SurfaceComparison, compare_surfaces
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
+from flowbridge.core.model_files.files import save
+from flowbridge.core.statistics.estimates import effective_sample_percent
+from flowbridge.core.statistics.free_energy_surfaces import Surface, SurfaceComparison, compare_surfaces
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.training.augmented_flow import Proposals, TeacherConfiguration
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.prior_statistics import fit_prior
+from flowbridge.forcefields.training.augmented_flow import Proposals, TeacherConfiguration
 from flowbridge.forcefields.training.fitting import train_force_field, train_teacher
 from flowbridge.integrations.openmm.sampling.dynamics import save_arrays
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
-from numpy.typing import NDArray
-
 from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
 from flowbridge.workflows.coarse_graining.configuration import CoarseGraining, read_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import (
@@ -161,14 +161,14 @@ class AlanineComparison:
 
         def work(folder: Path) -> dict[str, Any]:
             schedule = self.settings.training.teacher.model_copy(update={"steps": steps, "learning_rate": 1e-3})
-            flow, _, facts = train_teacher(
+            flow, _, metadata = train_teacher(
                 self.model.mapping.beads, self.data.frames, self.settings.temperature, _PROPOSER,
                 self.settings.training.model_copy(update={"teacher": schedule}),
                 self.folder / f"proposals-{self.mapped.digest[:12]}", self.settings.seed,
             )  # fmt: skip
             drawn = flow.propose(self.proposals, torch.Generator().manual_seed(77))
             save_arrays(folder / "proposals.npz", positions=drawn.positions.numpy(), log_ratio=drawn.log_ratio.numpy())
-            return facts
+            return metadata
 
         stage = Stage.completed(self.folder, "proposals", inputs, work)
         with np.load(stage.folder / "proposals.npz", allow_pickle=False) as kept:
@@ -188,9 +188,9 @@ class AlanineComparison:
                 self.model.mapping.beads, frames, self.settings.temperature, self.settings.prior, self.settings.network,
                 self.settings.teacher, training, folder, self.settings.seed + fold,
             )  # fmt: skip
-            save(trained.force_field, folder / "model.flow", provenance=trained.facts)
+            save(trained.force_field, folder / "model.flow", provenance=trained.metadata)
             compared, effective = self.judged(trained.force_field)
-            return {**trained.facts, **_numbers(compared), "effective_percent_of_judgement": effective}
+            return {**trained.metadata, **_numbers(compared), "effective_percent_of_judgement": effective}
 
         return Stage.completed(self.folder, f"cell-{method}-{size}-{fold}", inputs, work).results or {}
 

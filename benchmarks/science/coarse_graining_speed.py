@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
+from openmm import app
+
 from flowbridge.core.compilation.building import accelerated
-from flowbridge.core.model_files.files.files import load, save
+from flowbridge.core.model_files.files import load, save
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
-from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.beads.mappings import five_beads
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
-from flowbridge.integrations.openmm.forces.add_potential.prior_forces import add_coarse_grained_force_field
-from openmm import app
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
+from flowbridge.integrations.openmm.forces.prior_forces import add_coarse_grained_force_field
 
 from ..harness import Timing, paired
 from ..molecules import alanine_frames, alanine_topology

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from ase import units
-from flowbridge.core.potential import Potential
 from torch import Tensor
+
+from flowbridge.core.potential import Potential
 
 _ANGSTROM = units.nm / units.Angstrom  # of a nanometre
 _KCAL = (units.kJ / units.mol) / (units.kcal / units.mol)  # of a kJ/mol
@@ -54,7 +55,7 @@ def torchmd_stepper(
     from torchmd.integrator import Integrator, maxwell_boltzmann
     from torchmd.systems import System
 
-    masses = torch.tensor(potential.facts.particles.masses, dtype=torch.float64)
+    masses = torch.tensor(potential.metadata.particles.masses, dtype=torch.float64)
     replicas, beads = start.shape[:2]
     torch.manual_seed(1)  # TorchMD draws from the global generator
     system = System(beads, replicas, torch.float64, "cpu")

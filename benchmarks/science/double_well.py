@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from flowbridge.flows.stochastic.distributions import StandardNormal
+from flowbridge.flows.stochastic.kernels import Kernel
+from flowbridge.flows.stochastic.metropolis import MetropolisKernel
+from flowbridge.flows.stochastic.resampling import effective_sample_fraction
+from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
 from flowbridge.flows.transforms.bijection import Bijection
 from flowbridge.flows.transforms.couplings import Coupling
 from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.transforms.splines import RationalQuadraticSpline
-from flowbridge.flows.stochastic.distributions import StandardNormal
-from flowbridge.flows.stochastic.kernels import Kernel
-from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.resampling import effective_share
-from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
-from torch import Tensor
 
 BINS = 30
 RANGE = 2.25
@@ -90,7 +91,7 @@ class Evaluation:
 
     plain: ProfileError
     reweighted: ProfileError
-    effective_share: float
+    effective_sample_fraction: float
     empty: int
 
 
@@ -107,7 +108,7 @@ def evaluate(flow: StochasticFlow, seed: int, repeats: int, samples: int) -> Eva
         bins = torch.bucketize(paths.value[:, 0].contiguous(), edges) - 1
         inside = (bins >= 0) & (bins < BINS)
         weights = samples * torch.softmax(paths.log_weights.double(), 0)
-        shares.append(effective_share(paths.log_weights))
+        shares.append(effective_sample_fraction(paths.log_weights))
         for kept, values in zip(profiles, (torch.ones_like(weights), weights), strict=True):
             counts = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins[inside], values[inside])
             free_energy = -torch.where(counts == 0.0, torch.ones_like(counts), counts).log()

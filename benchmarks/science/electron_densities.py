@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
-from flowbridge.calculators.qmc.density_run import DensityRun, Progress, RunSettings
-from flowbridge.calculators.qmc.electronic_structure import mean_field, reference_density, require_pyscf
-from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.wave_function.wave_function.linear_method import OptimisationSettings
-from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import SamplingSettings
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings
 from rich.console import Console
 from rich.table import Table
+
+from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
+from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
+from flowbridge.calculators.qmc.density_run import DensityRun, Progress, RunSettings
+from flowbridge.calculators.qmc.electronic_structure import mean_field, reference_density, require_pyscf
+from flowbridge.calculators.qmc.molecule import Molecule
+from flowbridge.calculators.qmc.properties.properties import DensityProperties
+from flowbridge.calculators.qmc.wave_function.linear_method import OptimisationSettings
+from flowbridge.calculators.qmc.wave_function.sampling import SamplingSettings
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings
 
 from ..harness import RESULTS, machine
 from .dissociation_figure import draw_dissociation

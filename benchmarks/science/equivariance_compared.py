@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from flowbridge.flows.equivariant.alignment import aligned_to
-from flowbridge.flows.equivariant.flow_potential import FieldSettings
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.fields.kernel_field import KernelFieldSettings
-from flowbridge.flows.equivariant.mean_free import without_mean
 from flowbridge.flows.equivariant.fields.network_field import NetworkFieldSettings
+from flowbridge.flows.equivariant.flow_potential import FieldSettings
+from flowbridge.flows.equivariant.mean_free import without_mean
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage
-from torch import Tensor
 
 from .equivariant_systems import Case, moved, negative_log_likelihood, trained_flow
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from flowbridge.flows.equivariant.systems import ParticleSystem
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowbridge.flows.equivariant.systems import ParticleSystem
 from flowbridge.workflows.figure_style import FLOW, MD, REWEIGHTED, drawn
 
 FloatArray = NDArray[np.float64]

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from torch import Tensor
 
-from flowbridge.core.execution import main_process as ranks
+from flowbridge.core.execution.main_process import is_main_process
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.workflows.stages import Stage
 
 from ..harness import report
@@ -53,7 +53,7 @@ def main() -> None:
         train=not given.samples,
         baselines=not given.without_baselines,
     )
-    if not ranks.leads():
+    if not is_main_process():
         return
     if given.small:
         print(json.dumps(results, indent=1))
@@ -78,7 +78,7 @@ def run(
         test = test_samples(name, case, output, seed + 101)
         model, training = trained_flow(name, case, samples, output, seed)
         found, picture = _judged_once(name, case, model, test, draws, output, seed + 2)
-        if ranks.leads():
+        if is_main_process():
             draw_samples(picture, output / f"equivariant_flows_{name}.png")
         results["flows"][name] = {
             "training_samples": len(samples),

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.core.statistics.estimates.estimates import effective_sample_percent, mean_with_error
+from torch import Tensor
+
+import flowbridge
+from flowbridge.core.execution.main_process import is_main_process
+from flowbridge.core.execution.progress import track
+from flowbridge.core.statistics.estimates import effective_sample_percent, mean_with_error
 from flowbridge.flows.equivariant.fields.compiled_field import compiled
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
 from flowbridge.flows.equivariant.mean_free import without_mean
 from flowbridge.flows.equivariant.ordinary_equations import Solution, Solver, transport
 from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster, ParticleSystem
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage, train_continuous_flow
-from torch import Tensor
-
-import flowbridge
-from flowbridge.core.execution import main_process as ranks
-from flowbridge.core.execution.progress import track
 from flowbridge.workflows.stages import Stage
 
 VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
@@ -152,7 +152,7 @@ def trained_flow(
         model = EquivariantFlow.untrained(case.system, samples, settings, case.solver, seed)
         energy = case.system.reduced_energy
         curves = train_continuous_flow(model.flow, samples, case.training, folder, energy=energy, seed=seed)
-        if ranks.leads():
+        if is_main_process():
             flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "curves": curves}
 

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flowbridge.core.statistics.estimates.bootstrap import Estimate
+from openmm import XmlSerializer
+from torch import from_numpy
+
+from flowbridge.core.execution.executors import ProcessExecutor
+from flowbridge.core.execution.progress import track
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.execution.executors import Processes
+from flowbridge.core.statistics.bootstrap import Estimate
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.crystal import at_rest
 from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.relaxation import RelaxedCrystal, relaxed
 from flowbridge.integrations.genice import ice_structure
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all
-from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
+from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy, RigidWater, rigid_water
 from flowbridge.integrations.pymbar import mbar_from_reduced_potentials
-from openmm import XmlSerializer
-from torch import from_numpy
-
-from flowbridge.core.execution.progress import track
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def simulate(protocol: Protocol, water: RigidWater, crystal: RelaxedCrystal, fol
         for number in range(count)
     ]  # fmt: skip
     missing = [run for run in runs if not run.file.is_file()]
-    for _ in track(run_all(missing, Processes(1)), "trajectories", len(missing)):
+    for _ in track(run_all(missing, ProcessExecutor(1)), "trajectories", len(missing)):
         pass
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowbridge.flows.transforms.bijection import Bijection
-from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.transforms.splines import RationalQuadraticSpline
-from flowbridge.flows.stochastic.distributions import StandardNormal
-from flowbridge.flows.stochastic.kernels import Kernel
-from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
-from flowbridge.flows.stochastic.training import PathStage, train_paths
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from flowbridge.flows.stochastic.distributions import StandardNormal
+from flowbridge.flows.stochastic.kernels import Kernel
+from flowbridge.flows.stochastic.metropolis import MetropolisKernel
+from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
+from flowbridge.flows.stochastic.training import PathStage, train_paths
+from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.workflows.figure_style import drawn
 
 SIZE = 160  # pixels along a side

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flowbridge.flows.transforms.merging import MergingSchedule
-from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix
-from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 
 from flowbridge.core.execution.progress import track
+from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from flowbridge.flows.transforms.merging import MergingSchedule
+from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix
 from flowbridge.workflows.stages import write_json
 
 from ..harness import paired, ratio, report

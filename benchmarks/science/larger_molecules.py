@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_evaluator import MoleculeJudge
+
+from flowbridge.calculators.molecule_evaluator import MoleculeEvaluator
+from flowbridge.core.execution.progress import track
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage
-
-from flowbridge.workflows.molecules.building import load_builder
-from flowbridge.workflows.molecules.results import Harvest
-from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
 from flowbridge.workflows.figure_style import REWEIGHTED, drawn
-from flowbridge.core.execution.progress import track
+from flowbridge.workflows.molecules.building import load_builder
+from flowbridge.workflows.molecules.results import IsomerResults
+from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
 
 from ..harness import report
 
@@ -65,14 +65,14 @@ class Evaluation:
     formulas: list[str]
 
 
-def evaluated(builder: MoleculeBuilder, rounds: int, plan: Plan, judge: MoleculeJudge) -> Evaluation:
+def evaluated(builder: MoleculeBuilder, rounds: int, plan: Plan, evaluator: MoleculeEvaluator) -> Evaluation:
     """Build with seeds of their own, relax, and return what came of it."""
     formulas = [Formula.parse(plan.formulas[index % len(plan.formulas)]) for index in range(plan.count)]
     built = builder.sample(formulas, plan.count, torch.Generator().manual_seed(90_000 + rounds))
     molecules = [built.molecule(index) for index in range(plan.count)]
-    found, valid, energies = Harvest(), [], []
+    found, valid, energies = IsomerResults(), [], []
     for molecule in track(molecules, f"relaxing, round {rounds}", plan.count):
-        verdict = judge([molecule])[0]
+        verdict = evaluator([molecule])[0]
         valid.append(found.add(molecule[0], verdict) is not None)
         energies.append(verdict.energy if verdict.energy is not None and valid[-1] else math.nan)
     return Evaluation(rounds, valid, energies, [str(formula) for formula in formulas])
@@ -135,9 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.output / name
     folder.mkdir(parents=True, exist_ok=True)
     builder, _ = load_builder(None)
-    relaxing = MoleculeJudge("gfn2", file=folder / "relaxed.sqlite")
+    relaxing = MoleculeEvaluator("gfn2", file=folder / "relaxed.sqlite")
     # Energies of molecules as built say more of their strain than of which isomers they are: rewards are of relaxed ones.
-    rewarding = MoleculeJudge("gfn2", COARSE_RELAXATION, file=folder / "rewards.sqlite")
+    rewarding = MoleculeEvaluator("gfn2", COARSE_RELAXATION, file=folder / "rewards.sqlite")
     formulas = [Formula.parse(text) for text in plan.formulas]
     evaluations = [evaluated(builder, 0, plan, relaxing)]
     for rounds in range(plan.every, plan.reinforcement.iterations + 1, plan.every):

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.rank_one_matrix import RankOneMatrix
-from torch import Tensor, nn
 
 BATCH = 32
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from flowbridge.core.execution.progress import track
 from flowbridge.flows.transforms.bijection import Bijection, Chain
 from flowbridge.flows.transforms.couplings import Coupling
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.rank_one_matrix import RankOneMatrix
 from flowbridge.flows.transforms.sinh_arcsinh import Affine
-from torch import Tensor
-
-from flowbridge.core.execution.progress import track
 from flowbridge.workflows.stages import write_json
 
 from ..harness import report

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from rdkit import Chem
+
 from flowbridge.core.errors import CoordinateError
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import ELEMENTS, VALENCES, Formula
-from flowbridge.flows.molecules.training.evaluation import Geometry
 from flowbridge.flows.molecules.partial_molecules import COVALENT_RADII
+from flowbridge.flows.molecules.training.evaluation import Geometry
 from flowbridge.integrations.rdkit.isomers import enumerate_isomers
 from flowbridge.integrations.rdkit.molecular_graphs import embed
-from rdkit import Chem
 
 Proposals = Callable[[Formula, int], Iterator[Geometry]]
 """Gives molecules of a formula without end, by a seed."""

@@ -27,21 +27,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.calculators.molecule_evaluator import MoleculeJudge
+
+from flowbridge.calculators.molecule_evaluator import MoleculeEvaluator
+from flowbridge.core.execution.progress import track
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.formulas import Formula
+from flowbridge.flows.molecules.training.evaluation import Evaluation, Geometry
 from flowbridge.flows.molecules.training.isomer_energies import IsomerEnergies
-from flowbridge.flows.molecules.training.evaluation import Geometry, Judgement
 from flowbridge.flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage
-
 from flowbridge.workflows.molecules.building import load_builder
-from flowbridge.workflows.molecules.results import Harvest
 from flowbridge.workflows.molecules.isomer_database import IsomerRequest, StoredIsomer, make_isomers, read_isomers
 from flowbridge.workflows.molecules.novelty import Taught
+from flowbridge.workflows.molecules.results import IsomerResults
 from flowbridge.workflows.molecules.search import Candidates, Search
 from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
-from flowbridge.core.execution.progress import track
 
 from ..harness import report
 from .molecule_proposals import Proposals, all_isomers, from_builder, random_isomers, random_placement
@@ -96,25 +96,25 @@ SMALL = Plan(
 
 @dataclass(frozen=True)
 class ValidAsBuilt:
-    """A judge that asks another one only of molecules that are valid as they are: no evaluation goes to the others."""
+    """A evaluator that asks another one only of molecules that are valid as they are: no evaluation goes to the others."""
 
-    judge: MoleculeJudge
+    evaluator: MoleculeEvaluator
 
-    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
-        """See :class:`~flowbridge.flows.molecules.training.evaluation.Judge`."""
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:
+        """See :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator`."""
         faults = [find_bonds(*molecule).fault for molecule in molecules]
-        verdicts = iter(self.judge([each for each, fault in zip(molecules, faults, strict=True) if fault is None]))
+        verdicts = iter(self.evaluator([each for each, fault in zip(molecules, faults, strict=True) if fault is None]))
         return [
-            next(verdicts) if fault is None else Judgement(None, positions, 0, fault)
+            next(verdicts) if fault is None else Evaluation(None, positions, 0, fault)
             for (_, positions), fault in zip(molecules, faults, strict=True)
         ]
 
 
 def reinforced(begin: MoleculeBuilder, plan: Plan, seed: int, folder: Path) -> list[list[float]]:
     """Reinforce a builder in place and return the curve."""
-    judge = ValidAsBuilt(MoleculeJudge("gfn2", COARSE_RELAXATION, file=folder.parent / "rewards.sqlite"))
+    evaluator = ValidAsBuilt(MoleculeEvaluator("gfn2", COARSE_RELAXATION, file=folder.parent / "rewards.sqlite"))
     formulas = [Formula.parse(text) for text in plan.practice]
-    training = Reinforcement(begin, formulas, judge, plan.reinforcement, seed=seed)
+    training = Reinforcement(begin, formulas, evaluator, plan.reinforcement, seed=seed)
     rounds = training.rounds(folder / f"reinforcement-{seed}.safetensors")
     return [list(values) for values in track(rounds, folder.name, plan.reinforcement.iterations)]
 
@@ -125,12 +125,12 @@ def searched(
     plan: Plan,
     taught: Taught,
     energies: IsomerEnergies | None,
-    judge: MoleculeJudge,
-) -> dict[int, tuple[int, Harvest]]:
+    evaluator: MoleculeEvaluator,
+) -> dict[int, tuple[int, IsomerResults]]:
     """Relax candidates and return the evaluations spent and what was found, at each budget."""
-    found: dict[int, tuple[int, Harvest]] = {}
-    harvest = Harvest(taught)
-    search = Search(formula, judge, harvest, energies, plan.starts)
+    found: dict[int, tuple[int, IsomerResults]] = {}
+    harvest = IsomerResults(taught)
+    search = Search(formula, evaluator, harvest, energies, plan.starts)
     for budget in plan.budgets:
         for _ in search.run(candidates, budget):
             pass
@@ -138,7 +138,7 @@ def searched(
     return found
 
 
-def summary(candidates: Candidates, spent: int, found: Harvest, reference: list[StoredIsomer]) -> dict[str, Any]:
+def summary(candidates: Candidates, spent: int, found: IsomerResults, reference: list[StoredIsomer]) -> dict[str, Any]:
     """Return what was found, against the enumerated isomers of the formula."""
     lowest = min(isomer.energy for isomer in reference)
     best = found.ranked[0].energy if found.isomers else math.nan
@@ -148,7 +148,7 @@ def summary(candidates: Candidates, spent: int, found: Harvest, reference: list[
         "valid_as_built": candidates.valid,
         "isomers_as_built": len(candidates.isomers),
         "evaluations": spent,
-        "relaxed": found.judged,
+        "relaxed": found.evaluated,
         "valid": found.valid,
         "isomers": len(found.isomers),
         "novel": sum(isomer.novel for isomer in found.ranked),
@@ -191,7 +191,7 @@ def compared(plan: Plan, seed: int, folder: Path, enumerated: Sequence[StoredIso
     """Run all ways with one seed and return what they found, and the curves of the reinforcements."""
     builder, taught = load_builder(None)
     proposals, curves = ways(plan, seed, folder)
-    judge = MoleculeJudge("gfn2", file=folder / "judgements.sqlite")
+    evaluator = MoleculeEvaluator("gfn2", file=folder / "evaluations.sqlite")
     results: Results = {way: {order: {str(budget): {} for budget in plan.budgets} for order in ORDERS} for way in WAYS}
     for way in WAYS:
         for text in track(plan.formulas, f"{way}, seed {seed}", len(plan.formulas)):
@@ -200,7 +200,7 @@ def compared(plan: Plan, seed: int, folder: Path, enumerated: Sequence[StoredIso
             candidates = Candidates()
             candidates.add(itertools.islice(proposals[way](formula, seed), plan.built))
             for order, energies in zip(ORDERS, (None, builder.energies), strict=True):
-                for budget, (spent, found) in searched(candidates, formula, plan, taught, energies, judge).items():
+                for budget, (spent, found) in searched(candidates, formula, plan, taught, energies, evaluator).items():
                     results[way][order][str(budget)][text] = summary(candidates, spent, found, reference)
     return results, curves
 

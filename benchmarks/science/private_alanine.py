@@ -18,25 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowbridge.core.statistics.estimates.free_energy_surfaces import Surface, compare_surfaces
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
+
+from flowbridge.core.model_files.files import save
+from flowbridge.core.statistics.estimates import effective_sample_percent
+from flowbridge.core.statistics.free_energy_surfaces import Surface, compare_surfaces
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
 from flowbridge.flows.boltzmann.zmatrix import Row, ZMatrix
+from flowbridge.forcefields.beads.force_maps import bonded_force_map
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.beads.force_maps import bonded_force_map
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.private.budget import Accountant, PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.force_matching import public_force_field, trajectory_units
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 from flowbridge.forcefields.training.modules import network_forces
+from flowbridge.integrations.openmm.forces.public_prior import public_prior
 from flowbridge.integrations.openmm.sampling.dynamics import load_trajectory
-from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
-
 from flowbridge.workflows.coarse_graining.reference import load_beads, reference_model, run_mapping, run_reference
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, REFERENCE, drawn
 
@@ -153,7 +153,7 @@ class PrivateAlanine:
         }
 
     def private_run(self, method: str, epsilon: float, seed: int, file: Path) -> dict[str, float]:
-        """Train within a budget, keep the model with its bill, and judge it."""
+        """Train within a budget, keep the model with its ledger, and judge it."""
         force_field = self.untrained(seed)
         settings = PrivateTraining.model_validate(
             {"method": method, "steps": self.sizes.steps, "batch": self.sizes.batch, "clip": _CLIP[method],
@@ -162,7 +162,7 @@ class PrivateAlanine:
         budget = PrivacyBudget(epsilon=epsilon, delta=DELTA, accountant=self.sizes.accountant)
         result = train_privately(force_field, self.private_data, budget, settings, seed=seed)
         save(force_field, file)
-        return {**self.judged(force_field), "epsilon": result.bill.epsilon}
+        return {**self.judged(force_field), "epsilon": result.ledger.epsilon}
 
     def plain_run(self, seed: int) -> dict[str, float]:
         """Train without privacy, and judge."""

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from flowbridge.forcefields.private.audit import CanaryAttack
-from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.budget import PrivacyBudget
-from flowbridge.forcefields.private.learning.clipping import Contributions
 from flowbridge.forcefields.private.configuration import PrivateTraining
+from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
+from flowbridge.forcefields.private.learning.clipping import Contributions
 from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.units import UnitBatch, UnitData
-from torch import Tensor
 
 from ..harness import report
 from .kept_runs import OutOfTime, kept
@@ -36,7 +37,7 @@ class _Unclipped(AuxiliaryCoordinates):
 
 
 def attacks() -> dict[str, CanaryAttack]:
-    """Return the attack on both methods, and on mechanisms broken on purpose; epsilon 1 is on the bill."""
+    """Return the attack on both methods, and on mechanisms broken on purpose; epsilon 1 is on the ledger."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 3, generator=generator)
     inputs[:, 2] = 0.0  # where the canary is alone

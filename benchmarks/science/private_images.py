@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.feed_forward import (
@@ -23,8 +26,6 @@ from flowbridge.forcefields.private.learning.feed_forward import (
 from flowbridge.forcefields.private.statistics import private_principal_axes
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
-from sklearn.datasets import load_digits
-from torch import Tensor
 
 from ..harness import report
 from .idx_files import read_mnist

@@ -7,13 +7,14 @@ import warnings
 from typing import Any
 
 import torch
+from opacus import PrivacyEngine
+
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.feed_forward import task_losses
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.training import PrivateTrainer
 from flowbridge.forcefields.private.units import UnitData
-from opacus import PrivacyEngine
 
 from ..harness import paired, ratio, report
 from .private_images import BATCH, DELTA, METHODS, STEPS, TASKS, Task, network, split

@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+
+import flowbridge as fb
 from flowbridge.core.errors import OverlapError
-from flowbridge.core.statistics.estimates.targeted_free_energy import targeted_free_energy
+from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import draws_of, train_by_work
 from flowbridge.flows.rigid.works import summary, works_of
-from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy
-from rich.console import Console
-
-import flowbridge as fb
+from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy
 from flowbridge.workflows.stages import Stage
 
 from ..harness import report

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flowbridge.flows.stochastic.training import PathStage, train_paths
 
 from flowbridge.core.execution.progress import track
+from flowbridge.flows.stochastic.training import PathStage, train_paths
 from flowbridge.workflows.stages import write_json
 
 from ..harness import report
@@ -51,7 +51,7 @@ def double_well(output: Path, seeds: int, kinds: tuple[str, ...], *, small: bool
     rows = []
     for kind in kinds:
         parts = [_spread(results[kind], which, "total") for which in ("plain", "reweighted")]
-        share = statistics.mean(result["effective_share"] for result in results[kind])
+        share = statistics.mean(result["effective_sample_fraction"] for result in results[kind])
         empty = sum(result["empty"] for result in results[kind])
         rows.append([kind, *parts, *_PUBLISHED[kind], f"{100 * share:.0f}", str(empty)])
     columns = ["flow", "error", "reweighted", "paper", "reweighted", "ESS %", "empty"]

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import openmm
 import torch
+from numpy.typing import NDArray
+
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.units import thermal_energy
@@ -25,7 +27,6 @@ from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.maps.quaternions import random_orientations
 from flowbridge.flows.rigid.training import train_by_likelihood
 from flowbridge.integrations.openmm import OpenMMEnergy
-from numpy.typing import NDArray
 
 TEMPERATURE = 100.0
 DESIGN = RigidFlowConfiguration(

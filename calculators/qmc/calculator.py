@@ -20,16 +20,16 @@ from ase.calculators.calculator import (
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError
+from ...core.statistics.bootstrap import Estimate
 from .density.convex_fit import DensityFitSettings
 from .density.cubes import density_on_cell, write_density_cube
 from .density.densities import DensityModel, SumDensity
 from .density_run import Announce, DensityRun, RunSettings, run_from_files
 from .electronic_structure import DEFAULT_BASIS, require_pyscf
-from .wave_function.linear_method import OptimisationSettings
 from .molecule import Molecule
 from .properties.properties import DensityProperties
+from .wave_function.linear_method import OptimisationSettings
 from .wave_function.sampling import ElectronSamples, SamplingSettings
 from .wave_function.trial_functions import TrialSettings
 from .wave_function.wave_function import SlaterJastrow
@@ -232,7 +232,8 @@ class QMCCalculator(Calculator):
         """Return the density of spin up less that of spin down at the nuclei ``(A,)`` in e/Angstrom^3.
 
         What hyperfine couplings are proportional to; by an estimator of its own
-        (:mod:`~flowbridge.calculators.qmc.properties.spin_contact`), since the difference of two fitted densities is mostly noise there.
+        (:mod:`~flowbridge.calculators.qmc.properties.spin_contact`), since the difference of two fitted densities is
+        mostly noise there.
         """
         return _scaled(self.run.spin_contact_densities, Bohr**-3)
 

@@ -19,25 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError
+from ...core.statistics.bootstrap import Estimate
 from .density.convex_fit import DensityFitSettings
 from .density.densities import DensityModel, SumDensity, base_density
-from .electronic_structure import Quadrature, becke_quadrature
 from .density.linear_log_density import fit_linear_log_density
-from .wave_function.linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
-from .molecule import Molecule
 from .density.neural_density import NeuralFitSettings, fit_neural_density
 from .density.parameter_response import ParameterSteps, parameter_steps, with_response
+from .electronic_structure import Quadrature, becke_quadrature
+from .molecule import Molecule
 from .properties.properties import DensityProperties
-from .wave_function.sampling import (
-    ElectronSamples,
-    EquilibriumError,
-    LangevinSampler,
-    SamplerState,
-    SamplingSettings,
-    sample,
-)
 from .properties.spin_contact import spin_contact_densities
 from .storage import (
     load_density,
@@ -48,6 +39,15 @@ from .storage import (
     save_density,
     save_samples,
     save_wave_function,
+)
+from .wave_function.linear_method import OptimisationSettings, OptimisationState, optimise, start_optimisation
+from .wave_function.sampling import (
+    ElectronSamples,
+    EquilibriumError,
+    LangevinSampler,
+    SamplerState,
+    SamplingSettings,
+    sample,
 )
 from .wave_function.trial_functions import TrialSettings, trial_wave_function
 from .wave_function.wave_function import SlaterJastrow

@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...core.errors import ModelFileError
 from ...core.atomic_files import write_whole
+from ...core.errors import ModelFileError
 
 FORMAT, VERSION = "flowbridge-qmc", 1
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError
-from .wave_function.atomic_functions import AtomicFunctions, Shell
+from ...core.statistics.bootstrap import Estimate
 from .density.convex_fit import ConvexFit
 from .density.densities import DensityModel, OrbitalDensity, SumDensity
-from .wave_function.determinants import Excitations, Expansion
-from .files import read_file, write_file
-from .wave_function.jastrow import Jastrow
 from .density.linear_log_density import LinearLogDensity
-from .wave_function.linear_method import OptimisationState, OptimisationStep
-from .molecule import Molecule
 from .density.neural_density import NeuralDensity
+from .files import read_file, write_file
+from .molecule import Molecule
+from .wave_function.atomic_functions import AtomicFunctions, Shell
+from .wave_function.determinants import Excitations, Expansion
+from .wave_function.jastrow import Jastrow
+from .wave_function.linear_method import OptimisationState, OptimisationStep
 from .wave_function.sampling import ElectronSamples, SamplerState
 from .wave_function.slater_orbitals import SlaterOrbitals
 from .wave_function.wave_function import SlaterJastrow

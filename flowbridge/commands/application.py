@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import AsJSON, ConfigurationFile, Debug, Scheduler, Workers, readable_errors
 from .molecules import build, isomers, teach
+from .options import AsJSON, ConfigurationFile, Debug, Scheduler, Workers, readable_errors
 
 application = typer.Typer(
     help="Train normalizing flows on molecules and use them in OpenMM, ASE and reweighting.",

@@ -26,7 +26,7 @@ def build(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/FORMULA]")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate energies.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="ProcessExecutor that evaluate energies.")] = 1,
     scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
@@ -37,12 +37,12 @@ def build(
     """
     with readable_errors(debug, resumable=True):
         from ..workflows.molecules.building import BuildRequest, build_and_print
-        from ..workflows.molecules.executors import spread_over
+        from ..workflows.molecules.executors import executor_for
 
-        with spread_over(workers, scheduler) as spread:
+        with executor_for(workers, scheduler) as executor:
             folder = output or Path("runs") / formula
             request = BuildRequest(formula, folder, n, model, calculator, seed, evaluations, starts, ranked)
-            build_and_print(request, spread)
+            build_and_print(request, executor)
 
 
 def teach(
@@ -78,7 +78,7 @@ def teach(
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate energies.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="ProcessExecutor that evaluate energies.")] = 1,
     scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
@@ -91,7 +91,7 @@ def teach(
         from ..flows.molecules.formulas import Formula
         from ..flows.molecules.training.imitation import ImitationStage
         from ..flows.molecules.training.reinforcement import ReinforcementStage
-        from ..workflows.molecules.executors import spread_over
+        from ..workflows.molecules.executors import executor_for
         from ..workflows.molecules.teaching import ImitationRequest, ReinforcementRequest, teach_and_print
 
         imitation = strengthening = None
@@ -105,8 +105,8 @@ def teach(
             scale = 1.0 if relax else 2.0  # strain, which relaxation takes out, makes energies differ by more
             policy = ReinforcementStage(iterations=rounds, molecules=molecules, novelty=novelty, energy_scale=scale)
             strengthening = ReinforcementRequest(begin, output, formulas, calculator, relax, policy, seed)
-        with spread_over(workers, scheduler) as spread:
-            teach_and_print(imitation, strengthening, spread)
+        with executor_for(workers, scheduler) as executor:
+            teach_and_print(imitation, strengthening, executor)
 
 
 def isomers(
@@ -122,7 +122,7 @@ def isomers(
     calculator: Annotated[str, typer.Option(help="gfn2, gfn1, a model file, or module:function.")] = "gfn2",
     vibrations: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share whose vibrations are checked.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of samples and embeddings.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="ProcessExecutor.")] = 1,
     scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
@@ -131,9 +131,9 @@ def isomers(
     After an interruption the same command continues.
     """
     with readable_errors(debug, resumable=True):
+        from ..workflows.molecules.executors import executor_for
         from ..workflows.molecules.isomer_database import IsomerRequest, chosen_formulas, make_and_print
-        from ..workflows.molecules.executors import spread_over
 
         chosen = chosen_formulas(formulas or [], heavy_atoms, most, unsaturation, exclude or [])
-        with spread_over(workers, scheduler) as spread:
-            make_and_print(IsomerRequest(chosen, per_formula, calculator, vibrations, seed), output, spread)
+        with executor_for(workers, scheduler) as executor:
+            make_and_print(IsomerRequest(chosen, per_formula, calculator, vibrations, seed), output, executor)

@@ -85,7 +85,7 @@ class Particles:
 
 
 @dataclass(frozen=True)
-class PotentialFacts:
+class PotentialMetadata:
     """What an engine must know about a potential before it can use it.
 
     Attributes:
@@ -115,14 +115,14 @@ class ModelFile(NamedTuple):
 class Potential(torch.nn.Module):
     """An energy function of positions that can be trained, saved, and handed to any simulation engine.
 
-    A subclass sets ``facts`` and writes :meth:`forward`. To be stored in a model file it also sets ``kind`` and
+    A subclass sets ``metadata`` and writes :meth:`forward`. To be stored in a model file it also sets ``kind`` and
     writes :meth:`configuration` and :meth:`from_configuration` (see :mod:`flowbridge.core.model_files.files`).
     """
 
     kind: ClassVar[str] = ""
     """Name under which model files know this class; registered in the group ``flowbridge.model_kinds``."""
 
-    facts: PotentialFacts
+    metadata: PotentialMetadata
 
     one_program: ClassVar[bool] = True
     """Whether adapters compile energy and forces as one program unless told otherwise. False where that takes many minutes,
@@ -132,7 +132,7 @@ class Potential(torch.nn.Module):
     """Where this potential was last loaded from or saved to (see :mod:`flowbridge.core.model_files.files`)."""
 
     privacy: dict[str, Any] | None = None
-    """The bill of private training (see :mod:`flowbridge.forcefields.private.ledger`), which model files keep."""
+    """The ledger of private training (see :mod:`flowbridge.forcefields.private.ledger`), which model files keep."""
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol, float64.
@@ -140,7 +140,7 @@ class Potential(torch.nn.Module):
         Args:
             positions: ``(B, N, 3)`` in nm, any floating dtype, on the device of the potential.
             cell: ``(B, 3, 3)``, row vectors in nm, or None for an open system.
-            **global_parameters: values for names of ``facts.global_parameters``.
+            **global_parameters: values for names of ``metadata.global_parameters``.
         """
         raise TypeError(f"{type(self).__name__} defines no energy: write its forward(positions, cell=None)")
 
@@ -164,7 +164,7 @@ class Potential(torch.nn.Module):
         The default is a cloud of points at the density of a liquid; a subclass that can draw plausible configurations of
         its system overrides this.
         """
-        particles = len(self.facts.particles)
+        particles = len(self.metadata.particles)
         return 0.1 * particles ** (1 / 3) * torch.randn(count, particles, 3, generator=generator, dtype=torch.float64)
 
     def describe_strain(self, positions: Tensor) -> str:
@@ -175,7 +175,7 @@ class Potential(torch.nn.Module):
         _, forces = self.energy_and_forces(positions.detach().double()[None])
         sizes = torch.nan_to_num(forces[0], nan=float("inf")).norm(dim=-1)
         worst = int(sizes.argmax())
-        return f"the largest force, {float(sizes[worst]):.3g} kJ/mol/nm, is on {self.facts.particles.label(worst)}"
+        return f"the largest force, {float(sizes[worst]):.3g} kJ/mol/nm, is on {self.metadata.particles.label(worst)}"
 
     def configuration(self) -> dict[str, Any]:
         """Return all that :meth:`from_configuration` needs besides the tensors, ready for JSON."""

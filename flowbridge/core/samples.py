@@ -12,10 +12,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from .errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from .potential import Particles
 from .sample_files import SampleArrays, read_samples, write_samples
+from .statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from .statistics.estimates import (
     FreeEnergyProfile,
     checked_log_weights,

@@ -48,7 +48,7 @@ def ase_calculator(name: str, case: Case) -> Check:
     for index, positions in enumerate(case.positions.numpy()):
         cell = None if case.cell is None else case.cell[index].numpy() * units.nm
         atoms = ase.Atoms(
-            numbers=case.potential.facts.particles.atomic_numbers, positions=positions * units.nm, cell=cell,
+            numbers=case.potential.metadata.particles.atomic_numbers, positions=positions * units.nm, cell=cell,
             pbc=cell is not None,
         )  # fmt: skip
         atoms.calc = PotentialCalculator(case.potential)

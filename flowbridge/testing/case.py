@@ -72,8 +72,8 @@ def case_of(potential: Potential, positions: Tensor | None, cell: Tensor | None,
 
     Raises ConfigurationError where the potential has no finite energy there.
     """
-    facts = potential.facts
-    expected = (len(facts.particles), 3)
+    metadata = potential.metadata
+    expected = (len(metadata.particles), 3)
     if positions is None:
         positions = potential.example_positions(count, torch.Generator().manual_seed(seed))
     positions = torch.as_tensor(positions, dtype=torch.float64).detach().clone()
@@ -82,13 +82,13 @@ def case_of(potential: Potential, positions: Tensor | None, cell: Tensor | None,
         raise ConfigurationError(
             f"positions must be (configurations, particles, 3) = (B, {expected[0]}, 3) nm, got {tuple(positions.shape)}"
         )
-    if facts.periodic:
+    if metadata.periodic:
         if cell is None:
             edge = 1.5 * float(positions.amax() - positions.amin()) + 0.5
             cell = edge * torch.eye(3, dtype=torch.float64)
         cell = torch.as_tensor(cell, dtype=torch.float64).expand(len(positions), 3, 3).clone()
     elif cell is not None:
-        raise ConfigurationError("a cell was given, but the potential's facts say that it is not periodic")
+        raise ConfigurationError("a cell was given, but the potential's metadata say that it is not periodic")
     reference = potential.energy_and_forces(positions.clone(), cell)
     if not (torch.isfinite(reference.energy).all() and torch.isfinite(reference.forces).all()):
         raise ConfigurationError(

@@ -27,7 +27,11 @@ def own_checks(case: Case, invariances: frozenset[str]) -> Iterator[NamedCheck]:
         ("batch against single configurations", batch_is_its_members, True),
         ("repeats itself, leaves its input alone", repeats_itself, True),
         ("positions in single precision", single_precision, True),
-        ("defaults of global parameters", defaults_of_global_parameters, bool(case.potential.facts.global_parameters)),
+        (
+            "defaults of global parameters",
+            defaults_of_global_parameters,
+            bool(case.potential.metadata.global_parameters),
+        ),
         ("translation", translation, "translation" in invariances),
         ("rotation", rotation, "rotation" in invariances),
         ("translation of single particles by lattice vectors", lattice_translations, case.cell is not None),
@@ -132,7 +136,7 @@ def single_precision(name: str, case: Case) -> Check:
 
 def defaults_of_global_parameters(name: str, case: Case) -> Check:
     """Naming every global parameter with its default changes nothing."""
-    values = case.potential.facts.global_parameters
+    values = case.potential.metadata.global_parameters
     given = case.potential.energy_and_forces(case.positions, case.cell, **values)
     return _compared(
         name, _largest(given.energy.double() - case.reference.energy), case.allowed(_SAME) * case.energy_scale,
@@ -184,9 +188,9 @@ def model_file(name: str, case: Case) -> Check:
         finally:
             case.potential.model_file = before
         loaded = load(path)
-    facts, found = case.potential.facts, loaded.facts
-    if found != facts:
-        return Check(name, False, detail=f"the facts came back as {found}, they were {facts}")
+    metadata, found = case.potential.metadata, loaded.metadata
+    if found != metadata:
+        return Check(name, False, detail=f"the metadata came back as {found}, they were {metadata}")
     again = loaded.energy_and_forces(case.positions, case.cell)
     return _compared(name, _largest(again.energy.double() - case.reference.energy), 0.0, "kJ/mol after loading")
 

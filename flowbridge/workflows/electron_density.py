@@ -26,8 +26,8 @@ from ..calculators.qmc.figures import draw_density
 from ..calculators.qmc.properties.potential_charges import potential_charges
 from ..calculators.qmc.properties.properties import DensityProperties
 from ..calculators.qmc.storage import save_density, save_wave_function
-from ..core.errors import ConfigurationError
 from ..core.atomic_files import write_whole
+from ..core.errors import ConfigurationError
 
 DEBYE = 0.2081943  # e Angstrom
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice

@@ -71,9 +71,9 @@ def _description(header: ModelHeader, size: int) -> Iterator[tuple[str, str]]:
     yield "written by", ", ".join(f"{name} {number}" for name, number in header.versions.items())
 
 
-def _privacy(bill: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the bill of private training in full: nothing of it is shortened."""
-    for key, value in bill.items():
+def _privacy(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the ledger of private training in full: nothing of it is shortened."""
+    for key, value in ledger.items():
         if key == "releases":
             for number, release in enumerate(value, 1):
                 yield f"release {number}", ", ".join(f"{name} {part}" for name, part in _flattened(release))

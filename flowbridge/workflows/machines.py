@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.energy import BatchedEnergy
-from ..core.execution.executors import Processes, Spread
+from ..core.execution.executors import Executor, ProcessExecutor
+from ..core.execution.main_process import is_main_process, local_processes
 from ..integrations.openmm.energies.batched import OpenMMEnergy
-from ..integrations.openmm.energies.distributed import SpreadEnergy
+from ..integrations.openmm.energies.distributed import DistributedEnergy
 from ..integrations.openmm.systems.input_files import MolecularSystem
-from ..core.execution import main_process as ranks
 from .boltzmann.configuration import Workflow
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class Machines:
         cluster: workers elsewhere, for simulations, batched energies and samples; None where there are none.
     """
 
-    here: Processes
-    cluster: Spread | None = None
+    here: ProcessExecutor
+    cluster: Executor | None = None
 
     @property
-    def spread(self) -> Spread:
+    def executor(self) -> Executor:
         """Where independent jobs go."""
         return self.here if self.cluster is None else self.cluster
 
@@ -41,7 +41,7 @@ class Machines:
 
         Its plan is settled: work that is resumed gives the same numbers.
         """
-        energy = OpenMMEnergy(molecule.system, workers=self.here.slots)
+        energy = OpenMMEnergy(molecule.system, workers=self.here.workers)
         energy.settle(molecule.positions[None])
         return energy
 
@@ -51,7 +51,7 @@ class Machines:
             return self.energy_here(molecule)
         # The platform that is settled here, so that the cluster's numbers are the same as this machine's.
         plan = self.energy_here(molecule).plan
-        return SpreadEnergy(molecule.system, self.cluster, None if plan is None else plan.platform)
+        return DistributedEnergy(molecule.system, self.cluster, None if plan is None else plan.platform)
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def machines_for(workflow: Workflow, scheduler: str | Client | None) -> Iterator
         scheduler: a Dask ``Client``, the address of a Dask scheduler (``tcp://host:8786``), the path of a scheduler file, or
             ``local`` for a cluster on this machine with as many workers as the workflow has; None for processes.
     """
-    here = Processes(max(1, workflow.workers // ranks.on_this_machine()))
-    if scheduler is None or not ranks.leads():
+    here = ProcessExecutor(max(1, workflow.workers // local_processes()))
+    if scheduler is None or not is_main_process():
         yield Machines(here)
         return
     from ..integrations.dask import connected

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.execution import main_process as ranks
+from ..core.execution.main_process import is_main_process
 
 _GLANCE = 0.5  # seconds between two looks for what another process does
 _LAYOUT = 2  # part of every digest: raise it when a stage writes something else for the same inputs
@@ -42,7 +42,7 @@ class Stage:
         digest = hashlib.sha256(text.encode()).hexdigest()
         folder = output / "stages" / f"{name}-{digest[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
-        if ranks.leads():  # two that write one file at the same time lose it to each other
+        if is_main_process():  # two that write one file at the same time lose it to each other
             write_json(folder / "inputs.json", json.loads(text))
         return cls(name, digest, folder)
 
@@ -59,7 +59,7 @@ class Stage:
             work: does the work in the stage's folder, where it finds what an interrupted try left, and returns results.
         """
         stage = cls.open(output, name, inputs)
-        if stage.results is None and ranks.leads():
+        if stage.results is None and is_main_process():
             with stage.timed():
                 results = work(stage.folder)
             stage.finish(results)
@@ -70,7 +70,7 @@ class Stage:
         cls, output: Path, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]
     ) -> Stage:
         """As :meth:`completed`, for work that all processes of a training do at the same time (see :mod:`.ranks`)."""
-        if ranks.leads():
+        if is_main_process():
             return cls.completed(output, name, inputs, work)
         stage = cls.open(output, name, inputs)
         if stage.results is None:

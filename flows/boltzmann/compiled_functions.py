@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ...core.compilation.functions import Comparable, CompiledFunction, FunctionRecipe, Results
 from ...core.compilation.programs import kept, resolved
 from ...core.errors import CompilationError
-from .coordinate_flow import CoordinateFlow, FlowResult
 from ..transforms.rank_one_matrix import MERGED, RankOneMatrix
-from .molecule_coordinates import Coordinates
 from ..transforms.root_finding import bounded_iterations
+from .coordinate_flow import CoordinateFlow, FlowResult
+from .molecule_coordinates import Coordinates
 
 FlowFunction = Callable[..., tuple[Tensor, ...]]
 """A flow (or another module) and tensors in, fresh tensors out; decides nothing by values. Its name is what users are told."""

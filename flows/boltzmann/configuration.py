@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from ...core.configuration import StrictModel
 
 
-class Section(BaseModel):
-    """Frozen, and without room for misspelt keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TorsionChainConfiguration(Section):
+class TorsionChainConfiguration(StrictModel):
     """The flow of the circular coordinates: smooth circular bump mixtures (arXiv 2110.00351).
 
     Attributes:
@@ -35,7 +31,7 @@ class TorsionChainConfiguration(Section):
     rotors_last: bool = True
 
 
-class StiffChainConfiguration(Section):
+class StiffChainConfiguration(StrictModel):
     """The flow of bonds, angles and stiff torsions, conditioned on the circular ones.
 
     Attributes:
@@ -76,7 +72,7 @@ class StiffChainConfiguration(Section):
         return self
 
 
-class FlowConfiguration(Section):
+class FlowConfiguration(StrictModel):
     """A flow on internal coordinates.
 
     Attributes:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..transforms.bijection import Bijection, Chain, ElementwiseTransform, Transformed, Triangular
 from ..transforms.bumps import CircularBumps, IntervalBumps
 from ..transforms.conditioners import FourierFeatures
-from .configuration import FlowConfiguration
 from ..transforms.couplings import Coupling
 from ..transforms.linear_layer import InvertibleLinear
-from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from ..transforms.sinh_arcsinh import Affine, SinhArcsinh
+from .configuration import FlowConfiguration
+from .molecule_coordinates import Coordinates, MoleculeCoordinates
 
 
 class FlowResult(NamedTuple):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
+from ...core.execution.executors import Executor
 from ...core.model_files.files import from_bytes, to_bytes
-from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.potential import Particles, Potential, PotentialMetadata
 from ...core.samples import WeightedSamples
-from ...core.execution.executors import Spread
 from ...core.units import thermal_energy
 from .configuration import FlowConfiguration
 from .coordinate_flow import CoordinateFlow
@@ -52,7 +52,7 @@ class BoltzmannGenerator(Potential):
         configuration: FlowConfiguration,
     ) -> None:
         super().__init__()
-        self.facts = PotentialFacts(particles, periodic=False, temperature=temperature)
+        self.metadata = PotentialMetadata(particles, periodic=False, temperature=temperature)
         self.flow_configuration = configuration
         self.coordinates = coordinates
         self.flow = CoordinateFlow(coordinates, configuration)
@@ -85,28 +85,28 @@ class BoltzmannGenerator(Potential):
                 "a Boltzmann generator of one molecule takes neither a cell nor global parameters: make the molecule "
                 "whole and pass positions only"
             )
-        temperature = self.facts.temperature
+        temperature = self.metadata.temperature
         if temperature is None:
             raise ConfigurationError("this generator has no temperature, so its density has no energy scale")
         return -thermal_energy(temperature) * self.log_prob(positions)
 
-    def sample_positions(self, count: int, generator: torch.Generator, spread: Spread | None = None) -> FlowSamples:
+    def sample_positions(self, count: int, generator: torch.Generator, executor: Executor | None = None) -> FlowSamples:
         """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation.
 
         Args:
             count: number of samples.
             generator: of the latent variables, which are drawn here: samples do not depend on where they are computed.
-            spread: other processes or machines to compute them; None for this process.
+            executor: other processes or machines to compute them; None for this process.
         """
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
         sizes = (min(_CHUNK, count - start) for start in range(0, count, _CHUNK))
         latents = (self.flow.sample_latent(size, generator) for size in sizes)
-        if spread is None:
+        if executor is None:
             with torch.no_grad():
                 parts = [self.positions_of(latent) for latent in latents]
         else:
-            parts = spread_positions(self, list(latents), spread)
+            parts = distributed_positions(self, list(latents), executor)
         return FlowSamples(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
 
     def positions_of(self, latent: Coordinates) -> FlowSamples:
@@ -128,7 +128,7 @@ class BoltzmannGenerator(Potential):
         """See :meth:`Potential.example_positions`: samples of the flow."""
         return self.sample_positions(count, generator).positions
 
-    def sample(self, count: int, target: Any, seed: int = 0, spread: Spread | None = None) -> WeightedSamples:
+    def sample(self, count: int, target: Any, seed: int = 0, executor: Executor | None = None) -> WeightedSamples:
         """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
 
         Args:
@@ -136,22 +136,23 @@ class BoltzmannGenerator(Potential):
             target: an ``openmm.System``, a Potential, the path of its model file (then compiled for this machine), or any
                 BatchedEnergy, of the same particles.
             seed: of the latent variables.
-            spread: other processes or machines to draw the configurations; their energies are evaluated where ``target`` does.
+            executor: other processes or machines to draw the configurations; their energies are evaluated where
+            ``target`` does.
 
         Returns:
             Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a draw that is no configuration (see
             :meth:`positions_of`) or whose energy is not finite gets weight 0 and stays in the set, so that the effective sample
             size counts it.
         """
-        draws = self.sample_positions(count, torch.Generator().manual_seed(seed), spread)
+        draws = self.sample_positions(count, torch.Generator().manual_seed(seed), executor)
         return importance_samples(self, draws, target, seed)
 
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
         return {
             "revision": _REVISION,
-            "particles": self.facts.particles.to_dict(),
-            "temperature": self.facts.temperature,
+            "particles": self.metadata.particles.to_dict(),
+            "temperature": self.metadata.temperature,
             "layout": self.coordinates.describe(),
             "flow": self.flow_configuration.model_dump(mode="json"),
         }
@@ -181,14 +182,16 @@ class _Draw:
     stiff: NDArray[Any]
 
 
-def spread_positions(model: BoltzmannGenerator, latents: list[Coordinates], spread: Spread) -> list[FlowSamples]:
+def distributed_positions(
+    model: BoltzmannGenerator, latents: list[Coordinates], executor: Executor
+) -> list[FlowSamples]:
     """Return the samples of latent variables, computed elsewhere in pieces that keep all jobs busy."""
     blob = to_bytes(model)
     circular, stiff = (torch.cat(list(parts)) for parts in zip(*latents, strict=True))
-    size = min(max(_SMALLEST_JOB, -(-len(stiff) // (2 * spread.slots))), _CHUNK)
+    size = min(max(_SMALLEST_JOB, -(-len(stiff) // (2 * executor.workers))), _CHUNK)
     pieces = zip(circular.split(size), stiff.split(size), strict=True)
     jobs = [_Draw(number, blob, *(part.numpy() for part in piece)) for number, piece in enumerate(pieces)]
-    made = {number: (positions, log_prob) for number, positions, log_prob in spread(_positions_of_draw, jobs)}
+    made = {number: (positions, log_prob) for number, positions, log_prob in executor(_positions_of_draw, jobs)}
     return [FlowSamples(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
 
 

@@ -32,7 +32,7 @@ class GeneratorMap:
     """
 
     def __init__(self, generator_a: BoltzmannGenerator, generator_b: BoltzmannGenerator) -> None:
-        particles_a, particles_b = generator_a.facts.particles, generator_b.facts.particles
+        particles_a, particles_b = generator_a.metadata.particles, generator_b.metadata.particles
         if particles_a.atomic_numbers != particles_b.atomic_numbers or set(particles_a.bonds) != set(particles_b.bonds):
             raise MoleculeMismatchError(
                 "the two generators are of different molecules: no map leads from one to the other"

@@ -42,7 +42,7 @@ def importance_samples(generator: Potential, draws: Draws, target: Any, seed: in
         counts it.
     """
     energy = as_batched_energy(target)
-    temperature = generator.facts.temperature
+    temperature = generator.metadata.temperature
     if temperature is None:
         raise ConfigurationError("this generator has no temperature: weights are not defined")
     positions = draws.positions.numpy()
@@ -55,7 +55,7 @@ def importance_samples(generator: Potential, draws: Draws, target: Any, seed: in
         positions=positions,
         log_weights=log_weights,
         reduced_potentials={"target": reduced, "generator": -log_prob},
-        particles=generator.facts.particles,
+        particles=generator.metadata.particles,
         temperature=temperature,
         provenance={
             "seed": seed,

@@ -19,9 +19,9 @@ from ...core.potential import Particles
 from ..transforms.bijection import Transformed
 from ..transforms.bumps import log_period
 from ..transforms.conditioners import FourierFeatures
+from ..transforms.permutations import Permutation
 from .configuration import FlowConfiguration
 from .internal_coordinates import InternalCoordinates, InternalPoint
-from ..transforms.permutations import Permutation
 from .stiff_maps import IntervalMap, StiffMap, WhitenedMap
 from .zmatrix import ZMatrix, build_zmatrix, refuse_linear
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ...core.compilation.functions import Results
 from ...core.errors import ConfigurationError
-from .generator import BoltzmannGenerator, FlowSamples
-from .compiled_functions import ITERATIONS, CompiledFlowFunction
-from .molecule_coordinates import Coordinates
 from ..transforms.root_finding import bounded_iterations
+from .compiled_functions import ITERATIONS, CompiledFlowFunction
+from .generator import BoltzmannGenerator, FlowSamples
+from .molecule_coordinates import Coordinates
 
 
 class PositionSampler:

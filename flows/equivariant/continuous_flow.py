@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .fields.vector_fields import VectorField
 from .mean_free import MeanFreeNormal, without_mean
 from .ordinary_equations import Solver, transport
-from .fields.vector_fields import VectorField
 
 _CHUNK = 64  # configurations at once: few enough that the features of all their pairs stay in cache
 

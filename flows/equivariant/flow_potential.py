@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from ...core.errors import ConfigurationError
 from ...core.model_files.files import register_kind
-from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.potential import Particles, Potential, PotentialMetadata
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ..boltzmann.generator import FlowSamples
@@ -19,11 +19,11 @@ from ..boltzmann.importance_weights import importance_samples
 from .continuous_flow import ContinuousFlow
 from .fields.graph_field import GraphField, GraphFieldSettings
 from .fields.kernel_field import KernelField, KernelFieldSettings
-from .mean_free import MeanFreeNormal
 from .fields.network_field import NetworkField, NetworkFieldSettings
+from .fields.vector_fields import VectorField
+from .mean_free import MeanFreeNormal
 from .ordinary_equations import Solver
 from .systems import ParticleSystem
-from .fields.vector_fields import VectorField
 
 _REVISION = 2  # of the meaning of stored parameters: raise it when the same tensors would give another density
 
@@ -83,7 +83,7 @@ class EquivariantFlow(Potential):
                 "the flow permutes its particles, so they must be identical; these have the elements and masses "
                 f"{sorted(kinds)}"
             )
-        self.facts = PotentialFacts(particles, temperature=float(temperature))
+        self.metadata = PotentialMetadata(particles, temperature=float(temperature))
         self.length, self.dimension = length, dimension
         self.field_settings = field
         made = _made(field, len(particles), dimension, torch.Generator().manual_seed(seed))
@@ -96,9 +96,9 @@ class EquivariantFlow(Potential):
         """Return a flow for a system, its prior as wide as samples ``(S, N, D)`` in reduced lengths."""
         centred = samples - samples.mean(1, keepdim=True)
         scale = math.sqrt(float(centred.square().sum((1, 2)).mean()) / system.degrees_of_freedom)
-        temperature = system.facts.temperature or 300.0
+        temperature = system.metadata.temperature or 300.0
         return cls(
-            system.facts.particles, system.dimension, scale, field, solver,
+            system.metadata.particles, system.dimension, scale, field, solver,
             length=system.length, temperature=temperature, seed=seed,
         )  # fmt: skip
 
@@ -148,7 +148,7 @@ class EquivariantFlow(Potential):
         """See :meth:`Potential.configuration`."""
         return {
             "revision": _REVISION,
-            "particles": self.facts.particles.to_dict(),
+            "particles": self.metadata.particles.to_dict(),
             "dimension": self.dimension,
             "scale": self.flow.prior.scale,
             "field": {"kind": _name(self.field_settings), "settings": self.field_settings.model_dump(mode="json")},
@@ -181,7 +181,7 @@ class EquivariantFlow(Potential):
 
     @property
     def _temperature(self) -> float:
-        temperature = self.facts.temperature
+        temperature = self.metadata.temperature
         if temperature is None:
             raise ConfigurationError("this flow has no temperature, so its density has no energy scale")
         return temperature

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConvergenceError, MissingDependencyError
-from ..boltzmann.configuration import Section
 from .fields.vector_fields import Velocities
 
 
-class Solver(Section):
+class Solver(StrictModel):
     """How an equation is solved.
 
     Attributes:

@@ -9,18 +9,18 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConvergenceError
-from ..boltzmann.configuration import Section
 from ..boltzmann.training.stage_training import StageTraining
-from .fields.compiled_field import compiled
 from .continuous_flow import ContinuousFlow
+from .fields.compiled_field import compiled
 from .ordinary_equations import carried, carried_with_gradient, displaced_times
 
 ReducedEnergy = Callable[[Tensor], Tensor]
 """Energies ``(B,)`` in kT of reduced positions ``(B, N, D)``, differentiable: minus the logarithm of the target density."""
 
 
-class PathGradientStage(Section):
+class PathGradientStage(StrictModel):
     """Path gradients of the divergence of the flow from the target, on samples of the target.
 
     Attributes:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ...core.statistics.bootstrap import Estimate
 from ...core.statistics.estimates import mean_with_error
 from .mean_free import MeanFreeNormal, without_mean
 from .systems import ParticleSystem

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigurationError
 from ...core.model_files.files import register_kind
-from ...core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
+from ...core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
 from ...core.units import thermal_energy
 
 
@@ -62,7 +62,7 @@ class ParticleSystem(Potential):
         if not length > 0.0:
             raise ConfigurationError(f"the reduced length must be positive (nm), got {length}")
         thermal_energy(temperature)
-        self.facts = PotentialFacts(argon_like(count), temperature=float(temperature))
+        self.metadata = PotentialMetadata(argon_like(count), temperature=float(temperature))
         self.count, self.dimension, self.oscillator, self.length = count, dimension, oscillator, length
         first, second = torch.triu_indices(count, count, 1)
         incidence = torch.zeros(len(first), count, dtype=torch.float64)
@@ -114,7 +114,7 @@ class ParticleSystem(Potential):
 
     @property
     def _kt(self) -> float:
-        temperature = self.facts.temperature
+        temperature = self.metadata.temperature
         if temperature is None:
             raise ConfigurationError("a system in reduced units needs a temperature")
         return thermal_energy(temperature)
@@ -167,7 +167,7 @@ class DoubleWellParticles(ParticleSystem):
         """See :meth:`Potential.configuration`."""
         return {
             "count": self.count, "a": self.a, "b": self.b, "c": self.c, "d0": self.d0,
-            "length": self.length, "temperature": self.facts.temperature,
+            "length": self.length, "temperature": self.metadata.temperature,
         }  # fmt: skip
 
     @classmethod
@@ -218,7 +218,7 @@ class LennardJonesCluster(ParticleSystem):
         """See :meth:`Potential.configuration`."""
         return {
             "count": self.count, "epsilon": self.epsilon, "rm": self.rm, "times_counted": self.times_counted,
-            "oscillator": self.oscillator, "length": self.length, "temperature": self.facts.temperature,
+            "oscillator": self.oscillator, "length": self.length, "temperature": self.metadata.temperature,
         }  # fmt: skip
 
     @classmethod

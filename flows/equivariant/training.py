@@ -11,13 +11,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from ...core.compilation.programs import CompilationMode
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError, ConvergenceError
-from ..boltzmann.configuration import Section
 from ..boltzmann.training.processes import Processes
 from ..boltzmann.training.stage_training import StageTraining, run_stage
 from .alignment import Coupled, couple
-from .fields.compiled_field import compiled
 from .continuous_flow import ContinuousFlow
+from .fields.compiled_field import compiled
 from .mean_free import without_mean
 from .ordinary_equations import displaced_times, runge_kutta
 from .path_training import PathGradientStage, PathGradientTraining, ReducedEnergy
@@ -25,7 +25,7 @@ from .path_training import PathGradientStage, PathGradientTraining, ReducedEnerg
 _POOL_OFFSET = 700_000_001  # separates the random streams of couplings and batches
 
 
-class FlowMatchingStage(Section):
+class FlowMatchingStage(StrictModel):
     """Regression of the field on straight lines from prior points to samples (arXiv 2210.02747, 2306.15030).
 
     Attributes:
@@ -54,7 +54,7 @@ class FlowMatchingStage(Section):
     gradient_clip: PositiveFloat = 50.0
 
 
-class LikelihoodStage(Section):
+class LikelihoodStage(StrictModel):
     """Maximum likelihood, differentiated through the steps of the solver ("discretise, then optimise").
 
     Attributes:
@@ -78,7 +78,7 @@ class LikelihoodStage(Section):
     gradient_clip: PositiveFloat = 20.0
 
 
-class ContinuousFlowTraining(Section):
+class ContinuousFlowTraining(StrictModel):
     """Stages, one after the other.
 
     Attributes:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.potential import Particles, Potential, PotentialMetadata
 from .configuration import BuilderConfiguration
 from .formulas import ATOMIC_NUMBERS, ELEMENTS, Formula
-from .training.isomer_energies import IsomerEnergies
 from .molecule_sets import MoleculeSet
 from .network import PlacementNetwork
 from .partial_molecules import PartialMolecules, Placements, frames_at
+from .training.isomer_energies import IsomerEnergies
 
 _HYDROGEN = ELEMENTS.index("H")
 _NUMBERS = torch.tensor([ATOMIC_NUMBERS[symbol] for symbol in ELEMENTS])
@@ -60,7 +60,7 @@ class MoleculeBuilder(Potential):
 
     def __init__(self, configuration: BuilderConfiguration | None = None) -> None:
         super().__init__()
-        self.facts = PotentialFacts(Particles((), (), ()))
+        self.metadata = PotentialMetadata(Particles((), (), ()))
         self.settings = configuration or BuilderConfiguration()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ..boltzmann.configuration import Section
+from ...core.configuration import StrictModel
 
 
-class BuilderConfiguration(Section):
+class BuilderConfiguration(StrictModel):
     """An autoregressive builder.
 
     Attributes:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from ..boltzmann.configuration import Section
+from ...core.configuration import StrictModel
 
 
-class RigidFlowConfiguration(Section):
+class RigidFlowConfiguration(StrictModel):
     """Coupling layers of positions and orientations (arXiv 2301.11355).
 
     Attributes:
@@ -58,7 +58,7 @@ class RigidFlowConfiguration(Section):
         return self
 
 
-class TrainingConfiguration(Section):
+class TrainingConfiguration(StrictModel):
     """Training by work or by likelihood.
 
     Attributes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.energy import as_batched_energy
 from ...core.errors import ConfigurationError
-from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.potential import Particles, Potential, PotentialMetadata
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from .bodies import RigidBodies
@@ -58,7 +58,9 @@ class RigidBodyGenerator(Potential):
             raise ConfigurationError(
                 f"{bodies.count} bodies have relative positions, of which a uniform base says nothing: give a harmonic base"
             )
-        self.facts = PotentialFacts(particles, periodic=crystal.box is not None, temperature=temperature, rigid=True)
+        self.metadata = PotentialMetadata(
+            particles, periodic=crystal.box is not None, temperature=temperature, rigid=True
+        )
         self.bodies, self.crystal, self.base = bodies, crystal, base
         self.flow_configuration, self.scales = configuration, scales
         self.flow = RigidChain(coupling_layers(crystal, configuration, scales))
@@ -107,7 +109,7 @@ class RigidBodyGenerator(Potential):
 
     def ensemble(self, target: Any) -> Ensemble:
         """Return what to train towards: ``target``, anything :func:`~flowbridge.core.energy.as_batched_energy` takes."""
-        temperature = temperature_of(self.facts)
+        temperature = temperature_of(self.metadata)
         return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), temperature)
 
     def coordinates_log_prob(self, coordinates: CrystalCoordinates) -> Tensor:
@@ -132,7 +134,7 @@ class RigidBodyGenerator(Potential):
         if global_parameters:
             raise ConfigurationError(f"a generator has no global parameters, got {', '.join(global_parameters)}")
         check_cell(self.crystal, cell)
-        return -thermal_energy(temperature_of(self.facts)) * self.log_prob(positions)
+        return -thermal_energy(temperature_of(self.metadata)) * self.log_prob(positions)
 
     def sample_positions(self, count: int, generator: torch.Generator) -> BodySamples:
         """Draw ``count`` configurations with their log-densities; the first body is on its site."""
@@ -168,9 +170,9 @@ class RigidBodyGenerator(Potential):
         provenance = {"seed": seed, "count": count, "model_digest": self.model_file.digest if self.model_file else None}
         return weighted(
             positions,
-            energies / thermal_energy(temperature_of(self.facts)),
+            energies / thermal_energy(temperature_of(self.metadata)),
             -draws.log_prob.numpy(),
-            self.facts,
+            self.metadata,
             provenance,
         )
 
@@ -178,8 +180,8 @@ class RigidBodyGenerator(Potential):
         """See :meth:`Potential.configuration`."""
         base: Literal["uniform", "harmonic"] = "uniform" if isinstance(self.base, UniformBase) else "harmonic"
         return {
-            "particles": self.facts.particles.to_dict(),
-            "temperature": self.facts.temperature,
+            "particles": self.metadata.particles.to_dict(),
+            "temperature": self.metadata.temperature,
             "template": self.bodies.template.tolist(),
             "crystal": self.crystal.describe(),
             "base": base,
@@ -206,11 +208,11 @@ class RigidBodyGenerator(Potential):
         )
 
 
-def temperature_of(facts: PotentialFacts) -> float:
+def temperature_of(metadata: PotentialMetadata) -> float:
     """Return the temperature in K; raises ConfigurationError where there is none."""
-    if facts.temperature is None:
-        raise ConfigurationError("a density of rigid bodies belongs to a temperature, and these facts have none")
-    return facts.temperature
+    if metadata.temperature is None:
+        raise ConfigurationError("a density of rigid bodies belongs to a temperature, and these metadata have none")
+    return metadata.temperature
 
 
 def check_sizes(particles: Particles, bodies: RigidBodies, crystal: Crystal) -> None:
@@ -240,7 +242,7 @@ def weighted(
     positions: np.ndarray[Any, np.dtype[np.float64]],
     reduced_target: np.ndarray[Any, np.dtype[np.float64]],
     reduced_generator: np.ndarray[Any, np.dtype[np.float64]],
-    facts: PotentialFacts,
+    metadata: PotentialMetadata,
     provenance: dict[str, Any],
     log_weights: np.ndarray[Any, np.dtype[np.float64]] | float = 0.0,
 ) -> WeightedSamples:
@@ -250,8 +252,8 @@ def weighted(
     return WeightedSamples(
         positions,
         change + log_weights,
-        facts.particles,
-        temperature_of(facts),
+        metadata.particles,
+        temperature_of(metadata),
         {"target": reduced_target, "generator": reduced_generator},
         {**provenance, "without_finite_energy": int((~usable).sum())},
     )

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.statistics.bootstrap import FloatArray
 from ...core.energy import as_batched_energy
 from ...core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from ...core.potential import Particles, Potential, PotentialFacts
+from ...core.potential import Particles, Potential, PotentialMetadata
 from ...core.samples import WeightedSamples
+from ...core.statistics.bootstrap import FloatArray
 from ...core.units import thermal_energy
 from .bodies import RigidBodies
 from .configuration import RigidFlowConfiguration
@@ -51,7 +51,7 @@ class RigidBodyMap(Potential):
         for temperature in temperatures:
             thermal_energy(temperature)
         check_sizes(particles, bodies, crystal)
-        self.facts = PotentialFacts(
+        self.metadata = PotentialMetadata(
             particles, periodic=crystal.box is not None, temperature=temperatures[1], rigid=True
         )
         self.base_temperature = temperatures[0]
@@ -119,7 +119,7 @@ class RigidBodyMap(Potential):
 
     def ensemble(self, target: Any) -> Ensemble:
         """Return what to train towards: ``target`` (an energy) at the temperature that is mapped to."""
-        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), temperature_of(self.facts))
+        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), temperature_of(self.metadata))
 
     def weighted_samples(self, samples: WeightedSamples, energy: Any, target: Any | None = None) -> WeightedSamples:
         """Carry samples of the base to the other temperature, with weights towards its Boltzmann distribution.
@@ -137,17 +137,17 @@ class RigidBodyMap(Potential):
             "model_digest": self.model_file.digest if self.model_file else None,
             "samples": dict(samples.provenance),
         }
-        reduced = energies / thermal_energy(temperature_of(self.facts))
+        reduced = energies / thermal_energy(temperature_of(self.metadata))
         # Where the map spreads samples out, their density falls.
         generator = self._reduced_base(samples, energy) + log_det
-        return weighted(moved, reduced, generator, self.facts, provenance, samples.log_weights)
+        return weighted(moved, reduced, generator, self.metadata, provenance, samples.log_weights)
 
     def configuration_map(self) -> PositionMap:
         """Return the map of positions, for :func:`~flowbridge.core.statistics.targeted_free_energy.targeted_free_energy`."""
         return PositionMap(self)
 
     def _check(self, samples: WeightedSamples) -> None:
-        if samples.particles.names != self.facts.particles.names:
+        if samples.particles.names != self.metadata.particles.names:
             raise MoleculeMismatchError("the samples are of other particles than the map")
         if abs(samples.temperature - self.base_temperature) > 1e-6:
             raise ConfigurationError(
@@ -170,8 +170,8 @@ class RigidBodyMap(Potential):
     def configuration(self) -> dict[str, Any]:
         """See :meth:`Potential.configuration`."""
         return {
-            "particles": self.facts.particles.to_dict(),
-            "temperatures": [self.base_temperature, self.facts.temperature],
+            "particles": self.metadata.particles.to_dict(),
+            "temperatures": [self.base_temperature, self.metadata.temperature],
             "template": self.bodies.template.tolist(),
             "crystal": self.crystal.describe(),
             "scales": list(self.scales),

@@ -28,10 +28,10 @@ class Resampling:
 
     def wanted(self, log_weights: Tensor) -> bool:
         """Return whether paths with these log-weights ``(B,)`` are to be resampled."""
-        return effective_share(log_weights) < self.threshold
+        return effective_sample_fraction(log_weights) < self.threshold
 
 
-def effective_share(log_weights: Tensor) -> float:
+def effective_sample_fraction(log_weights: Tensor) -> float:
     """Return Kish's effective sample size of log-weights ``(B,)`` as a share of their number.
 
     Raises:

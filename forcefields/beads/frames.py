@@ -22,8 +22,8 @@ class BeadFrames:
         positions: ``(F, n, 3)`` nm.
         forces: ``(F, n, 3)`` kJ/mol/nm; None where there are none.
         weights: ``(F,)``; None for equal ones.
-        log_ratio: ``(F,)``, how dense a flow is there (see :class:`~flowbridge.forcefields.training.augmented_flow.Proposals`); None
-            where no flow was asked.
+        log_ratio: ``(F,)``, how dense a flow is there (see
+            :class:`~flowbridge.forcefields.training.augmented_flow.Proposals`); None where no flow was asked.
     """
 
     positions: Tensor

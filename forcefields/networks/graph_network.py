@@ -16,13 +16,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
-from ...flows.boltzmann.configuration import Section
 from ..beads.geometry import distances
 
 
-class GraphConfiguration(Section):
+class GraphConfiguration(StrictModel):
     """Sizes of the graph network.
 
     Attributes:

@@ -9,14 +9,14 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from ...core.configuration import StrictModel
 from ...core.potential import Particles
 from ...flows.transforms.conditioners import linear_layer
-from ...flows.boltzmann.configuration import Section
 from .features import InvariantFeatures
 from .graph_network import GraphConfiguration, GraphNetwork
 
 
-class InvariantConfiguration(Section):
+class InvariantConfiguration(StrictModel):
     """A perceptron on invariant features (CGnet).
 
     Attributes:

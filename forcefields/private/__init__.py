@@ -1,1 +1,1 @@
-"""Training with differential privacy: units, budgets and bills, DP-MAC and DP-SGD, private statistics, and audits."""
+"""Training with differential privacy: units, budgets and ledgers, DP-MAC and DP-SGD, private statistics, and audits."""

@@ -5,8 +5,8 @@ of differential privacy (Kairouz, Oh and Viswanath, arXiv 1311.0776) every attac
 
     t <= exp(epsilon) f + delta   and   1 - f <= exp(epsilon) (1 - t) + delta,
 
-so rates bounded by Clopper and Pearson's interval bound epsilon from below. A bound above the epsilon on the bill proves the
-bill wrong, up to the confidence; one below proves nothing.
+so rates bounded by Clopper and Pearson's interval bound epsilon from below. A bound above the epsilon on the ledger proves the
+ledger wrong, up to the confidence; one below proves nothing.
 """
 
 from __future__ import annotations

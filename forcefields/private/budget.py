@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError, MissingDependencyError
-from ...flows.boltzmann.configuration import Section
 
 try:
     import opacus
@@ -31,7 +31,7 @@ _STRIDE = 0.85
 _HALVINGS = 60
 
 
-class PrivacyBudget(Section):
+class PrivacyBudget(StrictModel):
     """A guarantee to be kept by all that is ever released about the data.
 
     Attributes:
@@ -56,7 +56,7 @@ class PrivacyBudget(Section):
             )
 
 
-class Release(Section):
+class Release(StrictModel):
     """One kind of noisy answers about the data: Gaussian noise on sums over Poisson-sampled units.
 
     Attributes:
@@ -144,7 +144,7 @@ def noise_multiplier(
 
 
 def accountant_name(accountant: Accountant) -> str:
-    """Return the name for bills, with the version of opacus."""
+    """Return the name for ledgers, with the version of opacus."""
     return f"{accountant} (opacus {opacus.__version__})"
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ...flows.boltzmann.configuration import Section
+from ...core.configuration import StrictModel
 
 
-class PrivateTraining(Section):
+class PrivateTraining(StrictModel):
     """How a network is trained privately.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The bill: what a trained model says about the privacy of its data, for people and for programs."""
+"""The ledger: what a trained model says about the privacy of its data, for people and for programs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveInt, ValidationError
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
-from ...core.potential import Potential
 from ...core.model_files.privacy_statements import DIGEST, tensors_digest
-from ...flows.boltzmann.configuration import Section
+from ...core.potential import Potential
 from .budget import Accountant, Neighbours, PrivacyBudget, Release, accountant_name, spent
 
 _FORMAT = 1
 _NOT_COVERED = (
     "initial parameters, architecture, clipping norms and other settings, where they were chosen or tuned on the same data",
     "what the model held before training and its data were made with (statistics for standardising, priors, example frames, "
-    "force maps), where these come from the same data without a release of their own on this bill",
+    "force maps), where these come from the same data without a release of their own on this ledger",
     "the number of units, which counts as public",
     "figures of merit computed on the data: losses, accuracies, counts of non-finite contributions",
 )
@@ -27,7 +27,7 @@ _SEED_POLICY = {
 }
 
 
-class PrivacyBill(Section):
+class PrivacyLedger(StrictModel):
     """All releases that a model was made of, with what they cost together.
 
     Attributes:
@@ -51,7 +51,7 @@ class PrivacyBill(Section):
 
     @classmethod
     def of(cls, releases: Sequence[Release], budget: PrivacyBudget, unit: str, units: int) -> Self:
-        """Return the bill of releases, at the budget's delta and by its accountant."""
+        """Return the ledger of releases, at the budget's delta and by its accountant."""
         cost = spent(releases, budget.delta, budget.neighbours, budget.accountant)
         return cls(
             unit=unit, units=units, neighbours=budget.neighbours, epsilon=cost, delta=budget.delta,
@@ -76,7 +76,7 @@ class PrivacyBill(Section):
         )
 
     def statement(self, potential: Potential) -> dict[str, Any]:
-        """Return the bill as plain data, with the digest of the tensors that it covers."""
+        """Return the ledger as plain data, with the digest of the tensors that it covers."""
         return {
             **self.model_dump(mode="json"),
             "guarantee": self.sentence,
@@ -87,24 +87,24 @@ class PrivacyBill(Section):
         }
 
     def attach(self, potential: Potential) -> None:
-        """Make this the bill of a potential as it is now; model files keep it.
+        """Make this the ledger of a potential as it is now; model files keep it.
 
-        What is done to a model without looking at the data costs nothing: after such a change, attach the bill again.
+        What is done to a model without looking at the data costs nothing: after such a change, attach the ledger again.
         """
         potential.privacy = self.statement(potential)
 
 
-def bill_of(potential: Potential) -> PrivacyBill | None:
-    """Return the bill that a potential carries, from training or from its file; None where it has none.
+def ledger_of(potential: Potential) -> PrivacyLedger | None:
+    """Return the ledger that a potential carries, from training or from its file; None where it has none.
 
     Raises:
         ConfigurationError: when there is one that this version cannot read.
     """
     if potential.privacy is None:
         return None
-    known = {name: potential.privacy[name] for name in PrivacyBill.model_fields if name in potential.privacy}
+    known = {name: potential.privacy[name] for name in PrivacyLedger.model_fields if name in potential.privacy}
     try:
-        return PrivacyBill.model_validate(known)
+        return PrivacyLedger.model_validate(known)
     except ValidationError as error:
         raise ConfigurationError(
             f"the privacy statement of this model (format {potential.privacy.get('format')}) cannot be read, so that further "
@@ -113,15 +113,15 @@ def bill_of(potential: Potential) -> PrivacyBill | None:
 
 
 def earlier_releases(
-    bill: PrivacyBill | None, before: Sequence[Release], unit: str, units: int, budget: PrivacyBudget
+    ledger: PrivacyLedger | None, before: Sequence[Release], unit: str, units: int, budget: PrivacyBudget
 ) -> list[Release]:
-    """Return all releases that a new one is added to, refusing bills of another kind.
+    """Return all releases that a new one is added to, refusing ledgers of another kind.
 
     The new data count as the same data: releases add up, though on other data they would not have to.
 
     Args:
-        bill: of the model so far.
-        before: further releases, such as those of private statistics; those on the bill already are not counted twice.
+        ledger: of the model so far.
+        before: further releases, such as those of private statistics; those on the ledger already are not counted twice.
         unit: of the new data.
         units: their number.
         budget: of all together.
@@ -130,12 +130,12 @@ def earlier_releases(
         ConfigurationError: when unit or neighbours differ.
     """
     budget.refuse_few(units)
-    if bill is None:
+    if ledger is None:
         return list(before)
-    if (bill.unit, bill.neighbours) != (unit, budget.neighbours):
+    if (ledger.unit, ledger.neighbours) != (unit, budget.neighbours):
         raise ConfigurationError(
-            f"this model has a bill for each {bill.unit} under {bill.neighbours} neighbours; training for each {unit} under "
-            f"{budget.neighbours} neighbours cannot be added to it. Go on with the same unit and neighbours, or start from an "
-            "untrained model"
+            f"this model has a ledger for each {ledger.unit} under {ledger.neighbours} neighbours; training for each "
+            f"{unit} under {budget.neighbours} neighbours cannot be added to it. Go on with the same unit and "
+            "neighbours, or start from an untrained model"
         )
-    return [*bill.releases, *before]
+    return [*ledger.releases, *before]

@@ -1,7 +1,7 @@
 """Randomness that privacy rests upon: from the operating system's cryptographic generator, or repeatable for research.
 
 A guarantee assumes that nobody can predict or compute the noise. A seed can be guessed, and 32 bits of Mersenne twister output
-more so: bills say which source was used.
+more so: ledgers say which source was used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class NoiseSource(Protocol):
 
     @property
     def kind(self) -> Literal["cryptographic", "seeded"]:
-        """What bills say about it."""
+        """What ledgers say about it."""
 
     def begin(self, step: int) -> None:
         """Start the step: a repeatable source gives the same numbers for the same step."""

@@ -1,8 +1,8 @@
-"""Private statistics for standardising inputs: means, spreads, principal axes. Each is a release, and goes on the bill.
+"""Private statistics for standardising inputs: means, spreads, principal axes. Each is a release, and goes on the ledger.
 
 All are sums over units of vectors clipped to a norm, with Gaussian noise, without sampling (rate 1). A unit contributes the
-mean over its samples. Adding or removing a unit moves the sum by the norm at most; replacing it, by twice that, which the bill
-counts.
+mean over its samples. Adding or removing a unit moves the sum by the norm at most; replacing it, by twice that, which
+the ledger counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Private training: the same loop for DP-MAC and DP-SGD, with noise for the budget and a bill for the model."""
+"""Private training: the same loop for DP-MAC and DP-SGD, with noise for the budget and a ledger for the model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
 from ...flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
-from .ledger import PrivacyBill, bill_of, earlier_releases
 from .budget import PrivacyBudget, Release, noise_multiplier
-from .learning.clipping import adapted_thresholds, noise_shares, noisy_sums
 from .configuration import PrivateTraining
+from .learning.clipping import adapted_thresholds, noise_shares, noisy_sums
 from .learning.learners import Learner, learner_of
+from .ledger import PrivacyLedger, earlier_releases, ledger_of
 from .noise import NoiseSource, noise_source
 from .units import UnitData, draw_units
 
@@ -29,16 +29,16 @@ Observer = Callable[[int, list[Tensor]], None]
 
 @dataclass(frozen=True)
 class PrivateResult:
-    """The bill, and what the owner of the data may want to know but should not publish.
+    """The ledger, and what the owner of the data may want to know but should not publish.
 
     Attributes:
-        bill: also attached to the model.
+        ledger: also attached to the model.
         non_finite: contributions that were NaN or infinite and counted as zero.
         smallest_batch: units drawn in the smallest batch.
         thresholds: clipping norms at the end.
     """
 
-    bill: PrivacyBill
+    ledger: PrivacyLedger
     non_finite: int
     smallest_batch: int
     thresholds: list[float]
@@ -57,9 +57,9 @@ def train_privately(
     checkpoint_interval: int = 100,
     progress: Callable[[range], Any] = iter,
 ) -> PrivateResult:
-    """Train a model within a budget, and attach the bill to it.
+    """Train a model within a budget, and attach the ledger to it.
 
-    Everything on the model's bill so far, and ``before``, counts against the budget too. Initial parameters and settings are
+    Everything on the model's ledger so far, and ``before``, counts against the budget too. Initial parameters and settings are
     not covered: choose them on public data. No loss is computed, since it would be one more answer about the data.
 
     Args:
@@ -69,9 +69,9 @@ def train_privately(
         settings: method and schedule.
         learner: how units contribute; by default that of a feed-forward network or a force field.
         before: releases of private statistics of the same data.
-        seed: None for cryptographic sampling and noise; a number for repeatable ones, which the bill tells.
+        seed: None for cryptographic sampling and noise; a number for repeatable ones, which the ledger tells.
         checkpoint: file to continue from, written every ``checkpoint_interval`` steps and removed at the end. Steps that were
-            lost with an interruption are not on the bill: nobody saw them.
+            lost with an interruption are not on the ledger: nobody saw them.
         checkpoint_interval: in steps.
         progress: wraps the range of steps to show a bar.
 
@@ -127,12 +127,12 @@ class PrivateTrainer:
         self.learner = learner if learner is not None else learner_of(model, data, settings)
         if self.learner.method != settings.method:
             raise ConfigurationError(
-                f"the settings, and so the bill, say {settings.method}, but the learner trains by {self.learner.method}: make "
-                "them agree"
+                f"the settings, and so the ledger, say {settings.method}, but the learner trains by "
+                f"{self.learner.method}: make them agree"
             )
         self.noise = noise
         self._observer = observer
-        self._before = earlier_releases(bill_of(model), before, data.unit, data.units, budget)
+        self._before = earlier_releases(ledger_of(model), before, data.unit, data.units, budget)
         self._rate = settings.batch / data.units if sampling_rate is None else sampling_rate
         self.multiplier = noise_multiplier(budget, self._rate, settings.steps, self._before, settings.method)
         self.thresholds = _thresholds(settings.clip, self.learner.blocks)
@@ -169,7 +169,7 @@ class PrivateTrainer:
             kept.lerp_(parameter.detach(), 1.0 - min(settings.average, self.step / (self.step + 10.0)))
 
     def finish(self) -> PrivateResult:
-        """Leave the trained parameters and the bill in the model."""
+        """Leave the trained parameters and the ledger in the model."""
         if self.step != self._settings.steps:
             raise ConfigurationError(f"training is at step {self.step} of {self._settings.steps}: it is not finished")
         with torch.no_grad():
@@ -177,9 +177,9 @@ class PrivateTrainer:
                 parameter.copy_(kept)
         for parameter in self.learner.parameters:
             parameter.grad = None
-        bill = PrivacyBill.of([*self._before, self._release()], self._budget, self._data.unit, self._data.units)
-        bill.attach(self._model)
-        return PrivateResult(bill, self._non_finite, self._smallest, self.thresholds)
+        ledger = PrivacyLedger.of([*self._before, self._release()], self._budget, self._data.unit, self._data.units)
+        ledger.attach(self._model)
+        return PrivateResult(ledger, self._non_finite, self._smallest, self.thresholds)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. It belongs to the owner of the data: a model for others comes from :meth:`finish`."""

@@ -18,21 +18,22 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
 from ...core.units import thermal_energy
+from ...flows.boltzmann.configuration import FlowConfiguration, StiffChainConfiguration
+from ...flows.boltzmann.coordinate_flow import CircleShift, CoordinateFlow
+from ...flows.boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
 from ...flows.transforms.bumps import CircularBumps
 from ...flows.transforms.conditioners import Conditioner, FourierFeatures
-from ...flows.boltzmann.configuration import FlowConfiguration, Section, StiffChainConfiguration
-from ...flows.boltzmann.coordinate_flow import CircleShift, CoordinateFlow
 from ...flows.transforms.couplings import Coupling
-from ...flows.boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
 from ...flows.transforms.sinh_arcsinh import Affine
 
 _CHUNK = 4096
 
 
-class TeacherConfiguration(Section):
+class TeacherConfiguration(StrictModel):
     """The flow that learns the density of bead configurations.
 
     Attributes:

@@ -7,12 +7,12 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ...core.compilation.programs import CompilationMode
-from ...flows.boltzmann.configuration import Section
+from ...core.configuration import StrictModel
 
 Method = Literal["force_matching", "flow_matching", "noised_force_matching"]
 
 
-class Stage(Section):
+class Stage(StrictModel):
     """One training stage.
 
     Attributes:
@@ -35,7 +35,7 @@ class Stage(Section):
     patience: NonNegativeInt = 0
 
 
-class NoiseConfiguration(Section):
+class NoiseConfiguration(StrictModel):
     """Noised force matching (Durumeric et al., arXiv 2407.01286): the force field of the density smeared by a Gaussian.
 
     Attributes:
@@ -48,7 +48,7 @@ class NoiseConfiguration(Section):
     force_share: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
-class CoarseTrainingConfiguration(Section):
+class CoarseTrainingConfiguration(StrictModel):
     """How a coarse-grained force field is trained.
 
     Attributes:

@@ -14,16 +14,16 @@ from ...core.potential import Particles
 from ...core.statistics.estimates import effective_sample_percent
 from ...core.units import thermal_energy
 from ...flows.boltzmann.training.stage_training import run_stage
-from .augmented_flow import FlowTeacher, TeacherConfiguration
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.graph_network import GraphConfiguration
 from ..networks.invariant_network import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
+from .augmented_flow import FlowTeacher, TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
-from .noise_contrastive import ContrastedStudentTraining
 from .gradients import compilation_of
 from .modules import StudentTraining, TeacherTraining
+from .noise_contrastive import ContrastedStudentTraining
 
 _FEWEST = 100
 _OFFSET = 7_919  # separates the seeds of teacher, its samples, and student
@@ -35,7 +35,7 @@ class CoarseTrainingResult:
 
     force_field: CoarseGrainedForceField
     curves: dict[str, list[dict[str, float]]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     teacher: FlowTeacher | None = None
 
 
@@ -77,8 +77,8 @@ def train_force_field(
     lesson = taught_frames(beads, frames, temperature, force_field, teacher, settings, folder, seed, show_progress)
     student = student_of(force_field, lesson, settings, seed)
     curve = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
-    facts = {**lesson.facts, **facts_of(student)}
-    return CoarseTrainingResult(force_field.eval(), {**lesson.curves, "student": curve}, facts, lesson.teacher)
+    metadata = {**lesson.metadata, **metadata_of(student)}
+    return CoarseTrainingResult(force_field.eval(), {**lesson.curves, "student": curve}, metadata, lesson.teacher)
 
 
 class Lesson(NamedTuple):
@@ -87,14 +87,14 @@ class Lesson(NamedTuple):
     Attributes:
         frames: with forces: those given, or samples of a flow.
         curves: of what it took to make them.
-        facts: numbers worth reporting.
+        metadata: numbers worth reporting.
         teacher: the flow; None for other methods.
         contrasted: the given frames with the flow's log-ratios, to be told from its samples; None for other methods.
     """
 
     frames: BeadFrames
     curves: dict[str, list[dict[str, float]]]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     teacher: FlowTeacher | None = None
     contrasted: BeadFrames | None = None
 
@@ -114,16 +114,16 @@ def taught_frames(
 
     Arguments and errors as for :func:`train_force_field`; ``force_field`` has the prior.
     """
-    facts: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
+    metadata: dict[str, Any] = {"method": settings.method, "frames": len(frames)}
     if settings.method != "flow_matching":
-        return Lesson(frames, {}, facts)
+        return Lesson(frames, {}, metadata)
     flow, curve, found = train_teacher(beads, frames, temperature, teacher, settings, folder, seed, show_progress)
     drawn, samples = teacher_frames(flow, force_field, settings, seed + 2 * _OFFSET)
     contrasted = None
     if settings.contrast > 0.0:
         log_ratio = flow.log_ratios(frames.positions, torch.Generator().manual_seed(seed + 3 * _OFFSET))
         contrasted = BeadFrames(frames.positions, None, frames.weights, log_ratio)
-    return Lesson(drawn, {"teacher": curve}, facts | found | samples, flow, contrasted)
+    return Lesson(drawn, {"teacher": curve}, metadata | found | samples, flow, contrasted)
 
 
 def student_of(
@@ -144,12 +144,12 @@ def student_of(
     )  # fmt: skip
 
 
-def facts_of(student: StudentTraining) -> dict[str, Any]:
+def metadata_of(student: StudentTraining) -> dict[str, Any]:
     """Return what is worth reporting of a training that has ended."""
-    facts = {"held_out_force_error": student.held_out_force_error(), "label_scale_kt_per_nm": student.scale**0.5}
+    metadata = {"held_out_force_error": student.held_out_force_error(), "label_scale_kt_per_nm": student.scale**0.5}
     if isinstance(student, ContrastedStudentTraining):
-        facts["held_out_contrast_nats"] = student.held_out_contrast(student.flow)
-    return facts
+        metadata["held_out_contrast_nats"] = student.held_out_contrast(student.flow)
+    return metadata
 
 
 def train_teacher(
@@ -198,13 +198,13 @@ def teacher_frames(
             f"{settings.largest_mean_square_force:g} (kT/nm)^2: train it longer, raise minimum_width, or raise the limit"
         )
     positions, forces, log_ratio = (tensor[usable] for tensor in drawn)
-    facts: dict[str, Any] = {"teacher_samples": len(usable), "teacher_samples_left_out": int((~usable).sum())}
+    metadata: dict[str, Any] = {"teacher_samples": len(usable), "teacher_samples_left_out": int((~usable).sum())}
     repulsion = force_field.prior.term("repulsion")
     if repulsion is None:
-        return BeadFrames(positions, forces, None, log_ratio), facts
+        return BeadFrames(positions, forces, None, log_ratio), metadata
     log_weights = -repulsion(positions) / kt
-    facts["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
-    return BeadFrames(positions, forces, log_weights.exp(), log_ratio), facts
+    metadata["repulsion_effective_percent"] = effective_sample_percent(log_weights.numpy())
+    return BeadFrames(positions, forces, log_weights.exp(), log_ratio), metadata
 
 
 def refuse_frames(frames: BeadFrames, settings: CoarseTrainingConfiguration) -> None:

@@ -1,7 +1,8 @@
 """Losses with their gradients, as functions of a module and tensors: evaluated with torch, or compiled.
 
-They record nothing and decide nothing by value; see :mod:`flowbridge.flows.boltzmann.compiled_functions`. All that differs from one
-training to the next comes as parameters or tensors, so that one program serves every training of the same sizes.
+They record nothing and decide nothing by value; see :mod:`flowbridge.flows.boltzmann.compiled_functions`. All that
+differs from one training to the next comes as parameters or tensors, so that one program serves every training of the
+same sizes.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from ...flows.boltzmann.compiled_functions import CompiledFlowFunction
 from ...flows.boltzmann.molecule_coordinates import Coordinates
 from ...flows.boltzmann.training.compiled_gradients import with_gradients
 from ...flows.boltzmann.training.stage_training import StageTraining
-from .augmented_flow import FlowTeacher
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.lipschitz import SpectralBound, project_exactly
+from .augmented_flow import FlowTeacher
 from .configuration import NoiseConfiguration, Stage
 from .gradients import augmented_likelihood_gradients, network_force_gradients
 
@@ -190,12 +190,12 @@ class StudentTraining(AveragedTraining):
         noise: NoiseConfiguration | None = None,
         compilation: str = "never",
     ) -> None:
-        if force_field.network is None or force_field.facts.temperature is None:
+        if force_field.network is None or force_field.metadata.temperature is None:
             raise ConfigurationError("only a force field with a network and a temperature can be trained")
         super().__init__(force_field.network, stage, seed, log_interval)
         self.evaluate = CompiledFlowFunction(force_field.network, network_force_gradients, compilation)
         self.dtype_of_network = next(force_field.network.parameters()).dtype
-        self.kt = thermal_energy(force_field.facts.temperature)
+        self.kt = thermal_energy(force_field.metadata.temperature)
         self.force_field, self.noise = force_field, noise
         self.positions, self.forces, self.weights = positions, forces, weights
         self.residual = self._residual(positions, forces) if noise is None else positions.new_empty(0)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
 from ...flows.boltzmann.training.stage_training import run_stage
-from .augmented_flow import TeacherConfiguration
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.graph_network import GraphConfiguration, GraphNetwork, bead_types
 from ..prior_statistics import PriorConfiguration, fit_prior
+from .augmented_flow import TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
-from .fitting import CoarseTrainingResult, facts_of, refuse_frames, student_of, taught_frames
+from .fitting import CoarseTrainingResult, metadata_of, refuse_frames, student_of, taught_frames
 from .modules import AveragedTraining, StudentTraining
 
 _OFFSET = 104_729  # separates the seeds of molecules
@@ -46,7 +46,9 @@ class SharedTraining(AveragedTraining):
         """See :meth:`AveragedTraining.held_out_loss`."""
         if not isinstance(trained, GraphNetwork):
             raise TypeError(f"only a GraphNetwork serves several molecules, not a {type(trained).__name__}")
-        losses = [member.held_out_loss(trained.serving(member.force_field.facts.particles)) for member in self.members]
+        losses = [
+            member.held_out_loss(trained.serving(member.force_field.metadata.particles)) for member in self.members
+        ]
         known = [loss for loss in losses if loss is not None]
         return sum(known) / len(known) if known else None
 
@@ -95,7 +97,7 @@ def train_on_several_molecules(
     force_fields: list[CoarseGrainedForceField] = []
     members: list[StudentTraining] = []
     curves: list[dict[str, list[dict[str, float]]]] = []
-    facts: list[dict[str, Any]] = []
+    metadata: list[dict[str, Any]] = []
     shared: GraphNetwork | None = None
     for number, (beads, frames) in enumerate(molecules):
         share = None if frames.weights is None else frames.weights.double().numpy()
@@ -111,11 +113,13 @@ def train_on_several_molecules(
         members.append(student_of(field, lesson, settings, own_seed))
         force_fields.append(field)
         curves.append(lesson.curves)
-        facts.append(lesson.facts)
+        metadata.append(lesson.metadata)
     together = SharedTraining(members, seed, settings.log_interval)
     curve = run_stage(together, "student", settings.checkpoint_interval, folder, show_progress)
     results = []
-    for field, member, own_curves, own_facts in zip(force_fields, members, curves, facts, strict=True):
-        own_facts = {**own_facts, **facts_of(member)}
-        results.append(CoarseTrainingResult(copy.deepcopy(field).eval(), {**own_curves, "student": curve}, own_facts))
+    for field, member, own_curves, own_metadata in zip(force_fields, members, curves, metadata, strict=True):
+        own_metadata = {**own_metadata, **metadata_of(member)}
+        results.append(
+            CoarseTrainingResult(copy.deepcopy(field).eval(), {**own_curves, "student": curve}, own_metadata)
+        )
     return results

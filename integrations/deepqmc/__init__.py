@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...calculators.qmc.wave_function.sampling import ElectronSamples
 from ...calculators.qmc.storage import load_samples
+from ...calculators.qmc.wave_function.sampling import ElectronSamples
 from ...core.errors import ConfigurationError, WorkerError
 
 EXPORT = Path(__file__).with_name("export.py")

@@ -28,8 +28,8 @@ from ...core.sample_files import SampleFileError
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ..ase import atoms_from_samples
-from .exports import topology_from_particles, trajectory_from_samples
 from ..openmm.forces.particles import particles_from_topology
+from .exports import topology_from_particles, trajectory_from_samples
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 PathLike = str | os.PathLike[str]

@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .energies.batched import OpenMMEnergy
+    from .energies.distributed import DistributedEnergy
+    from .energies.system_potential import SystemPotential
+    from .forces.add_potential import add_potential, particle_system
     from .sampling.annealing import OpenMMLangevinKernel, annealed_samples
     from .sampling.boltzmann_moves import BoltzmannMove, BoltzmannMover
-    from .energies.batched import OpenMMEnergy
-    from .forces.add_potential import add_potential, particle_system
-    from .energies.distributed import SpreadEnergy
-    from .energies.system_potential import SystemPotential
 
 __all__ = [
     "BoltzmannMove",
     "BoltzmannMover",
+    "DistributedEnergy",
     "OpenMMEnergy",
     "OpenMMLangevinKernel",
-    "SpreadEnergy",
     "SystemPotential",
     "add_potential",
     "annealed_samples",
@@ -27,7 +27,7 @@ _PLACES = {
     "BoltzmannMove": ".sampling.boltzmann_moves",
     "BoltzmannMover": ".sampling.boltzmann_moves",
     "OpenMMEnergy": ".energies.batched",
-    "SpreadEnergy": ".energies.distributed",
+    "DistributedEnergy": ".energies.distributed",
     "OpenMMLangevinKernel": ".sampling.annealing",
     "SystemPotential": ".energies.system_potential",
     "add_potential": ".forces.add_potential",

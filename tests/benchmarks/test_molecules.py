@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tblite", reason="tblite is not installed: pip install 'flowbridge[molecules]'")
-from flowbridge.flows.molecules.bonds import find_bonds
-from flowbridge.flows.molecules.formulas import Formula
-
 from benchmarks import harness
 from benchmarks.science import larger_molecules, molecules
 from benchmarks.science.molecule_proposals import random_isomers, random_placement
+from flowbridge.flows.molecules.bonds import find_bonds
+from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.workflows.molecules.building import load_builder
 
 

@@ -54,7 +54,7 @@ def test_small_size(part, science, tmp_path, capsys):
 
 
 def test_a_local_copy_of_mnist(science, mnist, tmp_path, capsys):
-    """Images by way of private principal axes, whose release is on the bill with the training."""
+    """Images by way of private principal axes, whose release is on the ledger with the training."""
     science.main(["mnist", "--small", "--mnist", str(mnist), "--output", str(tmp_path / "runs")])
     assert "mnist, test accuracy" in " ".join(capsys.readouterr().out.split())
     images = importlib.import_module("benchmarks.science.private_images")

@@ -13,11 +13,12 @@ from ase import units
 from ase.calculators.calculator import get_calculator_class
 from ase.calculators.socketio import SocketIOCalculator
 from ase.md.verlet import VelocityVerlet
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
-from flowbridge.core.model_files.files.files import save
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.core.model_files.files import save
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.socket import serve
 
 STRUCTURE = Path(__file__).parents[2] / "examples" / "alanine_dipeptide.pdb"

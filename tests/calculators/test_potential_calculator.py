@@ -18,10 +18,11 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ModelFileError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.potential import EnergyAndForces, Potential, PotentialFacts
+from flowbridge.core.model_files.files import save
+from flowbridge.core.potential import EnergyAndForces, Potential, PotentialMetadata
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 EV = units.kJ / units.mol
@@ -37,7 +38,7 @@ class Counting(Potential):
 
     def __init__(self, potential):
         super().__init__()
-        self.inner, self.facts, self.calls = potential, potential.facts, 0
+        self.inner, self.metadata, self.calls = potential, potential.metadata, 0
 
     def forward(self, positions, cell=None, **global_parameters):
         return self.inner(positions, cell, **global_parameters)
@@ -333,7 +334,7 @@ class Broken(Potential):
 
     def __init__(self, particles, energy, force):
         super().__init__()
-        self.facts, self.energy, self.force = PotentialFacts(particles), energy, force
+        self.metadata, self.energy, self.force = PotentialMetadata(particles), energy, force
 
     def energy_and_forces(self, positions, cell=None):
         forces = torch.zeros_like(positions)

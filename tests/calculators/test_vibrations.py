@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.units import J as joule
 from ase.units import _hbar, invcm, kg, m
+
 from flowbridge.calculators.vibrations import lowest_frequency
 
 EPSILON, SIGMA = 0.5, 1.0

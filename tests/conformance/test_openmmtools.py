@@ -4,9 +4,10 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from openmm import unit
+
 from flowbridge.core.units import thermal_energy
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm import unit
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnknownMarkWarning")
 states = pytest.importorskip("openmmtools.states", reason="openmmtools is not installed: pip install openmmtools")

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import safetensors.torch
 import torch
+
 from flowbridge.core.cache import Cache, key_of, size_limit
 from flowbridge.core.compilation.building import PotentialRecipe, accelerated, compiled
 from flowbridge.core.compilation.identity import source_digest
 from flowbridge.core.errors import CompilationError, ConfigurationError
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 
 
 class Crystal(Potential):
@@ -25,7 +26,7 @@ class Crystal(Potential):
     def __init__(self, dtype=torch.float64):
         super().__init__()
         particles = Particles(("A",) * 5, (18,) * 5, (40.0,) * 5, ())
-        self.facts = PotentialFacts(particles, periodic=True, global_parameters={"pull": 1.5})
+        self.metadata = PotentialMetadata(particles, periodic=True, global_parameters={"pull": 1.5})
         self.weights = torch.nn.Parameter(torch.linspace(0.5, 2.0, 5, dtype=dtype))
 
     def forward(self, positions, cell=None, pull: float = 1.5):
@@ -52,7 +53,7 @@ class Undecided(Potential):
 
     def __init__(self):
         super().__init__()
-        self.facts = PotentialFacts(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
+        self.metadata = PotentialMetadata(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
         self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def forward(self, positions, cell=None):
@@ -66,7 +67,7 @@ class Flat(Potential):
 
     def __init__(self, dimension):
         super().__init__()
-        self.facts = PotentialFacts(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
+        self.metadata = PotentialMetadata(Particles(("A", "B"), (1, 1), (1.0, 1.0), ()))
         self.shape = (-1, 3 * dimension)  # of a configuration, or of all particles of all configurations
         weights = torch.linspace(0.5, 2.0, 9 * dimension, dtype=torch.float64).reshape(3 * dimension, 3)
         self.weights = torch.nn.Parameter(weights)

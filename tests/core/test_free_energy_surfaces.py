@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from flowbridge.core.statistics.estimates.free_energy_surfaces import Surface, compare_surfaces
+
+from flowbridge.core.statistics.free_energy_surfaces import Surface, compare_surfaces
 
 EDGES = [np.linspace(-3.0, 3.0, 13)]
 

@@ -12,8 +12,9 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+
 from flowbridge.core.errors import ModelFileError
-from flowbridge.core.model_files.files.files import (
+from flowbridge.core.model_files.files import (
     from_bytes,
     load,
     matches_its_file,
@@ -22,8 +23,8 @@ from flowbridge.core.model_files.files.files import (
     save,
     to_bytes,
 )
-from flowbridge.core.model_files.files.format import FORMAT_VERSION, encode
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
+from flowbridge.core.model_files.format import FORMAT_VERSION, encode
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 
 MOMENT = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
 
@@ -38,7 +39,7 @@ class Springs(Potential):
         super().__init__()
         n = len(names)
         self.width = width
-        self.facts = PotentialFacts(
+        self.metadata = PotentialMetadata(
             Particles(tuple(names), (1,) * n, (1.008,) * n),
             temperature=300.0,
             global_parameters={"scale": 1.0},
@@ -59,7 +60,7 @@ class Springs(Potential):
 
     def configuration(self):
         return {
-            "names": list(self.facts.particles.names),
+            "names": list(self.metadata.particles.names),
             "width": self.width,
             "note": 'Å, ☂ and "quotes" \\',
         }
@@ -111,7 +112,7 @@ def test_every_tensor_survives_to_the_bit(springs, model):
     assert loaded.scalar.shape == ()
     assert loaded.steps.item() == 2**53 + 1
     assert loaded.tied is loaded.network.weight
-    assert loaded.facts == springs.facts
+    assert loaded.metadata == springs.metadata
     assert not loaded.training
     assert loaded.stiffness.requires_grad
 
@@ -140,7 +141,7 @@ def test_header_tells_what_the_file_holds(springs, model):
     header = read_header(model)
     assert header.kind == "test_springs"
     assert header.temperature == 300.0
-    assert header.particles == springs.facts.particles
+    assert header.particles == springs.metadata.particles
     assert header.global_parameters == {"scale": 1.0}
     assert header.provenance == {"epochs": 3, "loss": -1.5}
     assert header.configuration == springs.configuration()

@@ -8,6 +8,8 @@ import openmm
 import pandas
 import pytest
 from ase.units import Angstrom, nm
+from openmm import unit
+
 from flowbridge.core import sample_files
 from flowbridge.core.errors import (
     ConfigurationError,
@@ -19,7 +21,6 @@ from flowbridge.core.errors import (
 from flowbridge.core.potential import Particles
 from flowbridge.core.sample_files import SampleFileError
 from flowbridge.core.samples import WeightedSamples
-from openmm import unit
 
 WATER = Particles(
     names=("O", "H1", "H2", "CG"),

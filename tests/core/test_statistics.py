@@ -4,9 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from flowbridge.core.statistics.estimates.bootstrap import block_starts, bootstrap_factors
+
 from flowbridge.core.errors import OverlapError
-from flowbridge.core.statistics.estimates.estimates import (
+from flowbridge.core.statistics.bootstrap import block_starts, bootstrap_factors
+from flowbridge.core.statistics.estimates import (
     block_bootstrap,
     effective_sample_percent,
     effective_sample_size,

@@ -9,21 +9,21 @@ import openmm
 import pytest
 from ase.db import connect
 from ase.units import nm
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.molecules.bonds import find_bonds
-from flowbridge.flows.molecules.training.evaluation import Judgement
 from openmm import unit
 from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
-from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
-from flowbridge.workflows.molecules.results import Harvest
-from flowbridge.workflows.molecules.isomer_database import read_isomers
-from flowbridge.workflows.molecules.novelty import Taught
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.flows.molecules.bonds import find_bonds
+from flowbridge.flows.molecules.training.evaluation import Evaluation
 from flowbridge.workflows.boltzmann.configuration import read_workflow
 from flowbridge.workflows.boltzmann.molecular_system import molecular_system
+from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
+from flowbridge.workflows.molecules.isomer_database import read_isomers
+from flowbridge.workflows.molecules.novelty import Taught
+from flowbridge.workflows.molecules.results import IsomerResults
 
 pytest.importorskip("tblite")
 
@@ -40,9 +40,9 @@ def test_each_isomer_is_relaxed_once(built):
     assert candidates.built == 24
     assert candidates.valid >= 12
     assert candidates.valid + sum(candidates.faults.values()) == 24
-    assert found.judged <= len(candidates.isomers) < candidates.valid
-    assert found.valid >= 0.8 * found.judged
-    assert found.valid + sum(found.faults.values()) == found.judged
+    assert found.evaluated <= len(candidates.isomers) < candidates.valid
+    assert found.valid >= 0.8 * found.evaluated
+    assert found.valid + sum(found.faults.values()) == found.evaluated
     assert sum(isomer.times for isomer in found.ranked) <= 24
     assert max(isomer.times for isomer in found.ranked) > 1
 
@@ -119,21 +119,21 @@ def test_novelty_is_about_what_the_builder_was_taught():
     positions = np.array([[0, 0, 0], [0.092, 0, 0]])
     for taught, novel in (("F", False), ("C", True)):
         for length, novel_geometry in ((0.09205, False), (0.1, True)):
-            found = Harvest(Taught.of([(taught, [1, 9], [[0, 0, 0], [0, length, 0]])]))
-            assert found.add([9, 1], Judgement(-1.0, positions, 3)) == "F"
+            found = IsomerResults(Taught.of([(taught, [1, 9], [[0, 0, 0], [0, length, 0]])]))
+            assert found.add([9, 1], Evaluation(-1.0, positions, 3)) == "F"
             assert (found.ranked[0].novel, found.ranked[0].novel_geometry) == (novel, novel_geometry)
 
 
 def test_a_harvest_keeps_the_best_geometry_and_counts_reasons():
-    found = Harvest()
+    found = IsomerResults()
     for energy, length in ((-1.0, 0.092), (-1.5, 0.093), (-1.2, 0.094)):
-        found.add([9, 1], Judgement(energy, np.array([[0, 0, 0], [length, 0, 0]]), 2))
-    found.add([9, 1], Judgement(None, np.zeros((2, 3)), 1, "atoms 0 and 1 are 0.001 nm apart"))
-    found.add([9, 1], Judgement(-9.0, np.array([[0, 0, 0], [0.5, 0, 0]]), 1))
+        found.add([9, 1], Evaluation(energy, np.array([[0, 0, 0], [length, 0, 0]]), 2))
+    found.add([9, 1], Evaluation(None, np.zeros((2, 3)), 1, "atoms 0 and 1 are 0.001 nm apart"))
+    found.add([9, 1], Evaluation(-9.0, np.array([[0, 0, 0], [0.5, 0, 0]]), 1))
     (isomer,) = found.ranked
     assert (isomer.energy, isomer.times, isomer.positions[1, 0]) == (-1.5, 3, 0.093)
     assert found.faults == {"atoms are on top of each other": 1, "the atoms fall apart into several molecules": 1}
-    assert (found.valid, found.judged, found.evaluations) == (3, 5, 8)
+    assert (found.valid, found.evaluated, found.evaluations) == (3, 5, 8)
 
 
 def test_a_calculator_that_always_fails_leaves_a_page_that_says_so(tmp_path):

@@ -8,12 +8,12 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files.files.files import load
 from openmm import app, unit
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.core.model_files.files import load
 from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import reference_model, run_reference
@@ -76,7 +76,7 @@ def test_chignolin(tmp_path):
         "folding.png", "native_contacts.png", "slow_coordinates.png", "training.png",
     }  # fmt: skip
     model = load(out / "model.flow")
-    assert model.facts.temperature == 300.0
+    assert model.metadata.temperature == 300.0
     assert mdtraj.load(str(out / "beads.pdb")).n_atoms == 10
     # Nothing is done twice: the same command finds all stages.
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.npz")}
@@ -150,7 +150,7 @@ def test_from_a_trajectory_with_selections_and_a_graph_network(trajectory, tmp_p
     results = coarse_grain.run(tmp_path / "run.toml", tmp_path / "out")
     assert results["frames"] == 200
     assert results["beads"] == 4
-    assert load(tmp_path / "out" / "model.flow").facts.particles.names == ("A", "B", "C", "D")
+    assert load(tmp_path / "out" / "model.flow").metadata.particles.names == ("A", "B", "C", "D")
 
 
 IN_WATER = """

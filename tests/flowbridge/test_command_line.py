@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from flowbridge.core.compilation.compiled_potential import CompiledPotential
-from flowbridge.core.compilation.loading import load_accelerated
-from flowbridge.core.errors import ModelFileError
-from flowbridge.core.model_files.files.files import read_header, register_kind, save
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
+from flowbridge.core.compilation.compiled_potential import CompiledPotential
+from flowbridge.core.compilation.loading import load_accelerated
+from flowbridge.core.errors import ModelFileError
+from flowbridge.core.model_files.files import read_header, register_kind, save
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 from flowbridge.workflows.diagnostics.doctor import Finding, core_works, examine
 
 COMMAND = [sys.executable, "-m", "flowbridge.commands.application"]
@@ -33,7 +33,7 @@ class Tether(Potential):
     def __init__(self):
         super().__init__()
         particles = Particles(("O", "H1", "H2"), (8, 1, 1), (15.999, 1.008, 1.008), ((0, 1), (0, 2)))
-        self.facts = PotentialFacts(particles, temperature=310.0, global_parameters={"pull": 2.0})
+        self.metadata = PotentialMetadata(particles, temperature=310.0, global_parameters={"pull": 2.0})
         self.stiffness = torch.nn.Parameter(torch.ones(1200))
         self.register_buffer("steps", torch.tensor(7))
 
@@ -142,13 +142,13 @@ def test_interruption_says_how_to_continue(tmp_path):
         "import signal, sys, time\n"
         # A shell starts background jobs with Ctrl-C ignored, and their children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from flowbridge import command_line\n"
-        "from flowbridge.workflows import reference\n"
+        "from flowbridge.commands.application import application\n"
+        "from flowbridge.workflows.boltzmann import reference\n"
         "def endless(config, workers):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
         "reference.run = endless\n"
-        "command_line.application(['reference', sys.argv[1]])\n"
+        "application(['reference', sys.argv[1]])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, pipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from openmm import app, unit
 
 import flowbridge
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.workflows.boltzmann import pipeline
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -157,7 +157,7 @@ def test_equivariant_flow(tmp_path, capsys):
     assert share > 0.5
     assert "effective sample size" in capsys.readouterr().out
     assert {"dw4.flow", "dw4.h5", "dw4.png"} <= {file.name for file in tmp_path.iterdir()}
-    assert flowbridge.load(tmp_path / "dw4.flow").facts.particles.names == ("Ar",) * 4
+    assert flowbridge.load(tmp_path / "dw4.flow").metadata.particles.names == ("Ar",) * 4
 
 
 def test_cool_ice(tmp_path, capsys):
@@ -194,7 +194,7 @@ def test_density_script(tmp_path, capsys):
 
 
 def test_private_training(tmp_path, capsys):
-    """Few steps and a generous budget; the models carry their bills."""
+    """Few steps and a generous budget; the models carry their ledgers."""
     pytest.importorskip("opacus", reason="opacus is not installed: pip install opacus")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install scikit-learn")
     accuracies = example("private_training").main(tmp_path, epsilons=(8.0,), steps=15)
@@ -205,7 +205,7 @@ def test_private_training(tmp_path, capsys):
 
 
 def test_private_force_field(tmp_path, capsys):
-    """Few trajectories, few steps, a budget of little use: force fields that are run, and carry their bills."""
+    """Few trajectories, few steps, a budget of little use: force fields that are run, and carry their ledgers."""
     pytest.importorskip("opacus", reason="opacus is not installed: pip install opacus")
     errors = example("private_force_field").main(
         tmp_path, trajectories=40, frames=4, steps=30, sampling_rate=0.2, epsilons=(4.0,)
@@ -213,8 +213,8 @@ def test_private_force_field(tmp_path, capsys):
     assert max(errors["dp_mac"] + errors["dp_sgd"]) < 1.0
     assert "differential privacy for each trajectory" in capsys.readouterr().out
     assert (tmp_path / "private_force_field.png").stat().st_size > 10_000
-    bill = flowbridge.load(tmp_path / "dp_mac-4.flow").privacy
-    assert (bill["releases"][0]["mechanism"], bill["units"]) == ("dp_mac", 32)
+    ledger = flowbridge.load(tmp_path / "dp_mac-4.flow").privacy
+    assert (ledger["releases"][0]["mechanism"], ledger["units"]) == ("dp_mac", 32)
 
 
 def test_reinforce_builder(tmp_path, capsys):

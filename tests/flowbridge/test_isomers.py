@@ -3,10 +3,10 @@
 import pytest
 from ase.db import connect
 from ase.units import nm
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.execution.executors import Processes
-from flowbridge.flows.molecules.formulas import Formula
 
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.core.execution.executors import ProcessExecutor
+from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.workflows.molecules.isomer_database import (
     IsomerRequest,
     formulas_of_heavy_atoms,
@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_to_the_same(database, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_isomers(ALCOHOLS, path, stopping)
     part = IsomerRequest(ALCOHOLS.formulas[1:], vibrations=1.0)
-    make_isomers(part, path, Processes(1))
+    make_isomers(part, path, ProcessExecutor(1))
     assert len(read_isomers(path)) == 2
     make_isomers(ALCOHOLS, path)
     again, before = ({i.smiles: i.energy for i in read_isomers(file)} for file in (path, database[0]))

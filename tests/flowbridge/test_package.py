@@ -1,6 +1,5 @@
 """The package as users meet it: a light import, and distributions that hold everything."""
 
-import configparser
 import json
 import os
 import shutil
@@ -26,20 +25,13 @@ def python(code, **environment):
     return json.loads(done.stdout)
 
 
-def setup_options():
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
-    folders = dict(line.split(" = ") for line in parser["options"]["package_dir"].split("\n") if line)
-    return folders, parser["options"]["packages"].split()
-
-
 def tree_modules():
-    """Module file of each package by its path inside an installation."""
-    folders, _ = setup_options()
+    """Every module of the package, by its path inside an installation; links are followed, as import does."""
     return {
-        "/".join([*package.split("."), *path.relative_to(ROOT / folder).parts])
-        for package, folder in folders.items()
-        for path in (ROOT / folder).rglob("*.py")
+        Path(folder, name).relative_to(ROOT).as_posix()
+        for folder, _, names in os.walk(ROOT / "flowbridge", followlinks=True)
+        for name in names
+        if name.endswith(".py")
     }
 
 
@@ -60,8 +52,8 @@ print(json.dumps([loaded, still, names, flowbridge.__version__]))
 
 
 def test_names_load_on_first_use_and_are_the_ones_of_their_rooms():
-    from flowbridge.core.model_files.files import files as model_files
     from flowbridge.core import potential
+    from flowbridge.core.model_files import files as model_files
 
     assert flowbridge.load is model_files.load
     assert flowbridge.save is model_files.save
@@ -89,11 +81,28 @@ print(json.dumps([name for name in ("openmm", "ase", "pyscf") if name in sys.mod
     assert python(code) == []
 
 
-def test_every_folder_with_code_is_declared_a_package():
-    folders, packages = setup_options()
-    found = {"/".join(name.split("/")[:-1]).replace("/", ".") for name in tree_modules()}
-    assert found == set(packages)
-    assert set(folders) <= set(packages)
+def test_every_folder_with_code_is_a_package():
+    folders = {Path(name).parent for name in tree_modules()}
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+@pytest.mark.parametrize("room", ["flows", "forcefields", "calculators", "integrations"])
+def test_no_module_has_two_names(room):
+    """The top-level folders are reachable from a checkout's root: nothing in them imports but as part of flowbridge."""
+    assert (ROOT / "flowbridge" / room).readlink() == Path("..", room)
+    modules = [path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / room).rglob("*.py")]
+    code = f"""
+import importlib, json
+found = []
+for name in {[name.replace("/", ".").removesuffix(".__init__") for name in modules]!r}:
+    try:
+        importlib.import_module(name)
+        found.append(name)
+    except ImportError:
+        pass
+print(json.dumps(found))
+"""
+    assert python(code, PYTHONPATH=str(ROOT)) == []
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,7 @@ def distributions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributions")
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "tests")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    shutil.copytree(ROOT, source, ignore=ignored, symlinks=True)
     build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
     def run(step, cwd):
@@ -122,7 +131,7 @@ def distributions(tmp_path_factory):
 def test_wheel_from_the_sdist_holds_every_module_and_data_file(distributions):
     _, wheel = distributions
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = {f"flowbridge/workflows/{path.name}" for path in (ROOT / "flowbridge/workflows").glob("*.html")}
+    data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "flowbridge/workflows").rglob("*.html")}
     assert tree_modules() | data | {"flowbridge/py.typed"} <= names
     top = {name.partition("/")[0] for name in names}
     assert top == {

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import typer.main
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from openmm import LangevinMiddleIntegrator, Platform, unit
 from openmm.app import ForceField, PDBFile, Simulation
 
 import flowbridge
 from flowbridge.commands.application import application
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -10,26 +10,26 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.execution.executors import Processes
-from flowbridge.core.statistics.estimates.estimates import effective_sample_percent
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin, save_arrays
-from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 
+from flowbridge.core.execution.executors import ProcessExecutor
+from flowbridge.core.model_files.files import save
+from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.statistics.estimates import effective_sample_percent
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin, save_arrays
 from flowbridge.workflows.boltzmann import report, reweight
 from flowbridge.workflows.boltzmann.bonded_terms import angle_types, bond_types
 from flowbridge.workflows.boltzmann.configuration import read_workflow
 from flowbridge.workflows.boltzmann.figures import free_energy_map, normalised
-from flowbridge.workflows.machines import Machines
+from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 from flowbridge.workflows.boltzmann.report_data import Torsions, gather
 from flowbridge.workflows.boltzmann.run_figures import running_effective_percent
-from flowbridge.workflows.boltzmann.molecular_system import molecular_system
-from flowbridge.workflows.stages import Stage
 from flowbridge.workflows.boltzmann.targets import Targets, checks
+from flowbridge.workflows.machines import Machines
+from flowbridge.workflows.stages import Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = FlowConfiguration.model_validate(
@@ -67,7 +67,7 @@ class Run:
             self.stages["comparison"] = self._train("comparison")
         self.stages["drive"] = self._drive()
         self.stages["reweight"] = reweight.run(
-            self.workflow, self.molecule, self.stages["train"], self.output, Machines(Processes(1))
+            self.workflow, self.molecule, self.stages["train"], self.output, Machines(ProcessExecutor(1))
         )
         self.results = self._results()
 
@@ -99,7 +99,7 @@ class Run:
         steps = [50.0, 100.0, 150.0]
         curves = {
             "likelihood": [{"step": step, "nll": 10.0 - 0.01 * step} for step in steps],
-            "refinement": [{"step": step, "effective_share": 0.004 * step} for step in steps],
+            "refinement": [{"step": step, "effective_sample_fraction": 0.004 * step} for step in steps],
         }
         bias = {"circular": 0, "centre": 0.16, "concentration": 2.5, "height": 1.8125}
         stage.finish(

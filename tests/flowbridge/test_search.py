@@ -5,25 +5,25 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.flows.molecules.graph_features import graph_features
+from flowbridge.flows.molecules.training.evaluation import Evaluation
 from flowbridge.flows.molecules.training.isomer_energies import IsomerEnergies
-from flowbridge.flows.molecules.training.evaluation import Judgement
 
 pytest.importorskip("rdkit")
 from flowbridge.integrations.rdkit.isomers import enumerate_isomers
 from flowbridge.integrations.rdkit.molecular_graphs import canonical_smiles, embed, relax_mmff
-
-from flowbridge.workflows.molecules.results import Harvest
 from flowbridge.workflows.molecules.novelty import Taught, fingerprint, same_geometry
+from flowbridge.workflows.molecules.results import IsomerResults
 from flowbridge.workflows.molecules.search import Candidates, Search, Start, minima, relaxed_start
 
 FORMULA = Formula.parse("C4H8O")
 
 
 class Counted:
-    """A judge that leaves molecules as they are; energies are by SMILES, two evaluations each."""
+    """A evaluator that leaves molecules as they are; energies are by SMILES, two evaluations each."""
 
     def __init__(self, energies):
         self.energies, self.asked = energies, []
@@ -33,7 +33,7 @@ class Counted:
         for numbers, positions in molecules:
             smiles = canonical_smiles(numbers, find_bonds(numbers, positions).bonds)
             self.asked.append(smiles)
-            verdicts.append(Judgement(self.energies[smiles], np.asarray(positions), 2))
+            verdicts.append(Evaluation(self.energies[smiles], np.asarray(positions), 2))
         return verdicts
 
 
@@ -59,18 +59,18 @@ def test_what_is_seen_without_energies_costs_none(molecules, energies):
     candidates.add([first, broken, first, second])
     assert (candidates.built, candidates.valid, len(candidates.isomers)) == (4, 3, 2)
     assert candidates.faults == {"the atoms fall apart into several molecules": 1}
-    judge = Counted(energies)
-    search = Search(FORMULA, judge, Harvest())
+    evaluator = Counted(energies)
+    search = Search(FORMULA, evaluator, IsomerResults())
     assert list(search.run(candidates)) == [2, 4]
-    assert judge.asked == list(molecules)[:2]
+    assert evaluator.asked == list(molecules)[:2]
     search.count_builds(candidates)
-    assert [search.found.isomers[smiles].times for smiles in judge.asked] == [2, 1]
+    assert [search.found.isomers[smiles].times for smiles in evaluator.asked] == [2, 1]
 
 
 def test_the_budget_ends_it(molecules, energies):
     candidates = Candidates()
     candidates.add(molecules.values())
-    search = Search(FORMULA, Counted(energies), Harvest())
+    search = Search(FORMULA, Counted(energies), IsomerResults())
     assert list(search.run(candidates, evaluations=5)) == [2, 4, 6]
     assert list(search.run(candidates, evaluations=7, portion=2)) == [10]
 
@@ -87,11 +87,11 @@ def test_low_ones_come_first_when_energies_are_known_of_other_formulas(molecules
     model = IsomerEnergies.fit([formula for formula, _ in others], graphs, taught)
     candidates = Candidates()
     candidates.add(molecules.values())
-    judge = Counted(energies)
-    list(Search(FORMULA, judge, Harvest(), model).run(candidates, evaluations=12))
-    asked = [energies[smiles] for smiles in judge.asked]
+    evaluator = Counted(energies)
+    list(Search(FORMULA, evaluator, IsomerResults(), model).run(candidates, evaluations=12))
+    asked = [energies[smiles] for smiles in evaluator.asked]
     assert max(asked) < np.median(list(energies.values()))
-    assert min(energies, key=energies.get) in judge.asked
+    assert min(energies, key=energies.get) in evaluator.asked
 
 
 def test_every_isomer_once_before_any_again(molecules, energies):
@@ -101,9 +101,9 @@ def test_every_isomer_once_before_any_again(molecules, energies):
     candidates.add(embed("CCCC=O", seed) for seed in range(2, 12))
     asked = {}
     for starts in (1, 2):
-        judge = Counted(energies)
-        list(Search(FORMULA, judge, Harvest(), starts=starts).run(candidates))
-        asked[starts] = judge.asked
+        evaluator = Counted(energies)
+        list(Search(FORMULA, evaluator, IsomerResults(), starts=starts).run(candidates))
+        asked[starts] = evaluator.asked
     assert asked == {1: few, 2: [*few, "CCCC=O"]}
 
 
@@ -134,10 +134,10 @@ def test_other_geometries_of_the_lowest_come_when_none_is_expected_below(molecul
     few = ["C=CCCO", "CCCC=O", "CCC(C)=O"]
     candidates.add(molecules[smiles] for smiles in few)
     candidates.add(embed("CCCC=O", seed) for seed in range(2, 12))
-    judge = Counted({**dict.fromkeys(few, 5.0), "CCCC=O": -3.0})
-    list(Search(FORMULA, judge, Harvest(), model, starts=2).run(candidates))
-    assert sorted(judge.asked) == sorted([*few, "CCCC=O"])
-    first, second = (index for index, smiles in enumerate(judge.asked) if smiles == "CCCC=O")
+    evaluator = Counted({**dict.fromkeys(few, 5.0), "CCCC=O": -3.0})
+    list(Search(FORMULA, evaluator, IsomerResults(), model, starts=2).run(candidates))
+    assert sorted(evaluator.asked) == sorted([*few, "CCCC=O"])
+    first, second = (index for index, smiles in enumerate(evaluator.asked) if smiles == "CCCC=O")
     assert second == first + 1
 
 
@@ -146,13 +146,13 @@ def test_what_another_relaxed_to_is_not_relaxed(molecules):
         :2
     ]
 
-    def judge(asked):
-        return [Judgement(-1.0, np.asarray(molecules[aim].positions), 3) for _ in asked]
+    def evaluator(asked):
+        return [Evaluation(-1.0, np.asarray(molecules[aim].positions), 3) for _ in asked]
 
     candidates = Candidates()
     candidates.add([molecules[other], molecules[aim]])
-    found = Harvest()
-    assert list(Search(FORMULA, judge, found).run(candidates)) == [3]
+    found = IsomerResults()
+    assert list(Search(FORMULA, evaluator, found).run(candidates)) == [3]
     assert list(found.isomers) == [aim]
 
 

@@ -4,11 +4,11 @@ import json
 import sqlite3
 
 import pytest
-from flowbridge.core.model_files.files.files import read_header
-from flowbridge.flows.molecules.formulas import Formula
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
+from flowbridge.core.model_files.files import read_header
+from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
 from flowbridge.workflows.molecules.isomer_database import IsomerRequest, make_isomers
 
@@ -52,8 +52,8 @@ def test_rewards_of_relaxed_molecules_take_more_evaluations(tmp_path, options, s
     result = run("--reinforce", "CH4O", "--rounds", 1, "--molecules", 4, "--output", output, *options)
     assert result.exit_code == 0, result.output
     assert read_header(output).provenance["reinforcement"]["energy_scale"] == scale
-    with sqlite3.connect(output.with_suffix(".judgements.sqlite")) as kept:
-        rows = kept.execute("SELECT evaluations FROM judgements WHERE energy IS NOT NULL").fetchall()
+    with sqlite3.connect(output.with_suffix(".evaluations.sqlite")) as kept:
+        rows = kept.execute("SELECT evaluations FROM evaluations WHERE energy IS NOT NULL").fetchall()
     assert rows
     assert all((evaluations > 1) == bool(options) for (evaluations,) in rows)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import zuko
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.external_flows import as_potential
 
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.external_flows import as_potential
 from flowbridge.testing import ConformanceError, check_potential, examine_potential
 
 ARGON = Particles(("A", "B", "C"), (18, 18, 18), (39.9,) * 3)
@@ -18,9 +18,9 @@ AT = 0.3 * torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(1), dtyp
 class Springs(Potential):
     """Three particles on springs between all pairs; each test below breaks one thing of it."""
 
-    def __init__(self, **facts):
+    def __init__(self, **metadata):
         super().__init__()
-        self.facts = PotentialFacts(ARGON, **facts)
+        self.metadata = PotentialMetadata(ARGON, **metadata)
 
     def vectors(self, positions, cell):
         pairs = positions[:, [0, 0, 1]] - positions[:, [1, 2, 2]]

@@ -7,19 +7,19 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.execution.executors import Processes
-from flowbridge.core.units import thermal_energy
-from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, run_langevin
 from openmm import app
 from typer.testing import CliRunner
 
 import flowbridge
 from flowbridge.commands.application import application
+from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.execution.executors import ProcessExecutor
+from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.units import thermal_energy
+from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, run_langevin
 from flowbridge.workflows.boltzmann import from_trajectory
-from flowbridge.workflows.machines import Machines
 from flowbridge.workflows.boltzmann.trajectory import configurational_temperature
+from flowbridge.workflows.machines import Machines
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STRUCTURE = EXAMPLES / "alanine_dipeptide.pdb"
@@ -90,7 +90,7 @@ class TestCommand:
         assert "potential energy" in done.output
         results = json.loads((folder / "out" / "results.json").read_text())
         model = flowbridge.load(folder / "out" / "model.flow")
-        assert model.facts.temperature == 300.0
+        assert model.metadata.temperature == 300.0
         samples = WeightedSamples.load(folder / "out" / "samples.h5")
         assert len(samples) == 500
         averages = {one["name"]: one for one in results["averages"]}
@@ -120,7 +120,7 @@ def read(folder, tmp_path, **changes):
     from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 
     workflow = from_trajectory.workflow_from(**options(folder, output=tmp_path / "out", **changes))
-    molecule, machines = molecular_system(workflow, Path()), Machines(Processes(workflow.workers))
+    molecule, machines = molecular_system(workflow, Path()), Machines(ProcessExecutor(workflow.workers))
     return trajectory.run(workflow, workflow.trajectory, molecule, Path(), workflow.output, machines)
 
 

@@ -12,11 +12,11 @@ import h5py
 import mdtraj
 import numpy as np
 import pytest
-from flowbridge.core.errors import ConfigurationError
 
-from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
+from flowbridge.core.errors import ConfigurationError
 from flowbridge.workflows.boltzmann.configuration import read_tables, read_workflow
 from flowbridge.workflows.boltzmann.molecular_system import molecular_system
+from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
 from flowbridge.workflows.stages import Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -142,7 +142,7 @@ def test_leaves_what_a_user_takes_away(undisturbed):
     import flowbridge
 
     model = flowbridge.load(output / "proline_dipeptide.flow")
-    assert len(model.facts.particles) == 26
+    assert len(model.metadata.particles) == 26
     assert 0 < results["ess_percent"] <= 100
     assert results["ase_openmm_max_force_difference"] < 1e-4
     assert np.isfinite(results["force_rmse_kT_nm"])

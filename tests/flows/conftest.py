@@ -7,13 +7,14 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
-from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
 from rdkit import Chem
 from rdkit.Chem import AllChem
+
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
 
 
 def _from_smiles(smiles: str, hydrogens: bool = True) -> tuple[Particles, np.ndarray]:
@@ -60,7 +61,7 @@ class Springs(Potential):
 
     def __init__(self, particles: Particles, positions: np.ndarray) -> None:
         super().__init__()
-        self.facts = PotentialFacts(particles, temperature=300.0)
+        self.metadata = PotentialMetadata(particles, temperature=300.0)
         x = torch.as_tensor(positions)
         self.first, self.second = torch.triu_indices(len(particles), len(particles), 1)
         self.lengths = torch.linalg.vector_norm(x[self.first] - x[self.second], dim=-1)

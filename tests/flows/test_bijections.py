@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.func import functional_call
+
 from flowbridge.core.errors import ConfigurationError
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.coordinate_flow import CircleShift, CoordinateFlow, IntervalFeatures
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
+from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
+from flowbridge.flows.boltzmann.stiff_maps import IntervalMap, WhitenedMap
+from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
 from flowbridge.flows.transforms.bijection import Chain, ElementwiseTransform, Transformed
 from flowbridge.flows.transforms.bumps import UNIMODAL_STEEPNESS, CircularBumps, IntervalBumps, smooth_sigmoid
 from flowbridge.flows.transforms.conditioners import FourierFeatures
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.flows.boltzmann.coordinate_flow import CircleShift, CoordinateFlow, IntervalFeatures
 from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
-from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
 from flowbridge.flows.transforms.sinh_arcsinh import Affine, SinhArcsinh, _arcsinh
-from flowbridge.flows.boltzmann.stiff_maps import IntervalMap, WhitenedMap
-from flowbridge.flows.boltzmann.zmatrix import build_zmatrix
-from torch import Tensor
-from torch.func import functional_call
 
 Map = Callable[[Tensor], Transformed]
 

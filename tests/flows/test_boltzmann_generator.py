@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files.files.files import load, save
-from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
 from scipy.spatial.transform import Rotation
+
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.core.model_files.files import load, save
+from flowbridge.core.units import thermal_energy
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.flows.boltzmann.internal_coordinates import InternalCoordinates, InternalPoint
 
 DESIGNS = {
     "fast": {},
@@ -48,7 +49,7 @@ def test_every_molecule_and_design_gives_a_density_and_samples(model_of, smiles,
     """From no torsion at all over one, two and three free chain torsions to a ring."""
     model = model_of(smiles, design)
     samples = draws(model, 40)
-    assert samples.positions.shape == (40, len(model.facts.particles), 3)
+    assert samples.positions.shape == (40, len(model.metadata.particles), 3)
     assert samples.positions.dtype == samples.log_prob.dtype == torch.float64
     assert torch.isfinite(samples.log_prob).all()
     latent, _ = model.flow.inverse(model.coordinates.inverse(samples.positions)[0])
@@ -145,7 +146,7 @@ def test_a_model_file_gives_the_same_bits(model_of, tmp_path, design, dtype):
     save(model, tmp_path / "propanol.flow")
     loaded = load(tmp_path / "propanol.flow")
     assert isinstance(loaded, BoltzmannGenerator)
-    assert loaded.facts == model.facts
+    assert loaded.metadata == model.metadata
     assert loaded.flow_configuration == model.flow_configuration
     assert loaded.coordinates.layout == model.coordinates.layout
     assert torch.equal(loaded.log_prob(samples.positions), model.log_prob(samples.positions))

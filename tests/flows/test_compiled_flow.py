@@ -1,6 +1,7 @@
 """A compiled flow gives the numbers of the flow."""
 
 import torch
+
 from flowbridge.core.cache import Cache
 from flowbridge.core.compilation.building import compiled
 from flowbridge.core.compilation.compiled_potential import CompiledPotential

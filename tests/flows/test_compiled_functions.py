@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from flowbridge.core.cache import Cache, cache_folder
 from flowbridge.core.compilation.programs import PROGRAMS
 from flowbridge.core.errors import CompilationError, ConfigurationError, ConvergenceError
@@ -9,13 +11,12 @@ from flowbridge.flows.boltzmann import compiled_functions
 from flowbridge.flows.boltzmann.compiled_functions import CompiledFlowFunction, CompiledSampling
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.coordinate_flow import CoordinateFlow
-from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
-from flowbridge.flows.transforms.root_finding import bounded_iterations, solve_increasing
 from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, with_gradients
 from flowbridge.flows.boltzmann.training.configuration import TrainingConfiguration
 from flowbridge.flows.boltzmann.training.fitting import _compilation
 from flowbridge.flows.boltzmann.training.objectives import path_gradients
-from torch import Tensor
+from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
+from flowbridge.flows.transforms.root_finding import bounded_iterations, solve_increasing
 
 TINY = {
     "circular": "soft",

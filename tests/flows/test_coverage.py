@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training.coverage import coverage_biases, find_wells

@@ -6,16 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training.configuration import TrainingConfiguration
 from flowbridge.flows.boltzmann.training.fitting import TrainingData, train
 from flowbridge.flows.boltzmann.training.modules import LikelihoodTraining, RefinementTraining
-
+from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
 from flowbridge.testing.conformance import check_potential
 
 SMILES = "CO"

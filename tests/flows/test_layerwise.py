@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training.layerwise import LayerwiseFlow

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.coordinate_flow import CoordinateFlow
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training import objectives
 from flowbridge.flows.boltzmann.training.objectives import (
-    effective_share,
+    effective_sample_fraction,
     force_matching_gradients,
     likelihood_gradients,
     path_gradients,
@@ -201,7 +202,7 @@ def test_nothing_is_left_to_learn_at_the_optimum_sample_by_sample(model, powers)
         latent = latent_of(flow, 3, seed)
         found, log_weights = along_paths(flow, latent, target, None, powers)
         assert float(found.abs().max()) < 1e-10
-        assert float(effective_share(log_weights)) == pytest.approx(1.0)
+        assert float(effective_sample_fraction(log_weights)) == pytest.approx(1.0)
     assert float(gradients(reverse_kl(flow, latent_of(flow, 3), target), flow).abs().max()) > 1e-3
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.boltzmann import position_sampler
 from flowbridge.flows.boltzmann.compiled_functions import ITERATIONS

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from flowbridge.core.errors import ConvergenceError
 from flowbridge.flows.transforms.bumps import CircularBumps, IntervalBumps
 from flowbridge.flows.transforms.root_finding import invert_increasing, solve_increasing
-from torch import Tensor
 
 COUNT = 4000
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

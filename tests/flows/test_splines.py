@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 

@@ -3,13 +3,14 @@
 import numpy as np
 import openmm
 import pytest
+
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.core.statistics.estimates.targeted_free_energy import targeted_free_energy
+from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.generator_map import GeneratorMap
 
 PEROXIDE = Particles(("H1", "O1", "O2", "H2"), (1, 8, 8, 1), (1.008, 15.999, 15.999, 1.008), ((0, 1), (1, 2), (2, 3)))

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
+
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.flows.boltzmann.training.target import TargetDensity, TorsionBias, _rotation
-from scipy.spatial.transform import Rotation
 
 SMILES = "CCCO"
 BIASES = (TorsionBias(0, 0.3, 2.0, 1.5), TorsionBias(1, 0.9, 4.0, -0.7))

@@ -5,6 +5,7 @@ import networkx
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.core.potential import Particles
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration

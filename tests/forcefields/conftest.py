@@ -3,13 +3,14 @@
 import openmm
 import pytest
 import torch
+from openmm import app
+
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.beads.mappings import five_beads
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
-from openmm import app
 
 
 def chain(count: int) -> Particles:

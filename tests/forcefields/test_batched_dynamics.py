@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
-from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
+from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
 from flowbridge.forcefields.parallel_tempering import ParallelTempering
@@ -16,7 +17,7 @@ class Springs(Potential):
 
     def __init__(self, stiffness: float, count: int = 3):
         super().__init__()
-        self.facts = PotentialFacts(Particles(("A",) * count, (0,) * count, (20.0,) * count), temperature=300.0)
+        self.metadata = PotentialMetadata(Particles(("A",) * count, (0,) * count, (20.0,) * count), temperature=300.0)
         self.stiffness = stiffness
 
     def forward(self, positions, cell=None):
@@ -33,7 +34,7 @@ class DoubleWell(Potential):
 
     def __init__(self):
         super().__init__()
-        self.facts = PotentialFacts(Particles(("A",), (0,), (20.0,)), temperature=300.0)
+        self.metadata = PotentialMetadata(Particles(("A",), (0,), (20.0,)), temperature=300.0)
 
     def along(self, x):
         return self.height * ((x / self.width) ** 2 - 1.0) ** 2 + self.tilt * x / self.width

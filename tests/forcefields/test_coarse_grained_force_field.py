@@ -5,22 +5,22 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from openmm import app
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.tracing import trace
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files.files.files import load, save
+from flowbridge.core.model_files.files import load, save
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration
-from flowbridge.forcefields.networks.invariant_network.lipschitz import SpectralBound, project_exactly
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.graph_network import GraphConfiguration
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.lipschitz import SpectralBound, project_exactly
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
-from flowbridge.integrations.mdtraj.exports.bead_selections import openmm_topology, write_bead_pdb
-from flowbridge.integrations.mdtraj.exports.exports import topology_from_particles
+from flowbridge.integrations.mdtraj.bead_selections import openmm_topology, write_bead_pdb
+from flowbridge.integrations.mdtraj.exports import topology_from_particles
 from flowbridge.integrations.openmm import add_potential, particle_system
+from flowbridge.integrations.openmm.forces.prior_forces import add_coarse_grained_force_field
 from flowbridge.integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
-from flowbridge.integrations.openmm.forces.add_potential.prior_forces import add_coarse_grained_force_field
-from openmm import app
-
 from flowbridge.testing import check_potential
 
 NETWORKS = [
@@ -149,7 +149,7 @@ class TestDoors:
 
         x = bead_frames[1][23]
         energy, forces = force_field.energy_and_forces(torch.from_numpy(x)[None])
-        topology = openmm_topology(force_field.facts.particles)
+        topology = openmm_topology(force_field.metadata.particles)
         whole, native = particle_system(file), particle_system(file)
         add_potential(whole, file, topology=topology)
         add_coarse_grained_force_field(native, file)
@@ -169,7 +169,7 @@ class TestDoors:
         assert np.isclose(atoms.get_potential_energy() / (ase.units.kJ / ase.units.mol), float(energy), rtol=1e-9)
 
     def test_flowbridge_md_from_a_pdb_of_the_beads(self, force_field, bead_frames, file, tmp_path):
-        write_bead_pdb(force_field.facts.particles, bead_frames[1][0], tmp_path / "beads.pdb")
+        write_bead_pdb(force_field.metadata.particles, bead_frames[1][0], tmp_path / "beads.pdb")
         run = ModelDynamics(file, tmp_path / "beads.pdb", tmp_path / "out", 40, step_fs=1.0, frame_interval=20)
         end = run_model_dynamics(run)
         assert end.step == 40
@@ -182,7 +182,7 @@ class TestDoors:
         weak.term("angles").stiffness.zero_()
         weak.term("repulsion").stiffness.zero_()
         save(weak, tmp_path / "weak.flow")
-        write_bead_pdb(weak.facts.particles, bead_frames[1][0], tmp_path / "beads.pdb")
+        write_bead_pdb(weak.metadata.particles, bead_frames[1][0], tmp_path / "beads.pdb")
         run = ModelDynamics(
             tmp_path / "weak.flow",
             tmp_path / "beads.pdb",
@@ -199,7 +199,7 @@ class TestDoors:
         assert 0 < len(frames) < 400
 
     def test_beads_with_other_names_are_refused(self, force_field, bead_frames, file, tmp_path):
-        beads = force_field.facts.particles
+        beads = force_field.metadata.particles
         topology = topology_from_particles(beads)
         list(topology.atoms)[1].name = "XX"
         mdtraj.Trajectory(bead_frames[1][:1].astype(np.float32), topology).save_pdb(str(tmp_path / "other.pdb"))

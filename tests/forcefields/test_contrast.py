@@ -5,17 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
+from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
-from flowbridge.forcefields.training.noise_contrastive import ContrastedStudentTraining
 from flowbridge.forcefields.training.fitting import Lesson, student_of
 from flowbridge.forcefields.training.gradients import contrast
+from flowbridge.forcefields.training.noise_contrastive import ContrastedStudentTraining
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 
 NETWORK = InvariantConfiguration(width=16, depth=2)

@@ -6,14 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.units import thermal_energy
-from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, HarmonicBonds, PriorEnergy
+from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import teacher_frames, train_force_field
 from flowbridge.forcefields.training.modules import StudentTraining, drawn
@@ -281,9 +282,9 @@ def test_samples_with_enormous_forces_are_counted(gentle, bead_frames):
     prior = fit_prior(mapping.beads, frames, 300.0, PriorConfiguration(repulsion=3200.0, repulsion_quantile=0.3))
     field = CoarseGrainedForceField.untrained(prior, NETWORK, 300.0, torch.from_numpy(frames))
     given = settings("flow_matching", samples=500, largest_mean_square_force=1e5)
-    found, facts = teacher_frames(gentle, field, given, 1)
-    assert len(found) + facts["teacher_samples_left_out"] == 500
-    assert 0.0 < facts["repulsion_effective_percent"] < 100.0
+    found, metadata = teacher_frames(gentle, field, given, 1)
+    assert len(found) + metadata["teacher_samples_left_out"] == 500
+    assert 0.0 < metadata["repulsion_effective_percent"] < 100.0
     assert found.weights is not None
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.forcefields.beads.force_maps import ForceMap, bonded_force_map, optimised_force_map, plain_force_map

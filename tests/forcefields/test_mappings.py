@@ -3,6 +3,8 @@
 import mdtraj
 import numpy as np
 import pytest
+from openmm import app
+
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
 from flowbridge.core.potential import Particles
 from flowbridge.forcefields.beads.mappings import (
@@ -14,9 +16,12 @@ from flowbridge.forcefields.beads.mappings import (
     identity_mapping,
     slice_mapping,
 )
-from flowbridge.integrations.mdtraj.exports.bead_selections import mapping_from_selections, openmm_topology, write_bead_pdb
-from flowbridge.integrations.mdtraj.exports.exports import topology_from_particles
-from openmm import app
+from flowbridge.integrations.mdtraj.bead_selections import (
+    mapping_from_selections,
+    openmm_topology,
+    write_bead_pdb,
+)
+from flowbridge.integrations.mdtraj.exports import topology_from_particles
 
 
 class TestNamed:

@@ -4,14 +4,15 @@ import numpy as np
 import openmm
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files.files.files import load, save
+from flowbridge.core.model_files.files import load, save
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.beads.graphs import bonded_angles, bonded_torsions, pairs_apart
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
 from flowbridge.forcefields.prior_terms import FourierTorsions, HarmonicAngles, HarmonicBonds, PriorEnergy
 from flowbridge.integrations.openmm import particle_system
-from flowbridge.integrations.openmm.forces.add_potential.prior_forces import add_prior_forces
+from flowbridge.integrations.openmm.forces.prior_forces import add_prior_forces
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 
 ALL = PriorConfiguration(torsion_harmonics=3, repulsion=3200.0, repulsion_quantile=0.2)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration, GraphNetwork
+from flowbridge.forcefields.networks.graph_network import GraphConfiguration, GraphNetwork
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
+from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.several_molecules import train_on_several_molecules
 
@@ -71,7 +72,7 @@ def trained(sequences, folder, **student) -> list[CoarseGrainedForceField]:
     results = train_on_several_molecules(
         molecules, 300.0, PRIOR, NETWORK, TeacherConfiguration(), settings(**student), folder, 3
     )
-    assert all(result.facts["held_out_force_error"] < 1.0 for result in results)
+    assert all(result.metadata["held_out_force_error"] < 1.0 for result in results)
     return [result.force_field for result in results]
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.openmm import BoltzmannMove, BoltzmannMover
-from flowbridge.integrations.openmm.sampling.boltzmann_moves import superposed
-from flowbridge.integrations.openmm.forces.add_potential.particles import particles_from_topology
 from openmm import app, unit
 
 import flowbridge
+from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.units import thermal_energy
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.openmm import BoltzmannMove, BoltzmannMover
+from flowbridge.integrations.openmm.forces.particles import particles_from_topology
+from flowbridge.integrations.openmm.sampling.boltzmann_moves import superposed
 
 TEMPERATURE = 300.0
 KT = thermal_energy(TEMPERATURE)
@@ -209,7 +209,7 @@ def test_energies_are_those_of_the_context(wells):
 def test_velocities_after_a_move_have_the_temperature(wells):
     simulation = wells.simulation()
     move = BoltzmannMove(simulation.context, wells.model, seed=5)
-    masses = np.array(wells.model.facts.particles.masses)[:, None]
+    masses = np.array(wells.model.metadata.particles.masses)[:, None]
     kinetic = []
     while len(kinetic) < 400:
         if move.attempt():
@@ -327,7 +327,7 @@ class TestWithinALargerSystem:
             assert np.array_equal(before[:20], after[:20])
             assert np.array_equal(before[20:], after[20:]) == (accepted == 0)
             if accepted:
-                masses = np.array(wells.model.facts.particles.masses)
+                masses = np.array(wells.model.metadata.particles.masses)
                 assert np.allclose(masses @ before[20:], masses @ after[20:], atol=1e-9)
         assert move.statistics.accepted > 5
 

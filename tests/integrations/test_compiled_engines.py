@@ -8,11 +8,12 @@ import openmm
 import pytest
 import torch
 from ase import units
+from openmm_contexts import context_of, evaluate
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
 from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm_contexts import context_of, evaluate
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.storage import load_samples
-from flowbridge.calculators.qmc.wave_function.wave_function.wave_function import potential_energy
-from flowbridge.core.errors import ConfigurationError, ModelFileError, WorkerError
-from flowbridge.integrations.deepqmc import EXPORT, REQUIREMENTS, export_samples
 from typer.testing import CliRunner
 
+from flowbridge.calculators.qmc.molecule import Molecule
+from flowbridge.calculators.qmc.storage import load_samples
+from flowbridge.calculators.qmc.wave_function.wave_function import potential_energy
 from flowbridge.commands.application import application
+from flowbridge.core.errors import ConfigurationError, ModelFileError, WorkerError
+from flowbridge.integrations.deepqmc import EXPORT, REQUIREMENTS, export_samples
 
 PYTHON = os.environ.get("FLOWBRIDGE_DEEPQMC_PYTHON", "")
 """Interpreter of an environment with DeepQMC, for the test that trains a wave function."""
@@ -75,7 +75,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
 @pytest.mark.skipif(not Path(PYTHON).is_file(), reason="FLOWBRIDGE_DEEPQMC_PYTHON names no environment with DeepQMC")
 def test_a_trained_wave_function_gives_a_density(tmp_path):
     from flowbridge.calculators.qmc.density_run import DensityRun, RunSettings
-    from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings
+    from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings
 
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run(

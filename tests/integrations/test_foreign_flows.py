@@ -6,17 +6,18 @@ import openmm
 import pytest
 import torch
 from ase import units
+from openmm import unit
+from torch import nn
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
 from flowbridge.integrations.external_flows import as_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm import unit
-from torch import nn
 
 TEMPERATURE = 310.0
 KT = thermal_energy(TEMPERATURE)

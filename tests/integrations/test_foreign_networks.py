@@ -5,20 +5,21 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+from openmm_contexts import context_of, evaluate
+from torch import nn
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
-from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
 from flowbridge.forcefields.beads.frames import BeadFrames
-from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.beads.mappings import five_beads
+from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
+from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import train_force_field
 from flowbridge.integrations.external_networks import Structures, foreign_network, network_potential
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm_contexts import context_of, evaluate
-from torch import nn
 
 FORMALDEHYDE = Particles(("C", "O", "H1", "H2"), (6, 8, 1, 1), (12.011, 15.999, 1.008, 1.008))
 POSITIONS = np.array([[0.0, 0.0, 0.0], [0.121, 0.0, 0.0], [-0.054, 0.093, 0.01], [-0.055, -0.094, 0.0]])  # nm
@@ -230,7 +231,7 @@ def test_a_prior_is_added(bead_frames):
     settings = {"energy": "kT", "types": range(1, 6), "evaluate": call_pairs}
     both = network_potential(Pairs(), mapping.beads, prior=prior, **settings)
     alone = network_potential(Pairs(), mapping.beads, temperature=300.0, **settings)
-    assert both.facts.temperature == 300.0
+    assert both.metadata.temperature == 300.0
     assert torch.allclose(both(x), alone(x) + prior(x), rtol=1e-12)
     assert torch.allclose(beads_of(torch.from_numpy(frames), mapping)(x), both(x), rtol=1e-12)
     with pytest.raises(
@@ -258,8 +259,8 @@ def test_a_foreign_network_learns_forces(bead_frames, tmp_path):
         mapping.beads, labels, 300.0, PriorConfiguration(torsion_harmonics=2), network, TeacherConfiguration(), settings,
         tmp_path, 1,
     )  # fmt: skip
-    assert result.facts["held_out_force_error"] < 0.05
-    with pytest.raises(ConfigurationError, match="holds a ForeignNetwork of another library"):
+    assert result.metadata["held_out_force_error"] < 0.05
+    with pytest.raises(ConfigurationError, match="holds a ExternalNetwork of another library"):
         result.force_field.configuration()
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.beads.native_contacts import NativeContacts, contact_map, transitions
+from flowbridge.integrations.deeptime import SlowCoordinates, pair_distances
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
 from flowbridge.integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
-from flowbridge.integrations.openmm.systems.input_files.go_model import GoModel
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
-from flowbridge.integrations.deeptime import SlowCoordinates, pair_distances
+from flowbridge.integrations.openmm.systems.go_model import GoModel
 
 STRUCTURE = Path(__file__).parents[2] / "examples" / "chignolin_cln025.pdb"
 

@@ -4,13 +4,14 @@ import re
 
 import numpy as np
 import pytest
+from rdkit import Chem
+from rdkit.Chem.rdMolDescriptors import CalcMolFormula
+
 from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.formulas import Formula
 from flowbridge.integrations.rdkit.isomers import enumerate_isomers
 from flowbridge.integrations.rdkit.molecular_graphs import canonical_smiles, draw_svg, embed, molecule_of, write_sdf
-from rdkit import Chem
-from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
 
 @pytest.mark.parametrize(

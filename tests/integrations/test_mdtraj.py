@@ -5,10 +5,11 @@ from dataclasses import replace
 import mdtraj
 import numpy as np
 import pytest
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
-from flowbridge.integrations.mdtraj.exports.exports import (
+from flowbridge.integrations.mdtraj.exports import (
     particles_from_mdtraj,
     topology_from_particles,
     trajectory_from_samples,

@@ -3,12 +3,13 @@
 import numpy as np
 import openmm
 import pytest
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.rdkit.molecular_graphs import embed
-from flowbridge.integrations.openmm.systems.input_files.mmff import mmff_system, mmff_topology
 from openmm import unit
 from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
+
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.integrations.openmm.systems.mmff import mmff_system, mmff_topology
+from flowbridge.integrations.rdkit.molecular_graphs import embed
 
 CASES = ["CCO", "CC(N)=O", "N#CCC=C", "c1ccoc1", "C1CC1F", "C#CC=NO", "OC1CCN1", "C1=CCC1=O", "NC=C=C", "O=C=O"]
 

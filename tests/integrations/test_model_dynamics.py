@@ -7,14 +7,14 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files.files.files import load, save
-from flowbridge.integrations.openmm.sampling import model_dynamics
-from flowbridge.integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
 from openmm import app, unit
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
+from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.model_files.files import load, save
+from flowbridge.integrations.openmm.sampling import model_dynamics
+from flowbridge.integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
 
 STRUCTURE = Path(__file__).parents[2] / "examples" / "alanine_dipeptide.pdb"
 

@@ -6,11 +6,12 @@ import numpy as np
 import openmm
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
-from flowbridge.core.potential import Particles, Potential, PotentialFacts
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.stochastic.distributions import InterpolatedEnergy
 from flowbridge.flows.stochastic.molecules import PositionEnergy
 from flowbridge.flows.stochastic.resampling import log_mean_weight
@@ -28,7 +29,7 @@ class Trap(Potential):
 
     def __init__(self):
         super().__init__()
-        self.facts = PotentialFacts(Particles(("O", "H"), (8, 1), MASSES), temperature=TEMPERATURE)
+        self.metadata = PotentialMetadata(Particles(("O", "H"), (8, 1), MASSES), temperature=TEMPERATURE)
 
     def forward(self, positions, cell=None):
         return 0.5 * KT * (positions.double() / 0.1).square().sum((1, 2))

@@ -12,13 +12,14 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.calculators import PotentialCalculator
-from flowbridge.core.errors import ConfigurationError, WorkerError
-from flowbridge.integrations.openmm.energies.batched.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.batched.plans import Plan
-from flowbridge.integrations.openmm.energies.batched.system_potential import SystemPotential
 from openmm import app, unit
 from openmm_contexts import context_of, evaluate
+
+from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.errors import ConfigurationError, WorkerError
+from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
+from flowbridge.integrations.openmm.energies.plans import Plan
+from flowbridge.integrations.openmm.energies.system_potential import SystemPotential
 
 
 @pytest.fixture(autouse=True)
@@ -345,7 +346,7 @@ class TestSystemPotential:
     def test_cells(self, water):
         system, positions, cells = water
         potential = SystemPotential(system, water_topology(system), OpenMMEnergy(system, "CPU", 1))
-        assert potential.facts.periodic
+        assert potential.metadata.periodic
         box = torch.as_tensor(cells[:2])
         found = potential(torch.as_tensor(positions[:2]), box)
         expected = OpenMMEnergy(system, "CPU", 1).evaluate(positions[:2], cells[:2]).energies

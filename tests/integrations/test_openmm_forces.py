@@ -14,13 +14,14 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError, NonFiniteEnergyError
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialFacts
-from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.forces.add_potential.computation import EvaluationOptions, PotentialComputation
 from openmm import app, unit
 from openmm_contexts import context_of, evaluate
+
+from flowbridge.core.errors import ConfigurationError, ModelFileError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.model_files.files import save
+from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
+from flowbridge.integrations.openmm import add_potential, particle_system
+from flowbridge.integrations.openmm.forces.computation import EvaluationOptions, PotentialComputation
 
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
 unsaved = pytest.mark.filterwarnings("ignore:this potential is in no model file")
@@ -275,7 +276,7 @@ class Probe(Potential):
 
     def __init__(self, particles, behaviour):
         super().__init__()
-        self.facts = PotentialFacts(particles)
+        self.metadata = PotentialMetadata(particles)
         self.behaviour = behaviour
         self.calls = 0
 
@@ -603,7 +604,7 @@ def test_public_interface_gives_the_same(morse, alanine):
     computation = PotentialComputation(morse, EvaluationOptions(scale_parameter=None))
     context = context_of(system)
     context.setPositions(alanine.shaken(1)[0])
-    for name, value in morse.facts.global_parameters.items():
+    for name, value in morse.metadata.global_parameters.items():
         force = openmm.CustomExternalForce("0")
         force.addGlobalParameter(name, value)
         system.addForce(force)
@@ -690,7 +691,7 @@ def test_what_a_reporter_asks_for_is_not_computed_again(morse, morse_file, alani
     energy = other.getState(getEnergy=True).getPotentialEnergy()._value
     other.setParameter("flow_scale", 0.5)
     assert other.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(0.5 * energy)
-    name = next(iter(morse.facts.global_parameters))
+    name = next(iter(morse.metadata.global_parameters))
     other.setParameter(name, 1.1 * other.getParameter(name))
     assert other.getState(getEnergy=True).getPotentialEnergy()._value != pytest.approx(0.5 * energy)
 

@@ -8,9 +8,10 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
-from flowbridge.core.model_files.files.files import save
 from openmm import app, unit
+
+from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
+from flowbridge.core.model_files.files import save
 
 pytest.importorskip("openmmml", reason="openmmml is not installed: pip install openmmml")
 from openmmml import MLPotential
@@ -148,10 +149,10 @@ class TestBeads:
         """A topology of beads has no elements, and OpenMM-ML gives such particles no mass."""
         particles = alanine.particles
         beads = copy.deepcopy(morse)
-        beads.facts = type(morse.facts)(
+        beads.metadata = type(morse.metadata)(
             type(particles)(particles.names, (0,) * 22, particles.masses, particles.bonds),
             temperature=300.0,
-            global_parameters=morse.facts.global_parameters,
+            global_parameters=morse.metadata.global_parameters,
         )
         file = tmp_path / "beads.flow"
         save(beads, file)
@@ -187,7 +188,7 @@ class TestBadInput:
         save(fluid, file)
         topology = app.Topology()
         residue = topology.addResidue("AR", topology.addChain())
-        for _ in fluid.facts.particles.names:
+        for _ in fluid.metadata.particles.names:
             topology.addAtom("Ar", app.element.argon, residue)
         with pytest.raises(ConfigurationError, match="topology has no box"):
             MLPotential("flowbridge", modelPath=file).createSystem(topology)

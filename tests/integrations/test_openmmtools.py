@@ -6,17 +6,18 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.openmm import add_potential, particle_system
 from openmm import unit
 
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.openmm import add_potential, particle_system
+
 pytest.importorskip("openmmtools", reason="openmmtools is not installed: pip install openmmtools")
-from flowbridge.integrations.openmmtools import BoltzmannMCMCMove
 from openmmtools import cache, mcmc, states
 
 import flowbridge
+from flowbridge.integrations.openmmtools import BoltzmannMCMCMove
 
 TEMPERATURE = 300.0
 DESIGN = {

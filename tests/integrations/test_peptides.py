@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.openmm.systems.input_files.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
-from flowbridge.integrations.openmm.systems.input_files.input_files import load_system
 from openmm import app, unit
 from rdkit import Chem
 
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.integrations.openmm.systems.input_files import load_system
+from flowbridge.integrations.openmm.systems.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import reference_model
 

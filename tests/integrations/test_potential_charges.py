@@ -3,14 +3,15 @@
 import numpy as np
 import openmm
 import pytest
+from openmm import app, unit
+
 from flowbridge.calculators.qmc.density.densities import GaussianDensity
 from flowbridge.calculators.qmc.electronic_structure import becke_quadrature, reference_density
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.properties.properties.potential_charges import potential_charges, shell_points
-from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties
+from flowbridge.calculators.qmc.properties.potential_charges import potential_charges, shell_points
+from flowbridge.calculators.qmc.properties.properties import DensityProperties
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.openmm.systems.input_files.potential_charges import topology_of, write_force_field
-from openmm import app, unit
+from flowbridge.integrations.openmm.systems.potential_charges import topology_of, write_force_field
 
 
 @pytest.fixture(scope="module", autouse=True)

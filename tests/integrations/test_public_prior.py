@@ -3,10 +3,11 @@
 import openmm
 import pytest
 import torch
+from openmm import app
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.beads.mappings import centre_of_mass_mapping, five_beads
-from flowbridge.integrations.openmm.forces.add_potential.public_prior import public_prior
-from openmm import app
+from flowbridge.integrations.openmm.forces.public_prior import public_prior
 
 
 def system_of(molecule, constraints=None) -> openmm.System:
@@ -50,7 +51,7 @@ def test_energies_and_forces_are_those_of_openmm(alanine):
         state = context.getState(energy=True, forces=True)
         assert float(energy) == pytest.approx(state.getPotentialEnergy()._value, rel=1e-9)
         assert torch.allclose(force, torch.tensor(state.getForces(asNumpy=True)._value), rtol=1e-7, atol=1e-7)
-    assert prior.facts.temperature == 300.0
+    assert prior.metadata.temperature == 300.0
 
 
 def test_bad_input(alanine):

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from flowbridge.core.statistics.estimates.bennett import weighted_acceptance_ratio
+from scipy.integrate import quad
+
 from flowbridge.core.errors import ConvergenceError, MoleculeMismatchError, NonFiniteEnergyError, OverlapError
 from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
+from flowbridge.core.statistics.bennett import weighted_acceptance_ratio
 from flowbridge.integrations.pymbar import (
     distance_to_solution,
     free_energy_difference,
@@ -16,7 +18,6 @@ from flowbridge.integrations.pymbar import (
     mbar_from_samples,
     pooled_samples,
 )
-from scipy.integrate import quad
 
 ATOM = Particles(("A",), (18,), (39.9,))
 STIFFNESS = {"soft": 40.0, "stiff": 120.0, "moved": 60.0}

@@ -6,6 +6,8 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from openmm import unit
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration
 from flowbridge.flows.rigid.crystal import at_rest, from_flat
@@ -14,11 +16,10 @@ from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.relaxation import relaxed
 from flowbridge.integrations.openmm import add_potential
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin
-from openmm import unit
 
 pytest.importorskip("genice2", reason="GenIce2 is not installed: pip install 'flowbridge[flow-families]'")
 from flowbridge.integrations.genice import ice_structure
-from flowbridge.integrations.openmm.systems.input_files.rigid_water import RigidSystemEnergy, rigid_bodies, rigid_water
+from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy, rigid_bodies, rigid_water
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
 
 torch_sim = pytest.importorskip(
     "torch_sim", reason="torch-sim is not installed: pip install torch-sim-atomistic (Python 3.12)"
 )
-from flowbridge.integrations.torch_sim import FlowbridgeTorchSimModel  # noqa: E402
 from torch_sim.testing import assert_model_calculator_consistency  # noqa: E402
+
+from flowbridge.integrations.torch_sim import FlowbridgeTorchSimModel  # noqa: E402
 
 
 def atoms_of(molecule, positions, **keywords):

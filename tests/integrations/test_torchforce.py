@@ -10,17 +10,18 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from flowbridge.calculators import PotentialCalculator
-from flowbridge.core.errors import ConfigurationError, MissingDependencyError
-from flowbridge.core.model_files.files.files import save
-from flowbridge.core.potential import Potential, PotentialFacts
-from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.flows.boltzmann.configuration import FlowConfiguration
-from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.forces.add_potential.computation import EvaluationOptions
-from flowbridge.integrations.openmm.forces.add_potential.torchforce import _Evaluation, traced
 from openmm_contexts import context_of, evaluate
 from packaging.version import Version
+
+from flowbridge.calculators import PotentialCalculator
+from flowbridge.core.errors import ConfigurationError, MissingDependencyError
+from flowbridge.core.model_files.files import save
+from flowbridge.core.potential import Potential, PotentialMetadata
+from flowbridge.flows.boltzmann.configuration import FlowConfiguration
+from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
+from flowbridge.integrations.openmm import add_potential, particle_system
+from flowbridge.integrations.openmm.forces.computation import EvaluationOptions
+from flowbridge.integrations.openmm.forces.torchforce import _Evaluation, traced
 
 # Where the make target puts a second OpenMM, with its own copy of openmmtorch.
 OLDER_OPENMM = Path(sys.prefix) / "openmm-8.5"
@@ -98,7 +99,7 @@ class TestScript:
     def test_values(self, request, alanine, name, energy_only):
         potential = request.getfixturevalue(name)
         particles = [index + 3 for index in reversed(range(22))]
-        parameters = dict(potential.facts.global_parameters)
+        parameters = dict(potential.metadata.global_parameters)
         module = _Evaluation(potential, EvaluationOptions(), particles, 30, list(parameters), energy_only=energy_only)
         script = traced(module, parameters)
         for seed, factor in ((5, 1.0), (6, 0.7)):
@@ -125,7 +126,7 @@ class TestScript:
         class Deciding(Potential):
             def __init__(self):
                 super().__init__()
-                self.facts = PotentialFacts(alanine.particles)
+                self.metadata = PotentialMetadata(alanine.particles)
 
             def forward(self, positions, cell=None):
                 energy = positions.square().sum((1, 2))
@@ -242,7 +243,7 @@ class TestForce:
         add_potential(system, fluid, backend="torchforce")
         context = context_of(system)
         random = np.random.default_rng(1)
-        positions = random.uniform(0, 1.5, (len(fluid.facts.particles), 3))
+        positions = random.uniform(0, 1.5, (len(fluid.metadata.particles), 3))
         shifted = positions + 1.5 * random.integers(-2, 3, positions.shape)
         energies = [evaluate(context, x)[0] for x in (positions, shifted)]
         cell = torch.as_tensor(1.5 * np.eye(3))[None]

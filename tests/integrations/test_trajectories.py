@@ -12,13 +12,14 @@ from ase.calculators.lj import LennardJones
 from ase.io.trajectory import Trajectory
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs, kJ, mol, nm
+from mdtraj.reporters import HDF5Reporter
+from openmm import app, unit
+
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError
 from flowbridge.core.sample_files import SampleFileError
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.units import thermal_energy
-from flowbridge.integrations.mdtraj.exports.trajectories import samples_from_trajectory, write_trajectory
-from mdtraj.reporters import HDF5Reporter
-from openmm import app, unit
+from flowbridge.integrations.mdtraj.trajectories import samples_from_trajectory, write_trajectory
 
 TEMPERATURE = 300.0
 

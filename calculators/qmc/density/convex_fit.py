@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError, ConvergenceError
-from .densities import CHUNK, DensityModel
 from ..electronic_structure import Quadrature
 from ..wave_function.sampling import ElectronSamples
+from .densities import CHUNK, DensityModel
 
 _RIDGE = 1e-5
 _TOLERANCE = 1e-13  # of the loss; statistical errors make it uncertain by 1e-6 and more

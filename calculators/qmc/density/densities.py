@@ -1,7 +1,8 @@
 """Electron densities: what every model of one can do, and those in closed form.
 
 A density is positive, so a model gives its logarithm with gradient and Laplacian; a model that was fitted also gives
-jackknife replicas, from which :mod:`flowbridge.calculators.qmc.properties.properties` computes error bars. Atomic units throughout.
+jackknife replicas, from which :mod:`flowbridge.calculators.qmc.properties.properties` computes error bars. Atomic units
+throughout.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..wave_function.atomic_functions import AtomicFunctions
 from ..electronic_structure import Quadrature, ReferenceDensity
 from ..molecule import Molecule
+from ..wave_function.atomic_functions import AtomicFunctions
 from ..wave_function.slater_orbitals import SlaterOrbitals
 from ..wave_function.wave_function import SlaterJastrow
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
+from ..electronic_structure import Quadrature
+from ..molecule import Molecule
 from ..wave_function.atomic_functions import AtomicFunctions, Shell
+from ..wave_function.sampling import ElectronSamples
 from .convex_fit import DensityFitSettings, convex_fit
 from .densities import DensityModel, LogDensity, OrbitalDensity
 from .symmetry import allowed_combinations
-from ..electronic_structure import Quadrature
-from ..molecule import Molecule
-from ..wave_function.sampling import ElectronSamples
 
 
 class LinearLogDensity(DensityModel):

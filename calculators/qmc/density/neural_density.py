@@ -8,8 +8,8 @@ of electrons, plus noise-contrastive estimation for the relative weights of regi
 licence, written anew here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
 
 What enters linearly, the last layer, and the envelope to first order, is then fitted once more to all samples together
-(:mod:`~flowbridge.calculators.qmc.density.convex_fit`): that removes the noise of the last steps, and leaving out groups of walkers in
-turn gives the jackknife replicas that error bars need.
+(:mod:`~flowbridge.calculators.qmc.density.convex_fit`): that removes the noise of the last steps, and leaving out groups
+of walkers in turn gives the jackknife replicas that error bars need.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ....core.errors import ConfigurationError, ConvergenceError
-from .convex_fit import ConvexFit, DensityFitSettings, convex_fit
-from .densities import DensityModel, LogDensity
 from ..electronic_structure import Quadrature
 from ..molecule import Molecule
 from ..wave_function.sampling import ElectronSamples
+from .convex_fit import ConvexFit, DensityFitSettings, convex_fit
+from .densities import DensityModel, LogDensity
 
 _TINY = 1e-20  # bohr^2; keeps the distance differentiable on a nucleus
 
@@ -43,7 +43,8 @@ class NeuralFitSettings:
         rate: largest learning rate; it falls with a cosine.
         contrast: weight of noise-contrastive estimation.
         width: of the network.
-        refit: how the last layer is fitted once more, see :class:`~flowbridge.calculators.qmc.density.convex_fit.DensityFitSettings`.
+        refit: how the last layer is fitted once more, see
+        :class:`~flowbridge.calculators.qmc.density.convex_fit.DensityFitSettings`.
 
     Raises:
         ConfigurationError: for numbers that make no training.

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
-from .densities import CHUNK
 from ..electronic_structure import Quadrature
-from .linear_log_density import LinearLogDensity
 from ..wave_function.linear_method import StepMoments, StepReference, ordinary
 from ..wave_function.sampling import ElectronSamples
 from ..wave_function.wave_function import SlaterJastrow
+from .densities import CHUNK
+from .linear_log_density import LinearLogDensity
 
 _RIDGE = 1e-6
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..wave_function.atomic_functions import AtomicFunctions, Shell, solid_harmonics
 from ..electronic_structure import Quadrature
+from ..wave_function.atomic_functions import AtomicFunctions, Shell, solid_harmonics
 
 _EXPONENTS = (0.1, 0.3, 1.0, 3.0)  # bohr^-2; of the Gaussians that look at the density near and far
 _DEGREES = (0, 1, 2)

@@ -16,8 +16,8 @@ from ase.data.vdw_alvarez import vdw_radii
 from ase.units import Bohr
 from numpy.typing import NDArray
 
-from ....core.statistics.bootstrap import Estimate
 from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.statistics.bootstrap import Estimate
 from ..molecule import Molecule
 from .properties import DensityProperties, jackknife, sphere_points
 

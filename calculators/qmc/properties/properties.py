@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ....core.statistics.bootstrap import Estimate
 from ....core.errors import ConfigurationError
+from ....core.statistics.bootstrap import Estimate
 from ..density.densities import CHUNK, DensityModel
 from ..electronic_structure import Quadrature, becke_quadrature
 from .partitions import becke_shares, hirshfeld_shares

@@ -13,8 +13,8 @@ core electron lies to the valence shell: it is averaged over a reflection throug
 
 There is no fit and no function to extrapolate; the only bias is that of the wave function. (R. Assaraf, M. Caffarel and A.
 Scemama, Phys. Rev. E 75, 035701 (2007), reach for the same numbers with a zero-variance principle.) With a step of its
-parameters on the samples (:mod:`~flowbridge.calculators.qmc.density.parameter_response`), the value follows those that polarise, and
-their noise is in its error.
+parameters on the samples (:mod:`~flowbridge.calculators.qmc.density.parameter_response`), the value follows those that
+polarise, and their noise is in its error.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....core.statistics.bootstrap import Estimate
-from ..wave_function.atomic_functions import AtomicFunctions
 from ..density.parameter_response import ParameterSteps, walker_groups
-from .properties import jackknife
+from ..wave_function.atomic_functions import AtomicFunctions
 from ..wave_function.sampling import ElectronSamples
 from ..wave_function.wave_function import SlaterJastrow
+from .properties import jackknife
 
 _EXCHANGED = 6
 """Electrons that exchange their spins, in twenty ways at most."""

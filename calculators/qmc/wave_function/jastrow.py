@@ -8,8 +8,8 @@ exact whatever the parameters are:
   one set of parameters for each element;
 - electron-electron: ``v_ij^n``;
 - two electrons at two nuclei, see :mod:`~flowbridge.calculators.qmc.wave_function.two_center_terms`;
-- one-electron terms of :class:`~flowbridge.calculators.qmc.wave_function.atomic_functions.AtomicFunctions`, which let the density, and not
-  only the energy, come out right;
+- one-electron terms of :class:`~flowbridge.calculators.qmc.wave_function.atomic_functions.AtomicFunctions`, which let
+  the density, and not only the energy, come out right;
 - for open shells further ones that count electrons of spin down with the opposite sign. Cusps that differ for equal and
   opposite spins push those core electrons apart that have the spin of the unpaired ones, and what pulls them back must know
   the spin, too: without it the spin density at the nucleus of nitrogen is 0.85 instead of 0.1 atomic units.

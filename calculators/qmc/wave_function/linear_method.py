@@ -16,8 +16,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from ....core.statistics.bootstrap import Estimate
 from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.statistics.bootstrap import Estimate
 from .sampling import LangevinSampler, SamplerState, initial_positions
 from .wave_function import SlaterJastrow
 

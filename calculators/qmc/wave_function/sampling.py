@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....core.statistics.bootstrap import Estimate
 from ....core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
+from ....core.statistics.bootstrap import Estimate
 from ..molecule import Molecule
 from .wave_function import WaveFunction, WaveFunctionValues
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConvergenceError
-from .atomic_functions import AtomicFunctions, Shell
 from ..electronic_structure import MolecularOrbitals, Quadrature
 from ..molecule import Molecule
+from .atomic_functions import AtomicFunctions, Shell
 
 LARGEST_MISFIT = 2e-3
 """Norm squared of what the fit may miss of an orbital that holds electrons."""

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
-from .atomic_functions import AtomicFunctions, Shell
 from ..density.symmetry import allowed_combinations
-from .determinants import Excitations, Expansion
 from ..electronic_structure import (
     DEFAULT_BASIS,
     ORBITAL_KINDS,
@@ -21,8 +19,10 @@ from ..electronic_structure import (
     becke_quadrature,
     molecular_orbitals,
 )
-from .jastrow import Jastrow
 from ..molecule import Molecule
+from .atomic_functions import AtomicFunctions, Shell
+from .determinants import Excitations, Expansion
+from .jastrow import Jastrow
 from .slater_orbitals import SlaterOrbitals, slater_orbitals
 from .wave_function import SlaterJastrow
 

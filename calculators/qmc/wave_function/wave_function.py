@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
+from ..molecule import Molecule
 from .determinants import (
     DeterminantTerms,
     Expansion,
@@ -22,7 +23,6 @@ from .determinants import (
     spin_matrices,
 )
 from .jastrow import Jastrow, JastrowTerms
-from ..molecule import Molecule
 from .slater_orbitals import SlaterOrbitals
 
 

@@ -138,7 +138,7 @@ class PotentialRecipe:
 
     @cached_property
     def _traced(self) -> ExportedProgram:
-        return trace(self.potential, *self._example(self.batch), tuple(self.potential.facts.global_parameters))
+        return trace(self.potential, *self._example(self.batch), tuple(self.potential.metadata.global_parameters))
 
     def finish(self, folder: Path) -> None:
         """Compare fresh code with torch, at configurations other than the traced ones too; keep some for later loads."""
@@ -178,7 +178,7 @@ class PotentialRecipe:
         """Return ``count`` configurations to trace or check with, and cells for a periodic potential."""
         generator = torch.Generator().manual_seed(20_260)
         positions = self.potential.example_positions(count, generator).to(self.device, self.dtype).contiguous()
-        if not self.potential.facts.periodic:
+        if not self.potential.metadata.periodic:
             return positions, None
         edge = 2.0 * float((positions.amax((0, 1)) - positions.amin((0, 1))).max())
         cell = edge * torch.eye(3, dtype=self.dtype, device=self.device)

@@ -39,13 +39,13 @@ class CompiledPotential(Potential):
     ) -> None:
         super().__init__()
         self.potential = potential
-        self.facts = potential.facts
+        self.metadata = potential.metadata
         self.model_file = potential.model_file
         self.batch = batch
         self.folder = folder
         self.dtype = dtype
         self.device = device
-        self._names = tuple(potential.facts.global_parameters)
+        self._names = tuple(potential.metadata.global_parameters)
         self._on_cores = device.type == "cpu" and batch >= SMALLEST_BATCH and ParallelProgram.possible(folder)
         self._cores: ParallelProgram | None = None
 
@@ -61,7 +61,7 @@ class CompiledPotential(Potential):
         if not self._fits(positions, cell, global_parameters):
             # The program reads memory as it was told to: what does not fit is left to the original, and to its errors.
             return self.potential.energy_and_forces(positions, cell, **global_parameters)
-        values = {**self.facts.global_parameters, **global_parameters}
+        values = {**self.metadata.global_parameters, **global_parameters}
         rest = [torch.tensor(values[name], dtype=torch.float64) for name in self._names]
         positions = positions.detach().to(self.dtype).contiguous()
         cell = None if cell is None else cell.detach().to(self.dtype)
@@ -91,10 +91,10 @@ class CompiledPotential(Potential):
         box = None if cell is None else tuple(cell.shape)
         return (
             count > 0
-            and tuple(positions.shape[1:]) == (len(self.facts.particles), 3)
-            and box == ((count, 3, 3) if self.facts.periodic else None)
+            and tuple(positions.shape[1:]) == (len(self.metadata.particles), 3)
+            and box == ((count, 3, 3) if self.metadata.periodic else None)
             and positions.device.type == self.device.type
-            and parameters.keys() <= self.facts.global_parameters.keys()
+            and parameters.keys() <= self.metadata.global_parameters.keys()
         )
 
     @functools.cached_property
@@ -107,7 +107,7 @@ class CompiledPotential(Potential):
         """The program for as many cores as torch uses in this thread."""
         workers = torch.get_num_threads()
         if self._cores is None or self._cores.workers != workers:
-            particles, dtype = len(self.facts.particles), self.dtype
+            particles, dtype = len(self.metadata.particles), self.dtype
             self._cores = _once(
                 (LIBRARY, workers),
                 self.folder / LIBRARY,
@@ -120,7 +120,7 @@ class CompiledPotential(Potential):
 
         Args:
             inputs: positions ``(batch, N, 3)``, contiguous and in the program's dtype, on its device; the cell
-                ``(batch, 3, 3)`` of a periodic potential, likewise; global parameters in the order of the facts, each a
+                ``(batch, 3, 3)`` of a periodic potential, likewise; global parameters in the order of the metadata, each a
                 0-dimensional float64 tensor. None of this is checked.
 
         Returns:

@@ -32,7 +32,7 @@ def trace(potential: Potential, positions: Tensor, cell: Tensor | None, paramete
         CompilationError: when the evaluation depends on data in ways that no fixed graph can hold.
     """
     inputs = [positions, *(() if cell is None else (cell,))]
-    inputs += [torch.tensor(potential.facts.global_parameters[name], dtype=torch.float64) for name in parameters]
+    inputs += [torch.tensor(potential.metadata.global_parameters[name], dtype=torch.float64) for name in parameters]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own internals

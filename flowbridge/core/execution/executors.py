@@ -12,7 +12,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class Spread(Protocol):
+class Executor(Protocol):
     """Runs a function on every job, somewhere, and yields the results as they come.
 
     The function is at the top of a module and jobs are plain data: both travel to other processes. A result carries what tells
@@ -21,7 +21,7 @@ class Spread(Protocol):
     """
 
     @property
-    def slots(self) -> int:
+    def workers(self) -> int:
         """How many jobs run at the same time."""
         ...
 
@@ -31,20 +31,20 @@ class Spread(Protocol):
 
 
 @dataclass(frozen=True)
-class Processes:
-    """A :class:`Spread` over fresh processes (spawned, so that no engine's state is shared).
+class ProcessExecutor:
+    """A :class:`Executor` over fresh processes (spawned, so that no engine's state is shared).
 
     Attributes:
-        slots: how many at the same time.
+        workers: how many at the same time.
     """
 
-    slots: int
+    workers: int
 
     def __call__(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """See :class:`Spread`."""
+        """See :class:`Executor`."""
         if not jobs:
             return
-        with ProcessPoolExecutor(min(self.slots, len(jobs)), mp_context=get_context("spawn")) as executor:
+        with ProcessPoolExecutor(min(self.workers, len(jobs)), mp_context=get_context("spawn")) as executor:
             futures = [executor.submit(function, job) for job in jobs]
             try:
                 for future in as_completed(futures):

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic_files import write_whole
 from ..errors import ModelFileError
+from ..potential import ModelFile, Potential
 from .format import FORMAT_VERSION, UNITS, ModelHeader, decode_header, decode_tensors, encode
 from .kinds import KIND_GROUP, find_kind, implementation_name, register_kind
-from ..potential import ModelFile, Potential
 from .privacy_statements import statement_holds
-from ..atomic_files import write_whole
 
 __all__ = [
     "ModelFile",
@@ -55,7 +55,7 @@ def save(
     Args:
         potential: an instance of a registered kind, on any device.
         path: where to write; an existing file is replaced.
-        provenance: JSON-ready statement about the training, kept in the header. A potential's bill of private training
+        provenance: JSON-ready statement about the training, kept in the header. A potential's ledger of private training
             (``potential.privacy``) is added under ``privacy``.
         created: time to record, timezone-aware; the present by default. The same potential saved with the
             same ``created`` by the same package versions gives the same bytes.
@@ -157,7 +157,7 @@ def _encoded(potential: Potential, path: Path, provenance: dict[str, Any], creat
         return encode(content, tensors)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(
-            f"{path}: configuration, facts or provenance cannot be written as JSON ({error}). Use only "
+            f"{path}: configuration, metadata or provenance cannot be written as JSON ({error}). Use only "
             "dict, list, str, int, finite float, bool and None"
         ) from error
 
@@ -187,7 +187,7 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
             "unique `kind` and decorate it with flowbridge.core.model_files.files.register_kind, or register it in "
             f"the entry point group {KIND_GROUP}"
         )
-    facts = potential.facts
+    metadata = potential.metadata
     configuration = potential.configuration()
     _require_string_keys(configuration, "configuration", path)
     _require_string_keys(provenance, "provenance", path)
@@ -196,10 +196,10 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
         "kind": cls.kind,
         "implementation": implementation_name(cls),
         "configuration": configuration,
-        "particles": facts.particles.to_dict(),
-        "temperature": facts.temperature,
-        "periodic": facts.periodic,
-        "global_parameters": dict(facts.global_parameters),
+        "particles": metadata.particles.to_dict(),
+        "temperature": metadata.temperature,
+        "periodic": metadata.periodic,
+        "global_parameters": dict(metadata.global_parameters),
         "units": UNITS,
         "versions": _versions(cls),
         "created": created.astimezone(UTC).isoformat(),
@@ -208,19 +208,19 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
 
 
 def _with_privacy(potential: Potential, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance with the potential's bill of private training, which nothing else may stand for."""
+    """Return the provenance with the potential's ledger of private training, which nothing else may stand for."""
     if "privacy" in provenance and provenance["privacy"] != potential.privacy:
         raise ModelFileError(
-            f"{path}: provenance['privacy'] is not what this potential was trained with. Leave it out: the bill of private "
+            f"{path}: provenance['privacy'] is not what this potential was trained with. Leave it out: the ledger of private "
             "training is added by itself"
         )
     if potential.privacy is None:
         return provenance
     if not statement_holds(potential, potential.privacy):
         raise ModelFileError(
-            f"{path}: the tensors were changed after the private training that the bill is about, and what changed them is not "
-            "on it. Save the model as it came out of train_privately(), or, if the change used no data, bill it anew with "
-            "PrivacyBill.attach(potential)"
+            f"{path}: the tensors were changed after the private training that the ledger is about, and what changed them "
+            "is not on it. Save the model as it came out of train_privately(), or, if the change used no data, write its "
+            "ledger again with PrivacyLedger.attach(potential)"
         )
     return {**provenance, "privacy": potential.privacy}
 

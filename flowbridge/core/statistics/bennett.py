@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import expit, log_expit, logsumexp
 
-from .bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray, block_starts, bootstrap_factors, replica_error
 from ..errors import NonFiniteEnergyError, OverlapError
+from .bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray, block_starts, bootstrap_factors, replica_error
 from .estimates import effective_sample_size, scaled_weights
 
 MINIMUM_OVERLAP = 0.03

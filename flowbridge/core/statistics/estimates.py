@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import OverlapError
 from .bootstrap import (
     DEFAULT_REPLICAS,
     Estimate,
@@ -24,7 +25,6 @@ from .bootstrap import (
     bootstrap_of_sums,
     replica_error,
 )
-from ..errors import OverlapError
 
 __all__ = [
     "MINIMUM_BLOCKS",

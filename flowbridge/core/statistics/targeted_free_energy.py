@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.special import logsumexp
 
-from .bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
-from .bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from ..energy import BatchedEnergy, as_batched_energy
 from ..errors import MoleculeMismatchError, NonFiniteEnergyError
 from ..samples import WeightedSamples
 from ..units import thermal_energy
+from .bennett import MINIMUM_OVERLAP, weighted_acceptance_ratio
+from .bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 
 Positions = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -48,7 +48,7 @@ def run_ase(run: AseRun) -> FloatArray:
     """Return total energies in kJ/mol (``nve``) or kinetic temperatures in K (``langevin``) after each step."""
     torch.set_num_threads(1)  # this function owns its worker process
     calculator = PotentialCalculator(run.model, dtype=SINGLE_MOLECULE_DTYPE)
-    atoms = atoms_of(calculator.potential.facts.particles, run.positions)
+    atoms = atoms_of(calculator.potential.metadata.particles, run.positions)
     atoms.calc = calculator
     random = np.random.default_rng(run.seed)
     MaxwellBoltzmannDistribution(atoms, temperature_K=run.temperature, rng=random)
@@ -80,7 +80,7 @@ def ase_forces(model: Path, positions: FloatArray) -> FloatArray:
     calculator = PotentialCalculator(model, dtype=SINGLE_MOLECULE_DTYPE)
     forces = []
     for frame in positions:
-        atoms = atoms_of(calculator.potential.facts.particles, frame)
+        atoms = atoms_of(calculator.potential.metadata.particles, frame)
         atoms.calc = calculator
         forces.append(atoms.get_forces() / (units.kJ / units.mol / units.nm))
     return np.stack(forces)

@@ -12,8 +12,8 @@ from ...core.units import thermal_energy
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...flows.boltzmann.zmatrix import build_zmatrix
 from ...integrations.openmm.sampling.dynamics import Trajectory
-from ...integrations.openmm.systems.input_files import MolecularSystem
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
+from ...integrations.openmm.systems.input_files import MolecularSystem
 
 _WELLS = {"gauche+": 60.0, "trans": 180.0, "gauche-": -60.0}  # degrees, IUPAC 1974: thirds of the circle around these
 
@@ -63,7 +63,7 @@ def averages(
 def rotatable_torsions(model: BoltzmannGenerator, molecule: MolecularSystem) -> dict[str, tuple[int, int, int, int]]:
     """Return the torsions that the flow found to be soft and that turn more than hydrogens, named by their atoms."""
     layout = model.coordinates.layout
-    rows = [row for row in build_zmatrix(model.facts.particles).rows if row.torsion >= 0]
+    rows = [row for row in build_zmatrix(model.metadata.particles).rows if row.torsion >= 0]
     atoms = list(molecule.topology.atoms())
     found = {}
     for index in layout.circular[: len(layout.circular) - layout.rotors]:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ...core.errors import ConfigurationError
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
 from ...core.potential import Particles
-from ...core.execution.executors import Spread
 from ...core.units import thermal_energy
 from ...flows.boltzmann.internal_coordinates import InternalCoordinates
 from ...flows.boltzmann.zmatrix import build_zmatrix
@@ -22,7 +23,6 @@ from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.sampling.steering import SteeringRun, Torsion, run_steering
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from .configuration import Workflow
-from ...core.execution.progress import track
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -41,20 +41,20 @@ class Start:
     frames: int
 
 
-def starting_structures(workflow: Workflow, molecule: MolecularSystem, spread: Spread) -> list[Start]:
+def starting_structures(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> list[Start]:
     """Return one start a basin."""
     if workflow.simulate.basins:
-        return _named(workflow, molecule, spread)
-    return _automatic(workflow, molecule, spread)
+        return _named(workflow, molecule, executor)
+    return _automatic(workflow, molecule, executor)
 
 
-def _named(workflow: Workflow, molecule: MolecularSystem, spread: Spread) -> list[Start]:
+def _named(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> list[Start]:
     runs = []
     for number, basin in enumerate(workflow.simulate.basins):
         torsions = tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in basin.torsions)
         targets = tuple(math.radians(angle) for angle in basin.torsions.values())
         runs.append(_steering(workflow, molecule, number, torsions, targets, minimise=False))
-    made = dict(track(spread(run_steering, runs), "starting structures", len(runs)))
+    made = dict(track(executor(run_steering, runs), "starting structures", len(runs)))
     return [
         Start(basin.name, made[number], basin.trajectories, basin.frames or workflow.simulate.frames)
         for number, basin in enumerate(workflow.simulate.basins)
@@ -73,7 +73,7 @@ def _steering(
     return SteeringRun(number, molecule.system_xml, molecule.positions, torsions, targets, temperature, seed, minimise)
 
 
-def _automatic(workflow: Workflow, molecule: MolecularSystem, spread: Spread) -> list[Start]:
+def _automatic(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> list[Start]:
     """Draw rotatable torsions at random, minimise, and keep distinct low minima."""
     settings = workflow.simulate
     particles = particles_from_topology(molecule.topology, molecule.system)
@@ -94,7 +94,7 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem, spread: Spread) ->
     for number in range(_TRIES * settings.automatic_basins):
         targets = tuple(float(angle) for angle in generator.uniform(-math.pi, math.pi, len(rotatable)))
         runs.append(_steering(workflow, molecule, number, rotatable, targets, minimise=True))
-    made = dict(track(spread(run_steering, runs), "searching basins", len(runs)))
+    made = dict(track(executor(run_steering, runs), "searching basins", len(runs)))
     structures = np.stack([made[number] for number in sorted(made)])
     energies, _ = OpenMMEnergy(molecule.system, workers=1).energies_and_forces(structures)
     point, _ = InternalCoordinates(zmatrix).inverse(torch.as_tensor(structures))

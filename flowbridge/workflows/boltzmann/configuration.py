@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -17,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
 from ...flows.boltzmann.configuration import FlowConfiguration
 from ...flows.boltzmann.training.configuration import TrainingConfiguration
@@ -26,13 +25,7 @@ Atom = int | str
 TorsionAtoms = Annotated[tuple[Atom, Atom, Atom, Atom], Field(description="indices or RESIDUE:NAME labels")]
 
 
-class Section(BaseModel):
-    """A table of the TOML: frozen, and without room for misspelt keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Molecule(Section):
+class Molecule(StrictModel):
     """What is simulated. Paths are relative to the TOML file."""
 
     name: str
@@ -47,7 +40,7 @@ class Molecule(Section):
     )
 
 
-class Basin(Section):
+class Basin(StrictModel):
     """A place to start trajectories from."""
 
     name: str
@@ -56,7 +49,7 @@ class Basin(Section):
     frames: PositiveInt | None = Field(default=None, description="instead of the section's frames")
 
 
-class Simulate(Section):
+class Simulate(StrictModel):
     """Training data: short trajectories from named or automatic starting basins."""
 
     step_fs: PositiveFloat = 1.0
@@ -70,7 +63,7 @@ class Simulate(Section):
     held_out: float = Field(default=0.1, gt=0.0, lt=0.9, description="share of trajectories kept for tests")
 
 
-class TrajectoryFiles(Section):
+class TrajectoryFiles(StrictModel):
     """Trajectories that exist already, in the place of simulated training data."""
 
     files: tuple[Path, ...] = Field(min_length=1, description="DCD, XTC, HDF5, ASE ...; relative to the TOML file")
@@ -83,14 +76,14 @@ class TrajectoryFiles(Section):
     relaxation_friction_per_ps: PositiveFloat = 10.0
 
 
-class FreeEnergyDifference(Section):
+class FreeEnergyDifference(StrictModel):
     """Two basins: a named torsion inside and outside an interval (degrees)."""
 
     torsion: str = "phi"
     interval: tuple[float, float] = (0.0, 180.0)
 
 
-class Drive(Section):
+class Drive(StrictModel):
     """Flow-driven dynamics in OpenMM and ASE."""
 
     nve_step_fs: PositiveFloat = 1.0
@@ -110,7 +103,7 @@ class Drive(Section):
     histogram_bins: PositiveInt = Field(default=24, description="bins per torsion for the Jensen-Shannon divergence")
 
 
-class Reweight(Section):
+class Reweight(StrictModel):
     """Weighted samples of the final model."""
 
     samples: PositiveInt = 100_000
@@ -119,7 +112,7 @@ class Reweight(Section):
     free_energy: FreeEnergyDifference | None = None
 
 
-class Reference(Section):
+class Reference(StrictModel):
     """The reference free energy: metadynamics builds a bias, independent biased runs are reweighted."""
 
     file: Path = Field(description="where the result is stored, and read from by the workflow")
@@ -135,14 +128,14 @@ class Reference(Section):
     frame_interval: PositiveInt = 50
 
 
-class Model(Section):
+class Model(StrictModel):
     """One flow: its architecture and how it is trained."""
 
     flow: FlowConfiguration = Field(default_factory=FlowConfiguration)
     training: TrainingConfiguration = Field(default_factory=TrainingConfiguration)
 
 
-class Workflow(Section):
+class Workflow(StrictModel):
     """The whole file."""
 
     output: Path = Field(default=Path("runs/workflow"), description="relative to the current folder")

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from ...core.compilation.loading import load_accelerated
+from ...core.execution.executors import ProcessExecutor
+from ...core.execution.progress import track
 from ...core.model_files.files import load
-from ...core.execution.executors import Processes
 from ...core.statistics.estimates import MINIMUM_BLOCKS, jensen_shannon_divergence, jensen_shannon_noise
 from ...flows.boltzmann.generator import BoltzmannGenerator
-from ...integrations.openmm.sampling.dynamics import save_arrays
 from ...integrations.openmm.energies.batched import OpenMMEnergy
+from ...integrations.openmm.forces.add_potential import add_potential, particle_system
+from ...integrations.openmm.sampling.dynamics import save_arrays
 from ...integrations.openmm.sampling.flow_dynamics import (
     SINGLE_MOLECULE_DTYPE,
     ConstantEnergyRun,
@@ -24,14 +26,12 @@ from ...integrations.openmm.sampling.flow_dynamics import (
     run_constant_energy,
     run_potential_langevin,
 )
-from ...integrations.openmm.forces.add_potential import add_potential, particle_system
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..stages import Stage
 from .ase_dynamics import AseKind, AseRun, ase_forces, run_ase
 from .configuration import Workflow
 from .evaluation import force_errors, named_torsions, potential_forces, torsion_histogram
-from ...core.execution.progress import track
 from .simulate import load_frames
-from ..stages import Stage
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -94,7 +94,7 @@ def _drive(
             waiting.append(task)
     if waiting:
         _compile_ahead(workflow, trained.folder / "model.flow")
-    for name, energy in track(Processes(workflow.workers)(_perform, waiting), "dynamics", len(waiting)):
+    for name, energy in track(ProcessExecutor(workflow.workers)(_perform, waiting), "dynamics", len(waiting)):
         made[name] = energy
         if len(energy):
             save_arrays(folder / f"{name}.npz", energy=energy)
@@ -121,7 +121,7 @@ def _load(program: _Program) -> None:
 def _compile_ahead(workflow: Workflow, file: Path) -> None:
     """Compile the two programs of this stage at the same time, so that no dynamics waits for that of another."""
     programs = [_Program(file, workflow.drive.replicas, None), _Program(file, 1, SINGLE_MOLECULE_DTYPE)]
-    for _ in Processes(workflow.workers)(_load, programs):
+    for _ in ProcessExecutor(workflow.workers)(_load, programs):
         pass
 
 
@@ -165,7 +165,7 @@ def _tasks(
 
 def _energy_conservation(made: dict[str, FloatArray], model: BoltzmannGenerator) -> dict[str, Any]:
     """Standard deviation of the total energy per internal degree of freedom, as arXiv 2110.00351 reports it."""
-    freedom = 3 * len(model.facts.particles) - 6
+    freedom = 3 * len(model.metadata.particles) - 6
 
     def per_degree(prefix: str) -> list[float]:
         return [float(energy.std() / freedom) for name, energy in sorted(made.items()) if name.startswith(prefix)]

@@ -10,8 +10,8 @@ import torch
 from ...core.potential import Potential
 from ...core.units import thermal_energy
 from ...integrations.openmm.sampling.dynamics import Trajectory
-from ...integrations.openmm.systems.input_files import MolecularSystem
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
+from ...integrations.openmm.systems.input_files import MolecularSystem
 from .configuration import FreeEnergyDifference, Workflow
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]

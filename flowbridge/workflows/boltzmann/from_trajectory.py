@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 from ...core.errors import ConfigurationError
+from ...core.execution.main_process import is_main_process
 from ...core.samples import WeightedSamples
 from ...core.statistics.estimates import largest_weight_ratio
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
-from ...core.execution import main_process as ranks
+from ..machines import machines_for
+from ..stages import write_json
 from . import reweight, train
 from .averages import Average, averages, rotatable_torsions
 from .configuration import Workflow, read_tables
 from .dynamics import load_generator
-from ..machines import machines_for
-from .pipeline import say, training_data
 from .molecular_system import molecular_system
+from .pipeline import say, training_data
 from .simulate import load_frames
-from ..stages import write_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -117,7 +117,7 @@ def run(workflow: Workflow, scheduler: str | Client | None = None) -> dict[str, 
         data = training_data(workflow, molecule, Path(), machines)
         say("2 train")
         trained = train.run(workflow, workflow.model, molecule, data, workflow.output, "train", machines)
-        if not ranks.leads():
+        if not is_main_process():
             return {}
         say("3 reweight")
         weighted = reweight.run(workflow, molecule, trained, workflow.output, machines)

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...core.execution.main_process import is_main_process
+from ...core.execution.progress import console
 from ...core.samples import WeightedSamples
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from . import dynamics as drive, report, reweight, simulate, train, trajectory
-from ...core.execution import main_process as ranks
-from .configuration import Workflow, read_workflow
-from .evaluation import force_errors, inside, named_torsions
 from ..machines import Machines, machines_for
-from ...core.execution.progress import console
-from .molecular_system import molecular_system
 from ..stages import Stage, write_json
 from ..summary import print_summary
+from . import dynamics as drive
+from . import report, reweight, simulate, train, trajectory
+from .configuration import Workflow, read_workflow
+from .evaluation import force_errors, inside, named_torsions
+from .molecular_system import molecular_system
 from .targets import checks
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(
     say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
     with machines_for(workflow, scheduler) as machines:
         stages = _stages(workflow, molecule, config_path.parent, machines)
-        if not ranks.leads():
+        if not is_main_process():
             return {}
         results = _results(workflow, molecule, stages, config_path.parent, machines)
     _publish(workflow, stages)
@@ -71,7 +72,7 @@ def run(
 
 def say(text: str) -> None:
     """Print a headline to the terminal's error stream, where the progress bars are."""
-    if ranks.leads():
+    if is_main_process():
         console.print(f"[bold]{text}[/bold]")
 
 
@@ -79,7 +80,7 @@ def training_data(workflow: Workflow, molecule: MolecularSystem, folder: Path, m
     """Return the stage whose frames the models are trained on: simulated, or read from trajectories."""
     if workflow.trajectory is None:
         say("1 simulate")
-        return simulate.run(workflow, molecule, workflow.output, machines.spread)
+        return simulate.run(workflow, molecule, workflow.output, machines.executor)
     say("1 read trajectories")
     return trajectory.run(workflow, workflow.trajectory, molecule, folder, workflow.output, machines)
 
@@ -95,7 +96,7 @@ def _stages(workflow: Workflow, molecule: MolecularSystem, folder: Path, machine
         stages["comparison"] = train.run(
             workflow, workflow.comparison, molecule, stages["simulate"], workflow.output, "comparison", machines
         )
-    if not ranks.leads():
+    if not is_main_process():
         return stages
     say("3 drive")
     stages["drive"] = drive.run(workflow, molecule, stages["simulate"], stages["train"], workflow.output)

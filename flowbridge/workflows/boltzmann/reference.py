@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ConfigurationError
-from ...core.execution.executors import Processes
+from ...core.execution.executors import ProcessExecutor
+from ...core.execution.progress import track
 from ...core.units import thermal_energy
 from ...integrations.openmm.sampling.dynamics import save_arrays
-from ...integrations.openmm.systems.input_files import MolecularSystem
 from ...integrations.openmm.sampling.torsion_bias import BiasedRun, MetadynamicsRun, build_bias, run_biased
+from ...integrations.openmm.systems.input_files import MolecularSystem
 from .configuration import Reference, Workflow, read_workflow
-from ...core.execution.progress import track
 from .molecular_system import molecular_system
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -39,7 +39,7 @@ def run(config_path: Path, workers: int | None = None) -> dict[str, Any]:
         raise ConfigurationError("[reference] torsions: give one or two names, among them that of the free energy")
     molecule = molecular_system(workflow, config_path.parent)
     folder = workflow.output / "reference"
-    processes = Processes(workers or workflow.workers)
+    processes = ProcessExecutor(workers or workflow.workers)
     bias = _bias(workflow, reference, molecule, folder, processes)
     files = _production(workflow, reference, molecule, bias, folder, processes)
     result = _analyse(workflow, reference, files)
@@ -49,7 +49,7 @@ def run(config_path: Path, workers: int | None = None) -> dict[str, Any]:
 
 
 def _bias(
-    workflow: Workflow, reference: Reference, molecule: MolecularSystem, folder: Path, processes: Processes
+    workflow: Workflow, reference: Reference, molecule: MolecularSystem, folder: Path, processes: ProcessExecutor
 ) -> FloatArray:
     file = folder / "bias.npz"
     if not file.is_file():
@@ -74,7 +74,7 @@ def _production(
     molecule: MolecularSystem,
     bias: FloatArray,
     folder: Path,
-    processes: Processes,
+    processes: ProcessExecutor,
 ) -> list[Path]:
     torsions = tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in reference.torsions)
     generator = np.random.default_rng(workflow.seed)

@@ -17,13 +17,13 @@ import jinja2
 from ...core.model_files.files import read_header
 from ...core.model_files.format import ModelHeader
 from ...flows.boltzmann.zmatrix import build_zmatrix
-from ..information import molecule_formula
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..figure_style import torsion_label
+from ..information import molecule_formula
+from ..stages import Stage
 from . import figures, run_figures
 from .configuration import Model, Workflow
-from ..figure_style import torsion_label
 from .report_data import ReportData, gather
-from ..stages import Stage
 from .targets import Targets, checks
 
 _PACKAGES = ("flowbridge", "torch", "openmm", "ase", "mdtraj", "lightning", "numpy", "scipy", "matplotlib")

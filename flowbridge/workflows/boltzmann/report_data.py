@@ -13,11 +13,11 @@ from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..stages import Stage
 from . import reweight, simulate
 from .bonded_terms import TermType, angle_types, bond_types
 from .configuration import Workflow
 from .evaluation import named_torsions
-from ..stages import Stage
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 _MOST_TYPES = 8  # panels of the figures of bonds and of angles

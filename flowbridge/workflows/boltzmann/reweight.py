@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ...core.execution.progress import track
 from ...core.samples import WeightedSamples
 from ...core.statistics.estimates import free_energy_difference, free_energy_profile, largest_weight_ratio
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..machines import Machines
+from ..stages import Stage
 from .configuration import Workflow
 from .dynamics import load_generator
 from .evaluation import inside, named_torsions
-from ..machines import Machines
-from ...core.execution.progress import track
-from ..stages import Stage
 
 _PROFILE_BINS = 72
 _SEED_STRIDE = 1_000_003
@@ -53,7 +53,7 @@ def _draw(
         file = folder / f"samples_{number}.h5"
         if not file.is_file():
             seed = workflow.seed * _SEED_STRIDE + number
-            model.sample(workflow.reweight.samples, energy, seed=seed, spread=machines.cluster).save(file)
+            model.sample(workflow.reweight.samples, energy, seed=seed, executor=machines.cluster).save(file)
         sets.append(WeightedSamples.load(file))
     return sets
 

@@ -121,7 +121,13 @@ def training(curves: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         for model, stages in curves.items()
         for stage, key, title, label, scale in (
             ("likelihood", "nll", "maximum likelihood", "mean −ln likelihood", 1.0),
-            ("refinement", "effective_share", "refinement on own samples", "effective size of a batch (%)", 100.0),
+            (
+                "refinement",
+                "effective_sample_fraction",
+                "refinement on own samples",
+                "effective size of a batch (%)",
+                100.0,
+            ),
         )
         if any(key in point for point in stages.get(stage, []))
     ]

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ...core.execution.executors import Spread
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
 from ...flows.boltzmann.zmatrix import build_zmatrix
-from ...integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
 from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
+from ...integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..stages import Stage
 from .basins import starting_structures
 from .configuration import Workflow
-from ...core.execution.progress import track
-from ..stages import Stage
 
 _SAME_ENERGY = 1e-6  # kJ/mol: two labellings of one structure are equivalent
 
@@ -35,7 +35,7 @@ class Frames:
     held_out: Trajectory
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, output: Path, spread: Spread) -> Stage:
+def run(workflow: Workflow, molecule: MolecularSystem, output: Path, executor: Executor) -> Stage:
     """Run (or continue) the stage and return it."""
     inputs = {
         "system": molecule.system_xml,
@@ -44,7 +44,7 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path, spread: Spr
         "simulate": json.loads(workflow.simulate.model_dump_json()),
         "seed": workflow.seed,
     }
-    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder, spread))
+    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder, executor))
 
 
 def load_frames(stage: Stage) -> Frames:
@@ -52,11 +52,11 @@ def load_frames(stage: Stage) -> Frames:
     return Frames(load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz"))
 
 
-def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, spread: Spread) -> dict[str, Any]:
+def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor: Executor) -> dict[str, Any]:
     settings = workflow.simulate
-    runs = _runs(workflow, molecule, folder, spread)
+    runs = _runs(workflow, molecule, folder, executor)
     waiting = [run for run in runs if not run.file.is_file()]
-    for _ in track(run_all(waiting, spread), "trajectories", len(waiting)):
+    for _ in track(run_all(waiting, executor), "trajectories", len(waiting)):
         continue
     # Whole trajectories are held out: neighbouring frames of one trajectory are too alike to test on.
     every = max(round(1.0 / settings.held_out), 2)
@@ -79,11 +79,11 @@ def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, sprea
     }
 
 
-def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path, spread: Spread) -> list[LangevinRun]:
+def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor: Executor) -> list[LangevinRun]:
     settings = workflow.simulate
     runs: list[LangevinRun] = []
     file = folder / "starts.npz"
-    starts = starting_structures(workflow, molecule, spread)
+    starts = starting_structures(workflow, molecule, executor)
     save_arrays(file, **{start.name: start.positions for start in starts})
     for start in starts:
         for number in range(start.trajectories):

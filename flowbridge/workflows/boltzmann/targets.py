@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ...flows.boltzmann.configuration import Section
+from ...core.configuration import StrictModel
 
 
-class Targets(Section):
+class Targets(StrictModel):
     """Limits that the numbers of a run are held against."""
 
     ess_percent: PositiveFloat = Field(default=90.0, description="least effective sample size, Kish, unclipped")

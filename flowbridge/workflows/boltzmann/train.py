@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
+from ...core.execution.main_process import is_main_process
+from ...core.execution.progress import console
 from ...core.model_files import files as model_files
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...flows.boltzmann.training.fitting import TrainingData, train
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ...core.execution import main_process as ranks
-from .configuration import Model, Workflow
 from ..machines import Machines
-from ...core.execution.progress import console
-from .simulate import load_frames
 from ..stages import Stage
+from .configuration import Model, Workflow
+from .simulate import load_frames
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     stage = Stage.completed_together(
         output, name, inputs, lambda folder: _train(workflow, model, molecule, simulated, folder, machines)
     )
-    if ranks.leads():
+    if is_main_process():
         shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)  # the model file has taken over
     return stage
 
@@ -63,9 +63,9 @@ def _train(
     energy = machines.energy_here(molecule)
     result = train(
         generator, data, energy, model.training, folder / "checkpoints", workflow.seed,
-        show_progress=console.is_terminal and ranks.leads(), held_out=torch.as_tensor(kept.held_out.positions),
+        show_progress=console.is_terminal and is_main_process(), held_out=torch.as_tensor(kept.held_out.positions),
     )  # fmt: skip
-    if not ranks.leads():
+    if not is_main_process():
         return {}
     digest = model_files.save(
         generator,

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.energy import BatchedEnergy
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
-from ...core.execution.executors import Spread
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
+from ...core.statistics.bootstrap import Estimate
 from ...core.statistics.estimates import mean_with_error
 from ...core.units import thermal_energy
-from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_arrays, save_trajectory
+from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_trajectory
 from ...integrations.openmm.forces.particles import particles_from_topology
+from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_arrays, save_trajectory
 from ...integrations.openmm.sampling.relaxation import RelaxationRun, run_relaxation
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_trajectory
-from .configuration import TrajectoryFiles, Workflow
 from ..machines import Machines
-from ...core.execution.progress import track
-from .simulate import equivalent_hydrogens, permuted
 from ..stages import Stage
+from .configuration import TrajectoryFiles, Workflow
+from .simulate import equivalent_hydrogens, permuted
 
 _RIGID = 8e-4  # nm: a bond that varies less was constrained; rounding to 0.001 nm gives 4e-4, thermal motion 2e-3
 _STEP = 1e-5  # nm, of the difference of forces
@@ -85,7 +85,7 @@ def _read(
     positions = np.concatenate([*training, *held_out])
     energy = machines.energy(molecule)
     if settings.relaxation_steps:
-        frames = _relaxed(workflow, settings, molecule, positions, folder, machines.spread)
+        frames = _relaxed(workflow, settings, molecule, positions, folder, machines.executor)
     else:
         _refuse_constraints(positions, molecule)
         frames = Trajectory(positions, *energy.energies_and_forces(positions))
@@ -139,7 +139,7 @@ def _relaxed(
     molecule: MolecularSystem,
     positions: np.ndarray[Any, Any],
     folder: Path,
-    spread: Spread,
+    executor: Executor,
 ) -> Trajectory:
     runs = [
         RelaxationRun(
@@ -150,7 +150,7 @@ def _relaxed(
         for number, start in enumerate(range(0, len(positions), _CHUNK))
     ]  # fmt: skip
     waiting = [run for run in runs if not run.file.is_file()]
-    for file, relaxed in track(spread(run_relaxation, waiting), "relaxing frames", len(waiting)):
+    for file, relaxed in track(executor(run_relaxation, waiting), "relaxing frames", len(waiting)):
         save_trajectory(file, relaxed)
     parts = [load_trajectory(run.file) for run in runs]
     return Trajectory(

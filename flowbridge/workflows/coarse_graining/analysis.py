@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ...core.statistics.bootstrap import Estimate
 from ...core.errors import ConfigurationError
-from ...core.statistics.free_energy_surfaces import Surface, compare_surfaces
+from ...core.statistics.bootstrap import Estimate
 from ...core.statistics.estimates import free_energy_difference
+from ...core.statistics.free_energy_surfaces import Surface, compare_surfaces
 from ...forcefields.beads.native_contacts import NativeContacts, contact_map, transitions
+from ...integrations.deeptime import SlowCoordinates
 from ...integrations.mdtraj.exports import topology_from_particles
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
-from ...integrations.deeptime import SlowCoordinates
 from .configuration import CoarseGraining
 from .reference import BeadData, ReferenceModel
 

@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
-from ...forcefields.training.augmented_flow import TeacherConfiguration
 from ...forcefields.networks.invariant_network import InvariantConfiguration, NetworkConfiguration
 from ...forcefields.prior_statistics import PriorConfiguration
+from ...forcefields.training.augmented_flow import TeacherConfiguration
 from ...forcefields.training.configuration import CoarseTrainingConfiguration
-from ..boltzmann.configuration import Section, TorsionAtoms, read_tables
+from ..boltzmann.configuration import TorsionAtoms, read_tables
 
 
-class AllAtomModel(Section):
+class AllAtomModel(StrictModel):
     """A molecule with a force field. Paths are relative to the TOML file."""
 
     structure: Path | None = None
@@ -31,7 +32,7 @@ class AllAtomModel(Section):
     cutoff: PositiveFloat = Field(default=0.9, description="nm, in a water box")
 
 
-class StructureBasedModel(Section):
+class StructureBasedModel(StrictModel):
     """A Go model on the alpha carbons of a native structure."""
 
     structure: Path
@@ -40,7 +41,7 @@ class StructureBasedModel(Section):
     contact_strength: PositiveFloat = Field(default=2.0, description="in epsilon")
 
 
-class TorsionBias(Section):
+class TorsionBias(StrictModel):
     """A bias that flattens one torsion while the reference is sampled; frames are weighted back."""
 
     torsion: TorsionAtoms
@@ -49,7 +50,7 @@ class TorsionBias(Section):
     harmonics: PositiveInt = 6
 
 
-class Sampling(Section):
+class Sampling(StrictModel):
     """Reference trajectories, with forces."""
 
     runs: PositiveInt = 4
@@ -62,7 +63,7 @@ class Sampling(Section):
     bias: TorsionBias | None = None
 
 
-class ReferenceFiles(Section):
+class ReferenceFiles(StrictModel):
     """Trajectories that exist already, of the atoms of the all-atom model."""
 
     files: tuple[Path, ...] = Field(min_length=1, description="DCD, XTC, HDF5 ...; relative to the TOML file")
@@ -70,7 +71,7 @@ class ReferenceFiles(Section):
     stride: PositiveInt = 1
 
 
-class Beads(Section):
+class Beads(StrictModel):
     """The mapping."""
 
     name: Literal["five_beads", "alpha_carbons", "backbone"] | None = None
@@ -86,7 +87,7 @@ class Beads(Section):
         return self
 
 
-class Dynamics(Section):
+class Dynamics(StrictModel):
     """Simulation of the coarse-grained force field: parallel tempering, or plain dynamics with one temperature."""
 
     temperatures: tuple[PositiveFloat, ...] = Field(default=(), description="K; empty: that of the reference alone")
@@ -99,7 +100,7 @@ class Dynamics(Section):
     exchange_interval: PositiveInt = 500
 
 
-class Analysis(Section):
+class Analysis(StrictModel):
     """What the coarse-grained ensemble is compared by."""
 
     torsions: dict[str, tuple[int, int, int, int]] = Field(
@@ -120,7 +121,7 @@ class Analysis(Section):
         return self
 
 
-class CoarseGraining(Section):
+class CoarseGraining(StrictModel):
     """The whole file."""
 
     name: str

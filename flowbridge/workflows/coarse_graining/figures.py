@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .analysis import Findings, SurfacePair
 from ..figure_style import DRIVEN, MD, REFERENCE, drawn, torsion_label
+from .analysis import Findings, SurfacePair
 
 _HIGHEST = 6.0  # kT that a surface's colours reach
 _LEVELS = np.arange(0.0, _HIGHEST + 0.1, 1.0)

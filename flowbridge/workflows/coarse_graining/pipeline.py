@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core.compilation.building import accelerated
 from ...core.compilation.programs import resolved
 from ...core.errors import ConfigurationError
+from ...core.execution.progress import console, track
 from ...core.model_files.files import load, save
 from ...forcefields.batched_dynamics import LangevinReplicas
 from ...forcefields.coarse_grained_force_field import CoarseGrainedForceField
@@ -24,13 +25,12 @@ from ...forcefields.training.fitting import train_force_field
 from ...forcefields.training.modules import drawn
 from ...integrations.mdtraj.bead_selections import write_bead_pdb
 from ...integrations.openmm.sampling.dynamics import save_arrays
+from ..stages import Stage, write_json
 from .analysis import analyse
 from .configuration import CoarseGraining, read_coarse_graining
 from .figures import draw_figures
 from .reference import BeadData, ReferenceModel, load_beads, reference_model, run_mapping, run_reference
 from .report import write_report
-from ...core.execution.progress import console, track
-from ..stages import Stage, write_json
 
 _CHUNK = 10  # frames between saved states of dynamics
 
@@ -88,8 +88,8 @@ def run_training(settings: CoarseGraining, model: ReferenceModel, mapped: Stage,
             model.mapping.beads, data.frames, settings.temperature, settings.prior, settings.network, settings.teacher,
             settings.training, folder, settings.seed, show_progress=console.is_terminal,
         )  # fmt: skip
-        save(result.force_field, folder / "model.flow", provenance={"name": settings.name, **result.facts})
-        return {**result.facts, "curves": result.curves}
+        save(result.force_field, folder / "model.flow", provenance={"name": settings.name, **result.metadata})
+        return {**result.metadata, "curves": result.curves}
 
     return Stage.completed(output, "train", inputs, work)
 

@@ -15,27 +15,27 @@ import torch
 from openmm import app, unit
 
 from ...core.errors import ConfigurationError
+from ...core.execution.executors import ProcessExecutor
+from ...core.execution.progress import track
 from ...core.potential import Particles
-from ...core.execution.executors import Processes
 from ...core.statistics.estimates import effective_sample_percent
 from ...core.units import thermal_energy
-from ...forcefields.beads.frames import BeadFrames
 from ...forcefields.beads.force_maps import ForceMap, optimised_force_map, plain_force_map
+from ...forcefields.beads.frames import BeadFrames
 from ...forcefields.beads.mappings import NAMED_MAPPINGS, Mapping, identity_mapping
 from ...forcefields.prior_statistics import refuse_broken
 from ...integrations.mdtraj.bead_selections import mapping_from_selections
 from ...integrations.mdtraj.exports import topology_from_particles
-from ...integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all, save_arrays
-from ...integrations.openmm.energies.batched import OpenMMEnergy
-from ...integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
-from ...integrations.openmm.systems.go_model import GoModel
-from ...integrations.openmm.forces.particles import particles_from_topology
-from ...integrations.openmm.systems.input_files import MolecularSystem, load_system
-from ...integrations.openmm.sampling.torsion_bias import MetadynamicsRun, build_bias
 from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_trajectory
-from .configuration import AllAtomModel, CoarseGraining
-from ...core.execution.progress import track
+from ...integrations.openmm.energies.batched import OpenMMEnergy
+from ...integrations.openmm.forces.particles import particles_from_topology
+from ...integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all, save_arrays
+from ...integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
+from ...integrations.openmm.sampling.torsion_bias import MetadynamicsRun, build_bias
+from ...integrations.openmm.systems.go_model import GoModel
+from ...integrations.openmm.systems.input_files import MolecularSystem, load_system
 from ..stages import Stage, write_json
+from .configuration import AllAtomModel, CoarseGraining
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -171,7 +171,7 @@ def _sample(settings: CoarseGraining, model: ReferenceModel, folder: Path) -> di
         for number in range(sampling.runs)
     ]  # fmt: skip
     waiting = [run for run in runs if not run.file.is_file()]
-    for _ in track(run_all(waiting, Processes(settings.workers)), "reference trajectories", len(waiting)):
+    for _ in track(run_all(waiting, ProcessExecutor(settings.workers)), "reference trajectories", len(waiting)):
         continue
     steps = sampling.runs * (sampling.equilibration_steps + sampling.frames * sampling.frame_interval)
     return {

@@ -41,7 +41,9 @@ def write_report(results: Mapping[str, Any], figures: Mapping[str, Path], file: 
         file: of the report.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flowbridge.workflows.coarse_graining", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("flowbridge.workflows.coarse_graining", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     shown = [
         {"title": _CAPTIONS[name][0], "caption": _CAPTIONS[name][1], "source": _inlined(path)}

@@ -1,7 +1,7 @@
 """Small things tried for real, each in a process of its own: what ``flowbridge doctor`` reports.
 
-``python -m flowbridge.workflows.diagnostics.probes NAME [ARGUMENT ...]`` runs one probe and prints one JSON object a line. A probe
-that crashes its process (an extension built for another torch, a broken driver) takes nothing else with it.
+``python -m flowbridge.workflows.diagnostics.probes NAME [ARGUMENT ...]`` runs one probe and prints one JSON object a
+line. A probe that crashes its process (an extension built for another torch, a broken driver) takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def learned_potential() -> dict[str, Any]:
 
     from ...calculators import PotentialCalculator
     from ...core.model_files.files import load, register_kind, save
-    from ...core.potential import Particles, Potential, PotentialFacts
+    from ...core.potential import Particles, Potential, PotentialMetadata
     from ...integrations.openmm import add_potential, particle_system
 
     class ProbeSpring(Potential):
@@ -160,7 +160,7 @@ def learned_potential() -> dict[str, Any]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.facts = PotentialFacts(Particles(("O", "H"), (8, 1), (15.999, 1.008), ((0, 1),)))
+            self.metadata = PotentialMetadata(Particles(("O", "H"), (8, 1), (15.999, 1.008), ((0, 1),)))
             self.length = torch.nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
 
         def forward(

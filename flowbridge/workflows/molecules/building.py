@@ -17,20 +17,20 @@ from ase.units import nm
 from rich.console import Console
 from rich.table import Table
 
-from ...calculators.molecule_evaluator import JudgeSettings, MoleculeJudge
+from ...calculators.molecule_evaluator import EvaluatorSettings, MoleculeEvaluator
 from ...core.errors import ConfigurationError
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
 from ...core.model_files.files import load, read_header
-from ...core.execution.executors import Spread
 from ...flows.molecules.builder import MoleculeBuilder
 from ...flows.molecules.formulas import Formula
 from ...integrations.rdkit.molecular_graphs import molecule_of, write_sdf
-from ...core.execution.progress import track
-from .results import FoundIsomer, Harvest
 from .novelty import Taught
+from .results import FoundIsomer, IsomerResults
 from .search import Candidates, Search
 
 _BATCH = 100  # molecules that are built together
-_PORTIONS = 4  # times the number of workers: molecules that are judged together
+_PORTIONS = 4  # times the number of workers: molecules that are evaluated together
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def load_builder(path: Path | None) -> tuple[MoleculeBuilder, Taught]:
     return model, Taught.from_provenance(read_header(file).provenance)
 
 
-def build(request: BuildRequest, spread: Spread | None = None) -> tuple[Candidates, Harvest]:
+def build(request: BuildRequest, executor: Executor | None = None) -> tuple[Candidates, IsomerResults]:
     """Build molecules, relax their isomers, and write ``isomers.db``, ``isomers.sdf``, ``results.json`` and ``report.html``.
 
     In ``workflows`` lies what ``flowbridge run`` needs for each isomer that MMFF94 has parameters for.
-    What was evaluated is kept in ``judgements.sqlite``: a run that was stopped is repeated without evaluating anything twice.
+    What was evaluated is kept in ``evaluations.sqlite``: a run that was stopped is repeated without evaluating anything twice.
 
     Args:
         request: what to build.
-        spread: processes or Dask workers that evaluate energies; here, one after the other, when None.
+        executor: processes or Dask workers that evaluate energies; here, one after the other, when None.
 
     Raises:
         ConfigurationError: for a formula that no molecule has, a calculator or model that there is not.
@@ -98,13 +98,19 @@ def build(request: BuildRequest, spread: Spread | None = None) -> tuple[Candidat
             raise ConfigurationError(f"{name} must be at least 1, got {getattr(request, name)}")
     builder, taught = load_builder(request.model)
     request.output.mkdir(parents=True, exist_ok=True)
-    judge = MoleculeJudge(request.calculator, JudgeSettings(), spread=spread, file=request.output / "judgements.sqlite")
+    evaluator = MoleculeEvaluator(
+        request.calculator, EvaluatorSettings(), executor=executor, file=request.output / "evaluations.sqlite"
+    )
     candidates = built_candidates(builder, formula, request.count, request.seed)
-    found = Harvest(taught)
-    search = Search(formula, judge, found, builder.energies if request.ranked else None, request.starts)
+    found = IsomerResults(taught)
+    search = Search(formula, evaluator, found, builder.energies if request.ranked else None, request.starts)
     # Workers are started for each portion: without a limit there is one.
     portion = (
-        1 if spread is None else _PORTIONS * spread.slots if request.evaluations else request.count * request.starts
+        1
+        if executor is None
+        else _PORTIONS * executor.workers
+        if request.evaluations
+        else request.count * request.starts
     )
     total = sum(min(len(starts), request.starts) for starts in candidates.isomers.values())
     for _ in track(search.run(candidates, request.evaluations, portion), f"relaxing {formula}", -(-total // portion)):
@@ -118,7 +124,7 @@ def build(request: BuildRequest, spread: Spread | None = None) -> tuple[Candidat
     write_sdf(str(request.output / "isomers.sdf"), sdf)
     without = write_workflows(found.ranked, str(formula), request.output / "workflows")
     _write_results(found, candidates, request, formula, without)
-    write_report(found, candidates, formula, judge.description, request.output / "report.html")
+    write_report(found, candidates, formula, evaluator.description, request.output / "report.html")
     return candidates, found
 
 
@@ -166,7 +172,7 @@ def _plain(request: BuildRequest) -> dict[str, Any]:
 
 
 def _write_results(
-    found: Harvest, candidates: Candidates, request: BuildRequest, formula: Formula, without: list[str]
+    found: IsomerResults, candidates: Candidates, request: BuildRequest, formula: Formula, without: list[str]
 ) -> None:
     results = {
         "formula": str(formula),
@@ -174,7 +180,7 @@ def _write_results(
         "built": candidates.built,
         "valid_as_built": candidates.valid,
         "isomers_as_built": len(candidates.isomers),
-        "relaxed": found.judged,
+        "relaxed": found.evaluated,
         "valid": found.valid,
         "isomers": len(found.isomers),
         "novel": sum(isomer.novel for isomer in found.ranked),
@@ -197,9 +203,9 @@ def _write_results(
     (request.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def build_and_print(request: BuildRequest, spread: Spread | None = None, shown: int = 15) -> None:
+def build_and_print(request: BuildRequest, executor: Executor | None = None, shown: int = 15) -> None:
     """Build, and print the best isomers; arguments and errors as of :func:`build`."""
-    candidates, found = build(request, spread)
+    candidates, found = build(request, executor)
     console = Console()
     table = Table("rank", "eV above", "isomer", "built", "", box=None)
     for rank, isomer in enumerate(found.ranked[:shown], 1):
@@ -211,7 +217,7 @@ def build_and_print(request: BuildRequest, spread: Spread | None = None, shown: 
     console.print(table)
     console.print(
         f"{candidates.valid} of {candidates.built} molecules valid as built, {len(candidates.isomers)} isomers; "
-        f"{found.judged} relaxed, {found.valid} valid, {len(found.isomers)} isomers, "
+        f"{found.evaluated} relaxed, {found.valid} valid, {len(found.isomers)} isomers, "
         f"{sum(isomer.novel for isomer in found.ranked)} not taught, {found.evaluations} energy evaluations"
     )
     for faults, when in ((candidates.faults, "as built"), (found.faults, "relaxed")):

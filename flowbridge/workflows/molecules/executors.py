@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...core.execution.executors import Processes, Spread
+from ...core.execution.executors import Executor, ProcessExecutor
 
 
 @contextmanager
-def spread_over(workers: int, scheduler: str | None) -> Iterator[Spread | None]:
+def executor_for(workers: int, scheduler: str | None) -> Iterator[Executor | None]:
     """Give a place for independent jobs; None for one after the other in this process.
 
     Args:
@@ -22,7 +22,7 @@ def spread_over(workers: int, scheduler: str | None) -> Iterator[Spread | None]:
     if scheduler is not None:
         from ...integrations.dask import connected
 
-        with connected(scheduler, workers) as spread:
-            yield spread
+        with connected(scheduler, workers) as executor:
+            yield executor
     else:
-        yield Processes(workers) if workers > 1 else None
+        yield ProcessExecutor(workers) if workers > 1 else None

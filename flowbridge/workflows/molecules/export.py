@@ -9,8 +9,8 @@ import openmm
 from openmm import app, unit
 
 from ...core.errors import ConfigurationError
-from ...integrations.rdkit.molecular_graphs import molecule_of
 from ...integrations.openmm.systems.mmff import mmff_system, mmff_topology
+from ...integrations.rdkit.molecular_graphs import molecule_of
 from .results import FoundIsomer
 
 _TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.

@@ -19,15 +19,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.units import nm
 
-from ...calculators.molecule_evaluator import JudgeSettings, calculator_name, judge, make_calculator, one_thread
+from ...calculators.molecule_evaluator import EvaluatorSettings, calculator_name, evaluator, make_calculator, one_thread
 from ...calculators.vibrations import lowest_frequency
 from ...core.errors import ConfigurationError, CoordinateError
-from ...core.execution.executors import Spread
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
 from ...flows.molecules.bonds import find_bonds
 from ...flows.molecules.formulas import Formula
 from ...integrations.rdkit.isomers import enumerate_isomers
 from ...integrations.rdkit.molecular_graphs import canonical_smiles, embed
-from ...core.execution.progress import track
 
 _IMAGINARY = -30.0  # 1/cm; below it a vibration counts as imaginary, above it as the softness that a relaxation leaves
 _JOB = 8  # molecules
@@ -116,9 +116,9 @@ def chosen_formulas(
     return tuple(formula for formula in found if formula not in left_out)
 
 
-def make_and_print(request: IsomerRequest, path: Path, spread: Spread | None = None) -> None:
+def make_and_print(request: IsomerRequest, path: Path, executor: Executor | None = None) -> None:
     """Make isomers and print how many there are; arguments and errors as of :func:`make_isomers`."""
-    counts = make_isomers(request, path, spread)
+    counts = make_isomers(request, path, executor)
     print(f"{path}: {counts.kept} relaxed isomers of {len(request.formulas)} formulas")
     for reason, count in sorted(counts.failed.items(), key=lambda item: -item[1]):
         print(f"  left out: {count} ({reason})")
@@ -126,7 +126,7 @@ def make_and_print(request: IsomerRequest, path: Path, spread: Spread | None = N
         print(f"  vibrations: {counts.vibrations} looked at, {counts.imaginary} with an imaginary one")
 
 
-def make_isomers(request: IsomerRequest, path: Path, spread: Spread | None = None) -> IsomerCounts:
+def make_isomers(request: IsomerRequest, path: Path, executor: Executor | None = None) -> IsomerCounts:
     """Enumerate, relax and store isomers; go on where an earlier call stopped.
 
     A molecule is kept when its relaxed geometry has the bonds it started with. What was tried and failed is written beside the
@@ -135,7 +135,7 @@ def make_isomers(request: IsomerRequest, path: Path, spread: Spread | None = Non
     Args:
         request: what to make; a database of another request is refused.
         path: of the ASE database (``.db``).
-        spread: processes or Dask workers; here, one after the other, when None.
+        executor: processes or Dask workers; here, one after the other, when None.
 
     Raises:
         ConfigurationError: for a request without formulas, or a database of another request.
@@ -155,7 +155,7 @@ def make_isomers(request: IsomerRequest, path: Path, spread: Spread | None = Non
         _Job(request.calculator, request.vibrations, request.seed, tuple(missing[start : start + _JOB]))
         for start in range(0, len(missing), _JOB)
     ]
-    results = map(_relax_all, jobs) if spread is None else spread(_relax_all, jobs)
+    results = map(_relax_all, jobs) if executor is None else executor(_relax_all, jobs)
     for part in track(results, "relaxing isomers", len(jobs)):
         with connect(path) as database:
             for result in part:
@@ -186,7 +186,7 @@ def _require_same_request(database: Any, request: IsomerRequest, path: Path) -> 
     software = {name: version(name) for name in ("flowbridge", "ase", "rdkit")}
     if request.calculator in ("gfn2", "gfn1"):
         software["tblite"] = version("tblite")
-    metadata.update(request=asked, relaxation=asdict(JudgeSettings()), software=software, title="relaxed isomers")
+    metadata.update(request=asked, relaxation=asdict(EvaluatorSettings()), software=software, title="relaxed isomers")
     database.metadata = metadata
 
 
@@ -200,7 +200,7 @@ def _relax(job: _Job, formula: str, smiles: str) -> _Result:
         start = embed(smiles, random_number % 2**31)
     except CoordinateError:
         return _Result(formula, smiles, "no structure by distance geometry")
-    verdict = judge(job.calculator, JudgeSettings(), *start)
+    verdict = evaluator(job.calculator, EvaluatorSettings(), *start)
     if verdict.fault is not None:
         return _Result(formula, smiles, verdict.fault)
     bonds = find_bonds(start.numbers, verdict.positions)

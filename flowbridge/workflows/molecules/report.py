@@ -14,20 +14,20 @@ from ase.units import kJ, mol, nm
 from ...flows.molecules.formulas import Formula
 from ...integrations.rdkit.molecular_graphs import draw_svg
 from .ball_and_stick import draw
-from .results import FoundIsomer, Harvest
+from .results import FoundIsomer, IsomerResults
 from .search import Candidates
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def write_report(found: Harvest, candidates: Candidates, formula: Formula, method: str, path: Path) -> None:
+def write_report(found: IsomerResults, candidates: Candidates, formula: Formula, method: str, path: Path) -> None:
     """Write the page.
 
     Args:
         found: the isomers.
         candidates: what was built.
         formula: that they have.
-        method: what judged them.
+        method: what evaluated them.
         path: of the HTML file.
     """
     ranked = found.ranked
@@ -39,7 +39,7 @@ def write_report(found: Harvest, candidates: Candidates, formula: Formula, metho
         method=method,
         built=candidates.built,
         valid_built=candidates.valid,
-        relaxed=found.judged,
+        relaxed=found.evaluated,
         valid=found.valid,
         evaluations=found.evaluations,
         lowest=lowest,

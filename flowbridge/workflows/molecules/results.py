@@ -1,4 +1,4 @@
-"""What came of judged molecules: isomers in their best geometries, and reasons why the others are none."""
+"""What came of evaluated molecules: isomers in their best geometries, and reasons why the others are none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import CoordinateError
 from ...flows.molecules.bonds import Bond, find_bonds
-from ...flows.molecules.training.evaluation import Judgement
+from ...flows.molecules.training.evaluation import Evaluation
 from ...integrations.rdkit.molecular_graphs import canonical_smiles
 from .novelty import Taught
 
@@ -41,48 +41,48 @@ class FoundIsomer:
 
 
 @dataclass
-class Harvest:
-    """Isomers among judged molecules, best geometry of each; and why the others are none."""
+class IsomerResults:
+    """Isomers among evaluated molecules, best geometry of each; and why the others are none."""
 
     taught: Taught = field(default_factory=Taught)
     isomers: dict[str, FoundIsomer] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
-    judged: int = 0
+    evaluated: int = 0
     evaluations: int = 0
 
-    def add(self, numbers: Any, judgement: Judgement) -> str | None:
+    def add(self, numbers: Any, evaluation: Evaluation) -> str | None:
         """Take in one molecule and return its SMILES, or None where it is no valid one."""
-        self.judged += 1
-        self.evaluations += 0 if judgement.known else judgement.evaluations
-        found = find_bonds(numbers, judgement.positions) if judgement.energy is not None else None
-        fault = judgement.fault if found is None else found.fault
+        self.evaluated += 1
+        self.evaluations += 0 if evaluation.known else evaluation.evaluations
+        found = find_bonds(numbers, evaluation.positions) if evaluation.energy is not None else None
+        fault = evaluation.fault if found is None else found.fault
         smiles = None
         if found is not None and fault is None:
             try:
                 smiles = canonical_smiles(numbers, found.bonds)
             except CoordinateError as error:
                 fault = str(error)
-        if smiles is None or found is None or judgement.energy is None:
+        if smiles is None or found is None or evaluation.energy is None:
             self.faults[fault_kind(fault or "no energy")] += 1
             return None
         before = self.isomers.get(smiles)
         times = 1 if before is None else before.times + 1
-        if before is None or judgement.energy < before.energy:
-            best = (np.asarray(numbers), judgement.positions, found.bonds, judgement.energy)
+        if before is None or evaluation.energy < before.energy:
+            best = (np.asarray(numbers), evaluation.positions, found.bonds, evaluation.energy)
         else:
             best = (before.numbers, before.positions, before.bonds, before.energy)
         novel = smiles not in self.taught.smiles
         self.isomers[smiles] = FoundIsomer(smiles, *best, times, novel, not self.taught.has_geometry(*best[:2]))
         return smiles
 
-    def copy(self) -> Harvest:
+    def copy(self) -> IsomerResults:
         """Return what there is now; what is added later does not change it."""
-        return Harvest(self.taught, dict(self.isomers), Counter(self.faults), self.judged, self.evaluations)
+        return IsomerResults(self.taught, dict(self.isomers), Counter(self.faults), self.evaluated, self.evaluations)
 
     @property
     def valid(self) -> int:
-        """How many of the judged molecules are valid."""
-        return self.judged - sum(self.faults.values())
+        """How many of the evaluated molecules are valid."""
+        return self.evaluated - sum(self.faults.values())
 
     @property
     def ranked(self) -> list[FoundIsomer]:

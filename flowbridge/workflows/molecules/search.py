@@ -17,10 +17,10 @@ from ...core.errors import CoordinateError
 from ...flows.molecules.bonds import Bond, find_bonds
 from ...flows.molecules.formulas import Formula
 from ...flows.molecules.graph_features import graph_features
+from ...flows.molecules.training.evaluation import Evaluation, Evaluator, Geometry
 from ...flows.molecules.training.isomer_energies import IsomerEnergies
-from ...flows.molecules.training.evaluation import Geometry, Judge, Judgement
 from ...integrations.rdkit.molecular_graphs import RelaxedByMMFF, canonical_smiles, relax_mmff
-from .results import Harvest, fault_kind
+from .results import IsomerResults, fault_kind
 
 _OPTIMISM = 0.5  # standard deviations that an isomer's energy is taken to be below what is expected
 _CLOSE = 0.1  # eV above the lowest isomer, what another geometry may gain
@@ -89,7 +89,7 @@ class Search:
 
     Args:
         formula: of all.
-        judge: that relaxes.
+        evaluator: that relaxes.
         found: takes in what comes out.
         energies: what orders the isomers; they are taken in the order in which they were built when None.
         starts: geometries that each isomer is relaxed from at most.
@@ -98,12 +98,18 @@ class Search:
     def __init__(
         self,
         formula: Formula,
-        judge: Judge,
-        found: Harvest,
+        evaluator: Evaluator,
+        found: IsomerResults,
         energies: IsomerEnergies | None = None,
         starts: int = 1,
     ) -> None:
-        self.formula, self.judge, self.found, self.energies, self.starts = formula, judge, found, energies, starts
+        self.formula, self.evaluator, self.found, self.energies, self.starts = (
+            formula,
+            evaluator,
+            found,
+            energies,
+            starts,
+        )
         self.spent = 0
         """Evaluations, those that were only looked up included."""
         self._features: dict[str, Counter[str]] = {}
@@ -116,7 +122,7 @@ class Search:
         Args:
             candidates: that there are.
             evaluations: at most so many, up to the end of the relaxation that passes them; no limit when None.
-            portion: molecules that are judged together.
+            portion: molecules that are evaluated together.
         """
         while self.spent < (math.inf if evaluations is None else evaluations) and self.step(candidates, portion):
             yield self.spent
@@ -125,12 +131,12 @@ class Search:
         """Relax the next ``portion`` molecules and return how many there were: 0 when nothing is left."""
         chosen = self._next(candidates, portion)
         geometries = [self._minima_of(smiles, candidates)[self._tried[smiles]] for smiles in chosen]
-        for smiles, (numbers, _), judgement in zip(chosen, geometries, self._judged(geometries), strict=True):
-            self.spent += judgement.evaluations
+        for smiles, (numbers, _), evaluation in zip(chosen, geometries, self._evaluated(geometries), strict=True):
+            self.spent += evaluation.evaluations
             self._tried[smiles] += 1
-            reached = self.found.add(numbers, judgement)
+            reached = self.found.add(numbers, evaluation)
             if reached is not None:
-                self._know(reached, Start(numbers, judgement.positions, self.found.isomers[reached].bonds))
+                self._know(reached, Start(numbers, evaluation.positions, self.found.isomers[reached].bonds))
                 self._tried[reached] = max(self._tried[reached], 1)
         return len(chosen)
 
@@ -144,8 +150,8 @@ class Search:
         if smiles not in self._features:
             self._features[smiles] = graph_features(start.numbers, start.bonds)
 
-    def _judged(self, geometries: list[Geometry]) -> Sequence[Judgement]:
-        return self.judge(geometries) if geometries else ()
+    def _evaluated(self, geometries: list[Geometry]) -> Sequence[Evaluation]:
+        return self.evaluator(geometries) if geometries else ()
 
     def _next(self, candidates: Candidates, portion: int) -> list[str]:
         left = [smiles for smiles in candidates.isomers if self._tried[smiles] < self._limit(smiles, candidates)]

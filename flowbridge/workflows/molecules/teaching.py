@@ -12,25 +12,25 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ...calculators.molecule_evaluator import JudgeSettings, MoleculeJudge
+from ...calculators.molecule_evaluator import EvaluatorSettings, MoleculeEvaluator
 from ...core.errors import ConfigurationError
+from ...core.execution.executors import Executor
+from ...core.execution.progress import track
 from ...core.model_files.files import save
-from ...core.execution.executors import Spread
 from ...flows.molecules.bonds import find_bonds
 from ...flows.molecules.builder import MoleculeBuilder
 from ...flows.molecules.configuration import BuilderConfiguration
 from ...flows.molecules.formulas import Formula
 from ...flows.molecules.graph_features import graph_features
+from ...flows.molecules.molecule_sets import MoleculeSet
 from ...flows.molecules.training.imitation import ImitationStage, imitate
 from ...flows.molecules.training.isomer_energies import IsomerEnergies
-from ...flows.molecules.molecule_sets import MoleculeSet
 from ...flows.molecules.training.reinforcement import Reinforcement, ReinforcementStage, Round
-from ...core.execution.progress import track
 from .building import load_builder
 from .isomer_database import StoredIsomer, read_isomers
 from .novelty import Taught
 
-COARSE_RELAXATION = JudgeSettings(force=0.2)
+COARSE_RELAXATION = EvaluatorSettings(force=0.2)
 """For rewards: it takes out the strain that molecules are built with, for some ten evaluations each."""
 
 
@@ -113,7 +113,7 @@ class ReinforcementRequest:
 
     Attributes:
         model: file of the builder to begin with; the one that comes with flowbridge when None.
-        output: model file to write; checkpoint and judgements lie beside it.
+        output: model file to write; checkpoint and evaluations lie beside it.
         formulas: that it is trained on.
         calculator: see :data:`~flowbridge.calculators.molecule_evaluator.CalculatorSource`; a string.
         relax: reward energies after a :data:`COARSE_RELAXATION`, some ten times the evaluations of single points.
@@ -130,7 +130,7 @@ class ReinforcementRequest:
     seed: int = 1
 
 
-def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> list[Round]:
+def strengthen(request: ReinforcementRequest, executor: Executor | None = None) -> list[Round]:
     """Train a builder by reinforcement, write its model file and return the curve; as resumable as :func:`teach`.
 
     Raises:
@@ -139,13 +139,13 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
     """
     builder, taught = load_builder(request.model)
     request.output.parent.mkdir(parents=True, exist_ok=True)
-    judge = MoleculeJudge(
+    evaluator = MoleculeEvaluator(
         request.calculator,
-        COARSE_RELAXATION if request.relax else JudgeSettings(relax=False),
-        spread=spread,
-        file=request.output.with_suffix(".judgements.sqlite"),
+        COARSE_RELAXATION if request.relax else EvaluatorSettings(relax=False),
+        executor=executor,
+        file=request.output.with_suffix(".evaluations.sqlite"),
     )
-    training = Reinforcement(builder, request.formulas, judge, request.stage, seed=request.seed)
+    training = Reinforcement(builder, request.formulas, evaluator, request.stage, seed=request.seed)
     curve: list[Round] = []
     for current in track(
         training.rounds(request.output.with_suffix(".checkpoint")), "reinforcement", request.stage.iterations
@@ -154,7 +154,7 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
     provenance: dict[str, Any] = {
         **taught.provenance(),
         "reinforced_on": [str(formula) for formula in request.formulas],
-        "calculator": judge.description,
+        "calculator": evaluator.description,
         "reinforcement": request.stage.model_dump(mode="json"),
         "seed": request.seed,
     }
@@ -163,7 +163,7 @@ def strengthen(request: ReinforcementRequest, spread: Spread | None = None) -> l
 
 
 def teach_and_print(
-    request: ImitationRequest | None, reinforcement: ReinforcementRequest | None, spread: Spread | None = None
+    request: ImitationRequest | None, reinforcement: ReinforcementRequest | None, executor: Executor | None = None
 ) -> None:
     """Do what the command line asks for and print the ends of the curves.
 
@@ -177,7 +177,7 @@ def teach_and_print(
         teach(request, console.is_terminal)
         console.print(f"{request.output}: taught by imitation of {request.database}", markup=False)
     if reinforcement is not None:
-        curve = strengthen(reinforcement, spread)
+        curve = strengthen(reinforcement, executor)
         console.print(f"{reinforcement.output}: reinforced on {_names(reinforcement.formulas)}", markup=False)
         for number in sorted({0, len(curve) // 2, len(curve) - 1}) if curve else []:
             reward, valid, above, _ = curve[number]

@@ -13,7 +13,8 @@ from ..coordinate_flow import CoordinateFlow
 from .objectives import Gradients
 
 GradientFunction = Callable[..., Gradients]
-"""One of the functions of :mod:`flowbridge.flows.boltzmann.training.objectives`: a flow and tensors in, losses and gradients out."""
+"""One of the functions of :mod:`flowbridge.flows.boltzmann.training.objectives`: a flow and tensors in, losses and
+gradients out."""
 
 
 class GradientEvaluator:

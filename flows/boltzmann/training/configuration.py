@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ....core.compilation.programs import CompilationMode
-from ..configuration import Section
+from ....core.configuration import StrictModel
 
 
-class LikelihoodStage(Section):
+class LikelihoodStage(StrictModel):
     """Maximum likelihood on the training frames, with force matching where its weight is positive.
 
     Attributes:
@@ -32,7 +32,7 @@ class LikelihoodStage(Section):
     patience: NonNegativeInt = 3
 
 
-class RefinementStage(Section):
+class RefinementStage(StrictModel):
     """Energy-based refinement on the flow's own samples.
 
     Attributes:
@@ -62,7 +62,7 @@ class RefinementStage(Section):
     gradient_clip: PositiveFloat = 5.0
 
 
-class TrainingConfiguration(Section):
+class TrainingConfiguration(StrictModel):
     """All stages of training."""
 
     likelihood: LikelihoodStage = Field(default_factory=LikelihoodStage)

@@ -83,7 +83,7 @@ def train(
         ConvergenceError: when the likelihood of a batch is not finite.
         NonFiniteEnergyError: when more than half of the flow's samples have no finite energy before refinement.
     """
-    temperature = model.facts.temperature
+    temperature = model.metadata.temperature
     if temperature is None:
         raise ConfigurationError("the generator has no temperature to train at")
     processes = Processes.of_this_training()

@@ -19,7 +19,13 @@ from ..molecule_coordinates import Coordinates
 from .compiled_gradients import GradientEvaluator, with_gradients
 from .configuration import LikelihoodStage, RefinementStage
 from .held_out import HeldOutLikelihood
-from .objectives import effective_share, force_matching_gradients, likelihood_gradients, path_gradients, reverse_kl
+from .objectives import (
+    effective_sample_fraction,
+    force_matching_gradients,
+    likelihood_gradients,
+    path_gradients,
+    reverse_kl,
+)
 from .stage_training import StageTraining
 from .target import TargetDensity
 
@@ -174,7 +180,7 @@ class RefinementTraining(FlowTraining):
                 *samples, log_density, *gradient, log_density.new_tensor(normaliser), log_density.new_tensor(powers)
             )
             log_weights = self.whole(log_weights)
-            self.record(effective_share=float(effective_share(log_weights)))
+            self.record(effective_sample_fraction=float(effective_sample_fraction(log_weights)))
             self._follow(log_weights)
             total = total + stage.path_weight * with_gradients(total.detach(), self.flow, slopes)
         if stage.reverse_kl_weight > 0.0:

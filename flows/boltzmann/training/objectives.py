@@ -144,7 +144,7 @@ def path_gradients(
     )
 
 
-def effective_share(log_weights: Tensor) -> Tensor:
+def effective_sample_fraction(log_weights: Tensor) -> Tensor:
     """Return the effective sample size of weights as a share of their number; NaN counts as no weight.
 
     Raises:

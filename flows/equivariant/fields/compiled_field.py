@@ -16,8 +16,9 @@ class CompiledField:
     """Evaluates a field by compiled code, differentiable once, by positions and parameters alike.
 
     Derivatives evaluate the field again, so that nothing but positions is kept of a solver's steps. Each batch size and each
-    shape of the time has programs of its own; see :class:`~flowbridge.flows.boltzmann.compiled_functions.CompiledFlowFunction`. One
-    particle system gains by it when a batch is more work than the calls of torch: LJ13, not DW4.
+    shape of the time has programs of its own; see
+    :class:`~flowbridge.flows.boltzmann.compiled_functions.CompiledFlowFunction`. One particle system gains by it when a
+    batch is more work than the calls of torch: LJ13, not DW4.
 
     Args:
         field: its parameters are read anew at every call.

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ...boltzmann.configuration import Section
+from ....core.configuration import StrictModel
 from .pair_geometry import PairGeometry
 from .triangles import Triangles
 from .vector_fields import VectorField, Velocity
@@ -20,7 +20,7 @@ _SOFTENING = 1e-6  # squared reduced length added to squared distances: keeps di
 _FARTHEST = 40.0  # exponent of Gaussians: what underflows to denormal numbers takes processors ten times the time
 
 
-class GraphFieldSettings(Section):
+class GraphFieldSettings(StrictModel):
     """Sizes of a graph field.
 
     Attributes:

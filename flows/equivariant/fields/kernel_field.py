@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...boltzmann.configuration import Section
+from ....core.configuration import StrictModel
 from .pair_geometry import PairGeometry
 from .vector_fields import VectorField, Velocity
 
@@ -16,7 +16,7 @@ _SOFTENING = 1e-6  # of squared distances and of sums of kernels, as in the pape
 _FARTHEST = 40.0  # exponent of Gaussians: what underflows to denormal numbers takes processors ten times the time
 
 
-class KernelFieldSettings(Section):
+class KernelFieldSettings(StrictModel):
     """Kernels of distance and time.
 
     Attributes:

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...boltzmann.configuration import Section
+from ....core.configuration import StrictModel
 from .vector_fields import VectorField
 
 
-class NetworkFieldSettings(Section):
+class NetworkFieldSettings(StrictModel):
     """Sizes of a network field.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a builder knows of energies: a callable that judges molecules."""
+"""What a builder knows of energies: a callable that evaluates molecules."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Geometry = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """The verdict on one molecule.
 
     Attributes:
         energy: in eV; None where there is a fault.
-        positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from a judge that relaxes.
+        positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from a evaluator that relaxes.
         evaluations: energy evaluations that it took, now or when it was computed; 0 when it was seen to be hopeless.
         fault: why there is no energy, or None.
         known: whether it was looked up.
@@ -32,9 +32,9 @@ class Judgement:
     known: bool = False
 
 
-class Judge(Protocol):
-    """Judges molecules: any energy, relaxed or not. A molecule that cannot be judged is a fault, never an exception."""
+class Evaluator(Protocol):
+    """Evaluates molecules: any energy, relaxed or not. A molecule that cannot be evaluated is a fault, never an exception."""
 
-    def __call__(self, molecules: Sequence[Geometry]) -> list[Judgement]:
+    def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:
         """Return one verdict a molecule, in their order."""
         ...

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError, ConvergenceError
-from ...boltzmann.configuration import Section
 from ...boltzmann.training.stage_training import StageTraining, run_stage
 from ..builder import MoleculeBuilder
 from ..molecule_sets import MoleculeSet
@@ -20,7 +20,7 @@ _TERMS = ("focus", "element", "distance", "angle", "torsion")
 _PARTS = 4  # of a batch, from small states to large ones, so that little is computed for rows of no atom
 
 
-class ImitationStage(Section):
+class ImitationStage(StrictModel):
     """Maximum likelihood of single steps of random build orders.
 
     Attributes:

@@ -15,25 +15,25 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError, ConvergenceError
-from ...boltzmann.configuration import Section
 from ...boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 from ..bonds import find_bonds
 from ..builder import BuiltMolecules, MoleculeBuilder
 from ..formulas import Formula
 from ..graph_features import graph_key
-from .evaluation import Judge
 from ..molecule_sets import MoleculeSet
 from ..partial_molecules import Placements
+from .evaluation import Evaluator
 
 _SMALLEST_DEVIATION = 1e-3  # of rewards; where all are alike there is nothing to learn
 
 
-class ReinforcementStage(Section):
+class ReinforcementStage(StrictModel):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of whole molecules.
 
     Attributes:
-        iterations: rounds of building, judging and learning.
+        iterations: rounds of building, evaluating and learning.
         molecules: built in a round, dealt evenly to the formulas.
         epochs: how often a round's choices are gone through.
         batch: choices of one optimiser step.
@@ -118,17 +118,17 @@ class Visits:
 def reward(
     built: BuiltMolecules,
     formulas: Sequence[Formula],
-    judge: Judge,
+    evaluator: Evaluator,
     references: References,
     scale: float,
     visits: Visits | None = None,
 ) -> Rewards:
-    """Judge molecules and return what they are worth.
+    """Evaluator molecules and return what they are worth.
 
     Args:
         built: B molecules.
         formulas: of each.
-        judge: whatever energy is to be low.
+        evaluator: whatever energy is to be low.
         references: of each formula; lowered by what is found.
         scale: eV.
         visits: gives the bonus for new molecules; none where it is None.
@@ -138,7 +138,7 @@ def reward(
     energies = np.full(len(formulas), np.nan)
     valid = np.zeros(len(formulas), dtype=bool)
     bonus = np.ones(len(formulas))
-    for index, ((numbers, _), verdict) in enumerate(zip(molecules, judge(molecules), strict=True)):
+    for index, ((numbers, _), verdict) in enumerate(zip(molecules, evaluator(molecules), strict=True)):
         if verdict.energy is not None:
             energies[index] = verdict.energy
             found = find_bonds(numbers, verdict.positions)
@@ -200,7 +200,7 @@ class Reinforcement:
     Args:
         builder: trained in place.
         formulas: that molecules are built of; the builder sees its bag and so acts for each of them.
-        judge: the energy.
+        evaluator: the energy.
         stage: the schedule.
         seed: of all random numbers.
         references: energies that rewards are relative to; the lowest found where not given.
@@ -213,7 +213,7 @@ class Reinforcement:
         self,
         builder: MoleculeBuilder,
         formulas: Sequence[Formula],
-        judge: Judge,
+        evaluator: Evaluator,
         stage: ReinforcementStage,
         *,
         seed: int = 0,
@@ -224,7 +224,7 @@ class Reinforcement:
                 f"{stage.molecules} molecules a round for {len(formulas)} formulas: at least one formula is needed, and two "
                 "molecules of each"
             )
-        self.builder, self.judge, self.stage, self.seed = builder, judge, stage, seed
+        self.builder, self.evaluator, self.stage, self.seed = builder, evaluator, stage, seed
         self.formulas = [formulas[index % len(formulas)] for index in range(stage.molecules)]
         self.imitated = deepcopy(builder).requires_grad_(False)
         self.optimiser = torch.optim.Adam(builder.parameters(), lr=stage.learning_rate)
@@ -268,7 +268,7 @@ class Reinforcement:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         self.builder.eval()
         built = self.builder.sample(self.formulas, self.stage.molecules, generator)
-        rewards = reward(built, self.formulas, self.judge, self.references, self.stage.energy_scale, self.visits)
+        rewards = reward(built, self.formulas, self.evaluator, self.references, self.stage.energy_scale, self.visits)
         divergence = self._learn(built, advantages(rewards.values, self.formulas), generator)
         atoms = built.counts[rewards.valid]
         lowest = torch.tensor([self.references.energies[str(f)] for f in self.formulas])[rewards.valid]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ....core.errors import ConfigurationError
 from ...transforms.bijection import Transformed
-from .conditioners import BodyFeatures
 from ..crystal import CrystalCoordinates, RigidBijection, RigidMapResult
+from .conditioners import BodyFeatures
 from .moebius import CircleMoebius, in_ball
 from .orientation_maps import OrientationMap
 

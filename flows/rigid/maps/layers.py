@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .conditioners import BodyFeatures, BodyTransformer, ConstantParameters
 from ..configuration import RigidFlowConfiguration
-from .couplings import OrientationCoupling, PositionCoupling
 from ..crystal import Crystal, CrystalCoordinates, RigidBijection
+from .conditioners import BodyFeatures, BodyTransformer, ConstantParameters
+from .couplings import OrientationCoupling, PositionCoupling
 from .orientation_maps import ConvexGradients, MoebiusSteps, OrientationMap
 
 

@@ -27,9 +27,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..units import UnitBatch
 from .clipping import Contributions, clipped_outer_sum
 from .feed_forward import FeedForwardNetwork, activate, activation_slope
-from ..units import UnitBatch
 
 _DECAYS = (0.9, 0.999)
 _TINY = 1e-8

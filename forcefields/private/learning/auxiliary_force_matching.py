@@ -44,9 +44,9 @@ from torch import Tensor, nn
 from ....core.errors import ConfigurationError
 from ...coarse_grained_force_field import CoarseGrainedForceField
 from ...networks.invariant_network import InvariantNetwork
+from ..units import UnitBatch, sum_by_unit
 from .auxiliary_coordinates import damped
 from .clipping import Contributions, clipped_sum
-from ..units import UnitBatch, sum_by_unit
 
 
 class AuxiliaryForceMatching:

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError
-from ....core.potential import Particles, Potential, PotentialFacts
-from ....flows.boltzmann.configuration import Section
+from ....core.potential import Particles, Potential, PotentialMetadata
 
 Activation = Literal["relu", "tanh", "softplus"]
 
 
-class FeedForwardConfiguration(Section):
+class FeedForwardConfiguration(StrictModel):
     """Sizes of a network.
 
     Attributes:
@@ -48,7 +48,7 @@ class FeedForwardNetwork(Potential):
 
     def __init__(self, configuration: FeedForwardConfiguration) -> None:
         super().__init__()
-        self.facts = PotentialFacts(Particles((), (), ()))
+        self.metadata = PotentialMetadata(Particles((), (), ()))
         self.settings = configuration
         generator = torch.Generator().manual_seed(configuration.seed)
         self.layers = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(configuration.widths))

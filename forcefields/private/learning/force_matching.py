@@ -24,8 +24,8 @@ from ...coarse_grained_force_field import CoarseGrainedForceField
 from ...networks.graph_network import GraphConfiguration
 from ...networks.invariant_network import InvariantConfiguration
 from ...prior_terms import PriorEnergy
-from .sample_gradients import SampleGradients
 from ..units import UnitData
+from .sample_gradients import SampleGradients
 
 _REPLICAS, _FRAMES = 64, 10
 _STEPS, _STEP_PS, _FRICTION = 500, 0.002, 5.0
@@ -38,7 +38,7 @@ def public_force_field(
 
     Args:
         prior: from public knowledge (bond lengths of a standard force field, another data set); a prior fitted to the private
-            frames is not covered by any bill.
+            frames is not covered by any ledger.
         network: its sizes; without a Lipschitz bound, which this training does not keep. Graphs are trained by DP-SGD.
         start: a public structure of the beads ``(n, 3)`` nm, from which the prior's dynamics starts.
         seed: of that dynamics.
@@ -47,7 +47,7 @@ def public_force_field(
         ConfigurationError: for a prior without a temperature, or a Lipschitz bound.
         NonFiniteEnergyError: when the prior's energy of the start is not finite.
     """
-    temperature = prior.facts.temperature
+    temperature = prior.metadata.temperature
     if temperature is None:
         raise ConfigurationError("the prior has no temperature, so there is no thermal energy to measure forces in")
     if isinstance(network, InvariantConfiguration) and network.lipschitz is not None:
@@ -115,7 +115,7 @@ def _refuse_kept_frames(force_field: CoarseGrainedForceField, positions: Tensor)
 
 
 def _temperature(force_field: CoarseGrainedForceField) -> float:
-    temperature = force_field.facts.temperature
+    temperature = force_field.metadata.temperature
     if temperature is None:
         raise ConfigurationError("the force field has no temperature")
     return temperature

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ....core.errors import ConfigurationError
 from ....core.potential import Potential
 from ...coarse_grained_force_field import CoarseGrainedForceField
+from ..configuration import PrivateTraining
+from ..units import UnitBatch, UnitData
 from .auxiliary_coordinates import AuxiliaryCoordinates
 from .auxiliary_force_matching import AuxiliaryForceMatching
 from .clipping import Contributions
-from ..configuration import PrivateTraining
 from .feed_forward import FeedForwardNetwork, refuse_unfit
 from .force_matching import force_matching_gradients
 from .sample_gradients import SampleGradients
-from ..units import UnitBatch, UnitData
 
 
 class Learner(Protocol):
@@ -27,7 +27,7 @@ class Learner(Protocol):
 
     @property
     def method(self) -> Literal["dp_mac", "dp_sgd"]:
-        """What the bill calls it."""
+        """What the ledger calls it."""
 
     @property
     def blocks(self) -> Sequence[str]:

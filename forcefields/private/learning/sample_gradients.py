@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ....core.errors import ConfigurationError
+from ..units import UnitBatch
 from .clipping import Contributions, clipped_sum
 from .feed_forward import FeedForwardNetwork, task_losses
-from ..units import UnitBatch
 
 SampleLoss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """Loss of one sample, a scalar, from parameters by name, its input and its target."""

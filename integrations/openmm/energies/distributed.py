@@ -12,7 +12,7 @@ import numpy as np
 import openmm
 
 from ....core.errors import ConfigurationError
-from ....core.execution.executors import Spread
+from ....core.execution.executors import Executor
 from .batched import EnergyEvaluation, OpenMMEnergy, frames_of
 from .frames import FloatArray, Frames
 from .plans import Choices, choose
@@ -54,7 +54,7 @@ def _evaluate(piece: _Piece) -> _Evaluated:
     return _Evaluated(piece.start, *evaluation)
 
 
-class SpreadEnergy:
+class DistributedEnergy:
     """Batched energies of an OpenMM System on other machines; the interface of :class:`OpenMMEnergy`.
 
     All workers use one platform, so the numbers are those of ``OpenMMEnergy(system, platform)``, however many there are. A
@@ -62,17 +62,17 @@ class SpreadEnergy:
 
     Args:
         system: the System, without forces written in Python that cannot be serialised; later changes are not seen.
-        spread: where to evaluate, for instance a :class:`~flowbridge.integrations.dask.DaskSpread`.
+        executor: where to evaluate, for instance a :class:`~flowbridge.integrations.dask.DaskExecutor`.
         platform: name of the OpenMM platform, which the workers have to have; the one that is fastest here where None.
     """
 
-    def __init__(self, system: openmm.System, spread: Spread, platform: str | None = None) -> None:
+    def __init__(self, system: openmm.System, executor: Executor, platform: str | None = None) -> None:
         self._choices = Choices(platform, 1)
         self.particles: int = system.getNumParticles()
         self.periodic: bool = system.usesPeriodicBoundaryConditions()
         self._system = system
         self._system_xml: str = openmm.XmlSerializer.serialize(system)
-        self._spread = spread
+        self._executor = executor
         self.platform = platform
 
     def energies_and_forces(
@@ -98,7 +98,7 @@ class SpreadEnergy:
         frames = frames_of(positions, cell, self.particles, self.periodic)
         done = np.zeros(len(frames), dtype=bool)
         # A generator in fact, whose closing calls off what is not done.
-        with closing(self._spread(_evaluate, self._pieces(frames))) as results:  # type: ignore[type-var]
+        with closing(self._executor(_evaluate, self._pieces(frames))) as results:  # type: ignore[type-var]
             for piece in results:
                 last = piece.start + len(piece.energies)
                 frames.energies[piece.start : last] = piece.energies
@@ -118,7 +118,7 @@ class SpreadEnergy:
             return []
         if self.platform is None:
             self.platform = self._fastest_platform(frames)
-        slots = self._spread.slots
+        slots = self._executor.workers
         size = min(max(_SMALLEST, -(-len(frames) // (_PIECES * slots))), _LARGEST)
         return [
             _Piece(

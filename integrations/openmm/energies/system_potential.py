@@ -11,9 +11,9 @@ from openmm import app
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
-from ....core.potential import EnergyAndForces, Potential, PotentialFacts
-from .batched import OpenMMEnergy
+from ....core.potential import EnergyAndForces, Potential, PotentialMetadata
 from ..forces.particles import particles_from_topology
+from .batched import OpenMMEnergy
 
 
 class SystemPotential(Potential):
@@ -37,7 +37,7 @@ class SystemPotential(Potential):
             raise ConfigurationError(
                 f"the topology has {topology.getNumAtoms()} atoms and the System {system.getNumParticles()} particles"
             )
-        self.facts = PotentialFacts(
+        self.metadata = PotentialMetadata(
             particles_from_topology(topology, system), periodic=system.usesPeriodicBoundaryConditions()
         )
         self.energy = energy or OpenMMEnergy(system)

@@ -15,7 +15,7 @@ from openmm import app, unit
 from ....core.compilation.building import accelerated
 from ....core.errors import ConfigurationError, MissingDependencyError
 from ....core.model_files.files import load, matches_its_file
-from ....core.potential import Potential, PotentialFacts
+from ....core.potential import Potential, PotentialMetadata
 from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
 from .matching import (
     check_boundaries,
@@ -107,16 +107,16 @@ def add_potential(
         compilation = "never"  # TorchScript takes the place of the program
     options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device, compilation)
     computation = _computation(potential, options)
-    facts = computation.potential.facts
-    chosen = _matching_particles(system, facts, topology, particles, replicas)
-    parameters = _parameters(facts, scale_parameter)
+    metadata = computation.potential.metadata
+    chosen = _matching_particles(system, metadata, topology, particles, replicas)
+    parameters = _parameters(metadata, scale_parameter)
     if backend == "torchforce":
         total = system.getNumParticles()
         force = torch_force(computation.potential, options, chosen, total, parameters, parameter_derivatives)
     else:
         # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
         force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
-        force.setUsesPeriodicBoundaryConditions(facts.periodic)
+        force.setUsesPeriodicBoundaryConditions(metadata.periodic)
         if computation.source is None:
             warnings.warn(UNSAVED, stacklevel=2)
     force.setName("FlowbridgePotential")
@@ -142,7 +142,7 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     _check_numbers(replicas)
-    molecule = (potential if isinstance(potential, Potential) else load(potential)).facts.particles
+    molecule = (potential if isinstance(potential, Potential) else load(potential)).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
@@ -188,28 +188,28 @@ def _computation(potential: Potential | str | os.PathLike[str], options: Evaluat
 
 def _matching_particles(
     system: openmm.System,
-    facts: PotentialFacts,
+    metadata: PotentialMetadata,
     topology: app.Topology | None,
     particles: Sequence[int] | None,
     replicas: int,
 ) -> list[int]:
-    """Return the indices that the potential acts on, after everything about them was compared with its facts."""
-    chosen = selected_particles(system, facts.particles, particles, replicas)
-    if facts.rigid:
+    """Return the indices that the potential acts on, after everything about them was compared with its metadata."""
+    chosen = selected_particles(system, metadata.particles, particles, replicas)
+    if metadata.rigid:
         check_rigidity(system, chosen)
     else:
         check_mechanics(system, chosen)
     if topology is None:
-        check_masses(system, facts.particles, chosen)
+        check_masses(system, metadata.particles, chosen)
     else:
-        check_elements(topology, facts.particles, chosen, system.getNumParticles())
-    check_boundaries(system, facts.particles, facts.periodic, chosen)
+        check_elements(topology, metadata.particles, chosen, system.getNumParticles())
+    check_boundaries(system, metadata.particles, metadata.periodic, chosen)
     return chosen
 
 
-def _parameters(facts: PotentialFacts, scale_parameter: str | None) -> dict[str, float]:
+def _parameters(metadata: PotentialMetadata, scale_parameter: str | None) -> dict[str, float]:
     """Return the force's global parameters and their defaults."""
-    parameters = dict(facts.global_parameters)
+    parameters = dict(metadata.global_parameters)
     if scale_parameter is None:
         return parameters
     if scale_parameter in parameters:

@@ -30,10 +30,10 @@ import openmm
 import torch
 from openmm import unit
 
-from ....core.model_files import files as model_files
 from ....core.compilation.compiled_potential import Program, direct_program
 from ....core.compilation.loading import load_accelerated
 from ....core.errors import ConfigurationError, FlowbridgeError, ModelFileError, NonFiniteEnergyError
+from ....core.model_files import files as model_files
 from ....core.potential import Potential
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -109,13 +109,13 @@ class PotentialComputation:
         self.options = options
         self.source = source
         self._fixed = fixed
-        self._defaults = dict(potential.facts.global_parameters)
-        self._workspace = _Workspace(options.replicas, len(potential.facts.particles))
+        self._defaults = dict(potential.metadata.global_parameters)
+        self._workspace = _Workspace(options.replicas, len(potential.metadata.particles))
         tensor = next((t for t in (*potential.parameters(), *potential.buffers()) if t.is_floating_point()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
         self._dtype = options.positions_dtype
         self._elsewhere = self._device.type != "cpu" or self._dtype != torch.float64
-        self._periodic = potential.facts.periodic
+        self._periodic = potential.metadata.periodic
         self._program = direct_program(potential, options.replicas, self._dtype)
         inputs = self._elsewhere or self._periodic or self._defaults or options.scale_parameter is not None
         self._direct = self._program if options.replicas == 1 and not inputs else None
@@ -238,7 +238,7 @@ class PotentialComputation:
 
     def _check(self, energy: float, forces: FloatArray) -> None:
         """Raise NonFiniteEnergyError that names the cause, unless the forces are merely large but usable."""
-        particles = self.potential.facts.particles
+        particles = self.potential.metadata.particles
 
         def culprits(bad: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
             found = np.flatnonzero(np.any(bad, axis=1))

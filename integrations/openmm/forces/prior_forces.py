@@ -32,7 +32,7 @@ def add_prior_forces(
     Raises:
         ConfigurationError: for another number of particles than beads, or a term that has no native force.
     """
-    beads = len(prior.facts.particles)
+    beads = len(prior.metadata.particles)
     place = list(range(beads)) if particles is None else [int(index) for index in particles]
     if len(place) != beads or max(place) >= system.getNumParticles():
         raise ConfigurationError(
@@ -70,7 +70,7 @@ def add_coarse_grained_force_field(
         force_field: the force field, or the path of its model file.
         particles: index of each bead in the System.
         force_group: of all forces.
-        compilation: see :func:`~flowbridge.integrations.openmm.forces.add_potential.add_potential`.
+        compilation: see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
     """
     model: Potential = force_field if isinstance(force_field, Potential) else load(force_field)
     if not isinstance(model, CoarseGrainedForceField):

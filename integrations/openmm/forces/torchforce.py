@@ -71,7 +71,7 @@ def torch_force(
         warnings.warn(_UNREADABLE, stacklevel=3)
     force = package.TorchForce(traced(module, parameters))
     force.setOutputsForces(not derivatives)
-    force.setUsesPeriodicBoundaryConditions(potential.facts.periodic)
+    force.setUsesPeriodicBoundaryConditions(potential.metadata.periodic)
     for name, value in parameters.items():
         force.addGlobalParameter(name, value)
     for name in derivatives:
@@ -119,7 +119,7 @@ class _Evaluation:
     ) -> None:
         self.potential, self.options, self.energy_only, self.names = potential, options, energy_only, names
         self.particles, self.total = torch.tensor(list(particles), dtype=torch.long), total
-        self.periodic = potential.facts.periodic
+        self.periodic = potential.metadata.periodic
 
     def example(self, parameters: dict[str, float]) -> list[Tensor]:
         """Return inputs to record with."""

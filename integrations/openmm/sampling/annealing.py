@@ -29,9 +29,9 @@ from ....flows.stochastic.distributions import InterpolatedEnergy
 from ....flows.stochastic.kernels import Kernel, Moved
 from ....flows.stochastic.molecules import GeneratorPrior, PositionEnergy, samples_of_paths
 from ....flows.stochastic.resampling import Resampling
-from .dynamics import copy_vectors, reference_context
 from ..energies.batched import OpenMMEnergy
 from ..forces.add_potential import add_potential
+from .dynamics import copy_vectors, reference_context
 
 _TARGET_GROUP, _PRIOR_GROUP = 0, 1
 
@@ -52,7 +52,7 @@ class OpenMMLangevinKernel(Kernel):
         steps: number of steps.
         friction: 1/ps.
         prior: potential at fraction 0, or the path of its model file; without one the fraction has to be 1 always.
-        compilation: of the prior; see :func:`~flowbridge.integrations.openmm.forces.add_potential.add_potential`.
+        compilation: of the prior; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
 
     Raises:
         ConfigurationError: for constraints, massless particles, or numbers that make no sense.
@@ -189,7 +189,7 @@ def annealed_samples(
         friction: 1/ps.
         seed: of all random numbers.
         resampling: see :meth:`~flowbridge.flows.stochastic.stochastic_flow.StochasticFlow.sample`.
-        compilation: of the generator; see :func:`~flowbridge.integrations.openmm.forces.add_potential.add_potential`.
+        compilation: of the generator; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
 
     Raises:
         ConfigurationError: for constraints, or a model without a temperature or that is no Boltzmann generator.
@@ -197,9 +197,9 @@ def annealed_samples(
         MoleculeMismatchError: when model and System are not of the same particles.
     """
     generator = model if isinstance(model, BoltzmannGenerator) else load(model)
-    if not isinstance(generator, BoltzmannGenerator) or generator.facts.temperature is None:
+    if not isinstance(generator, BoltzmannGenerator) or generator.metadata.temperature is None:
         raise ConfigurationError("annealing begins with a Boltzmann generator that has a temperature")
-    temperature = generator.facts.temperature
+    temperature = generator.metadata.temperature
     kernel = OpenMMLangevinKernel(system, temperature, step_ps, steps, friction, prior=model, compilation=compilation)
     target = PositionEnergy(OpenMMEnergy(system), temperature)
     ladder = annealed_importance_sampling(GeneratorPrior(generator), target, lambda _: kernel, fractions)
@@ -209,7 +209,7 @@ def annealed_samples(
     positions = paths.value.unflatten(1, (-1, 3))
     settings = {"fractions": list(ladder.schedule.given), "steps": steps, "step_ps": step_ps, "friction": friction}
     return samples_of_paths(
-        paths, positions, reduced, generator.facts.particles, temperature, {"seed": seed, "annealing": settings}
+        paths, positions, reduced, generator.metadata.particles, temperature, {"seed": seed, "annealing": settings}
     )
 
 

@@ -19,8 +19,8 @@ from ....core.model_files.files import load
 from ....core.units import thermal_energy
 from ....flows.boltzmann.generator import BoltzmannGenerator
 from ....flows.boltzmann.latent_proposals import LatentProposals
-from .dynamics import copy_vectors
 from ..forces.matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+from .dynamics import copy_vectors
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -102,7 +102,7 @@ class BoltzmannMove:
         self.statistics = MoveStatistics()
         self._proposals = LatentProposals(self.model, scale, torch.Generator().manual_seed(seed), compilation)
         self._weights = _anchor_weights(self.model, anchors)
-        self._bonds = np.array(self.model.facts.particles.bonds, dtype=int).reshape(-1, 2)
+        self._bonds = np.array(self.model.metadata.particles.bonds, dtype=int).reshape(-1, 2)
         self._positions = np.empty((system.getNumParticles(), 3))
 
     def attempt(self, proposals: int = 1) -> int:
@@ -179,7 +179,7 @@ class BoltzmannMove:
         worst = int(lengths.argmax())
         if lengths[worst] > half:
             i, j = self._bonds[worst]
-            label = self.model.facts.particles.label
+            label = self.model.metadata.particles.label
             raise ConfigurationError(
                 f"the bond from {label(i)} to {label(j)} is {lengths[worst]:.2f} nm long, more than half the box: the molecule "
                 "is broken across the periodic boundary; make it whole before Context.setPositions"
@@ -267,17 +267,17 @@ def _molecule(
     particles: Sequence[int] | None,
 ) -> list[int]:
     """Return the indices of the molecule, after it was compared with the model."""
-    facts = model.facts
-    chosen = selected_particles(system, facts.particles, particles, 1)
+    metadata = model.metadata
+    chosen = selected_particles(system, metadata.particles, particles, 1)
     check_mechanics(system, chosen)
     fixed = [index for index in chosen if system.getParticleMass(index).value_in_unit(unit.dalton) == 0]
     if fixed:
         raise ConfigurationError(f"particle {fixed[0]} has mass 0, so OpenMM keeps it in place: a move would not")
     if topology is None:
-        check_masses(system, facts.particles, chosen)
+        check_masses(system, metadata.particles, chosen)
     else:
-        check_elements(topology, facts.particles, chosen, system.getNumParticles())
-    check_boundaries(system, facts.particles, facts.periodic, chosen)
+        check_elements(topology, metadata.particles, chosen, system.getNumParticles())
+    check_boundaries(system, metadata.particles, metadata.periodic, chosen)
     return chosen
 
 
@@ -296,7 +296,7 @@ def _temperature(integrator: openmm.Integrator, given: float | None, model: Bolt
         raise ConfigurationError(
             f"a {type(integrator).__name__} has no temperature: give that of the ensemble as temperature= (K)"
         )
-    trained = model.facts.temperature
+    trained = model.metadata.temperature
     if trained is not None and abs(trained - temperature) > _SAME_TEMPERATURE:
         warnings.warn(
             f"the generator was trained for {trained} K and proposes at {temperature} K: moves stay exact, fewer are accepted",
@@ -306,7 +306,7 @@ def _temperature(integrator: openmm.Integrator, given: float | None, model: Bolt
 
 
 def _anchor_weights(model: BoltzmannGenerator, anchors: Sequence[int] | None) -> FloatArray:
-    masses = np.array(model.facts.particles.masses)
+    masses = np.array(model.metadata.particles.masses)
     if anchors is None:
         return masses
     chosen = sorted(set(anchors))

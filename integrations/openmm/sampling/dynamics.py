@@ -18,7 +18,7 @@ import openmm
 from openmm import unit
 
 from ....core.errors import NonFiniteEnergyError
-from ....core.execution.executors import Spread
+from ....core.execution.executors import Executor
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -155,11 +155,11 @@ def save_trajectory(file: Path, trajectory: Trajectory) -> None:
     save_arrays(file, positions=trajectory.positions, energies=trajectory.energies, forces=trajectory.forces)
 
 
-def run_all(runs: Sequence[LangevinRun], spread: Spread) -> Iterator[Path]:
+def run_all(runs: Sequence[LangevinRun], executor: Executor) -> Iterator[Path]:
     """Run trajectories, spread over processes or machines; yield each file as it is finished.
 
     Frames come back here and are written here, so that the machines need no disk in common. Files that exist are not run again.
     """
-    for file, trajectory in spread(_run_for_file, [run for run in runs if not run.file.is_file()]):
+    for file, trajectory in executor(_run_for_file, [run for run in runs if not run.file.is_file()]):
         save_trajectory(file, trajectory)
         yield file

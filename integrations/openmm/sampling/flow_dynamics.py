@@ -12,8 +12,8 @@ import torch
 from openmm import unit
 
 from ....core.errors import NonFiniteEnergyError
-from .dynamics import copy_vectors, reference_context, save_arrays
 from ..forces.add_potential import add_potential, particle_system
+from .dynamics import copy_vectors, reference_context, save_arrays
 
 SINGLE_MOLECULE_DTYPE = "float64"
 """Precision in which one molecule is driven: energy conservation is then that of the time step, and it costs little more."""

@@ -19,8 +19,8 @@ from openmm import app, unit
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
 from ....core.model_files.files import load
 from ....core.potential import Particles, Potential
-from .dynamics import save_arrays
 from ..forces.add_potential import add_potential, particle_system
+from .dynamics import save_arrays
 
 _COLUMNS = "step,time (ps),potential energy (kJ/mol),kinetic energy (kJ/mol),temperature (K)\n"
 _CHECKPOINT_EVERY = 50  # frames: what an interruption loses at most
@@ -130,7 +130,7 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
 
 
 def _simulation(run: ModelDynamics, potential: Potential) -> tuple[app.Simulation, float]:
-    temperature = run.temperature if run.temperature is not None else potential.facts.temperature
+    temperature = run.temperature if run.temperature is not None else potential.metadata.temperature
     if temperature is None:
         raise ConfigurationError(f"{run.model} names no temperature: give one")
     if not run.structure.is_file():
@@ -143,7 +143,7 @@ def _simulation(run: ModelDynamics, potential: Potential) -> tuple[app.Simulatio
             f"{run.structure} has {structure.topology.getNumAtoms()} particles, {run.model} {system.getNumParticles()}"
         )
     box = structure.topology.getPeriodicBoxVectors()
-    if potential.facts.periodic and box is None:
+    if potential.metadata.periodic and box is None:
         raise ConfigurationError(f"{run.model} is periodic, and {run.structure} has no box (CRYST1)")
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*box)
@@ -296,4 +296,4 @@ def _opened(
         )  # fmt: skip
         state = simulation.context.getState(positions=True)
         start = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
-        yield _Files(trajectory, stream, table, potential.facts.particles, start)
+        yield _Files(trajectory, stream, table, potential.metadata.particles, start)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings, trial_wave_function
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings, trial_wave_function
 
 pyscf = pytest.importorskip("pyscf")
 

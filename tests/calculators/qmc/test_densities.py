@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flowbridge.calculators.qmc.wave_function.wave_function.atomic_functions import AtomicFunctions, Shell
+
 from flowbridge.calculators.qmc.density.convex_fit import ConvexFit, DensityFitSettings
 from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
-from flowbridge.calculators.qmc.electronic_structure import Quadrature, becke_quadrature, reference_density
 from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.density.neural_density import NeuralDensity, NeuralFitSettings, fit_neural_density
-from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties, jackknife
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import (
+from flowbridge.calculators.qmc.electronic_structure import Quadrature, becke_quadrature, reference_density
+from flowbridge.calculators.qmc.molecule import Molecule
+from flowbridge.calculators.qmc.properties.properties import DensityProperties, jackknife
+from flowbridge.calculators.qmc.wave_function.atomic_functions import AtomicFunctions, Shell
+from flowbridge.calculators.qmc.wave_function.sampling import (
     ElectronSamples,
     LangevinSampler,
     SamplingSettings,

@@ -5,25 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.calculators.qmc.density.convex_fit import DensityFitSettings
 from flowbridge.calculators.qmc.density.densities import base_density
-from flowbridge.calculators.qmc.density_run import DensityRun, RunSettings
 from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.wave_function.wave_function.linear_method import (
+from flowbridge.calculators.qmc.density.parameter_response import ParameterSteps, parameter_steps, with_response
+from flowbridge.calculators.qmc.density_run import DensityRun, RunSettings
+from flowbridge.calculators.qmc.properties.properties import DensityProperties
+from flowbridge.calculators.qmc.wave_function.linear_method import (
     OptimisationSettings,
     StepMoments,
     StepReference,
     linear_step,
 )
-from flowbridge.calculators.qmc.density.parameter_response import ParameterSteps, parameter_steps, with_response
-from flowbridge.calculators.qmc.properties.properties.properties import DensityProperties
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import (
+from flowbridge.calculators.qmc.wave_function.sampling import (
     LangevinSampler,
     SamplingSettings,
     initial_positions,
     sample,
 )
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings
 from flowbridge.core.errors import ConfigurationError
 
 

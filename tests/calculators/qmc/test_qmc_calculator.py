@@ -11,6 +11,9 @@ from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError, PropertyNotImplementedError
 from ase.io.cube import read_cube_data
 from ase.units import Bohr, Hartree
+from pyscf.tools import cubegen
+from typer.testing import CliRunner
+
 from flowbridge.calculators import QMCCalculator
 from flowbridge.calculators.qmc.calculator import molecule_of
 from flowbridge.calculators.qmc.density.densities import SumDensity
@@ -23,11 +26,8 @@ from flowbridge.calculators.qmc.storage import (
     save_samples,
     save_wave_function,
 )
-from flowbridge.core.errors import ConfigurationError, ConvergenceError, ModelFileError, MoleculeMismatchError
-from pyscf.tools import cubegen
-from typer.testing import CliRunner
-
 from flowbridge.commands.application import application
+from flowbridge.core.errors import ConfigurationError, ConvergenceError, ModelFileError, MoleculeMismatchError
 
 QUICK = {
     "walkers": 64, "sweeps": 9, "interval": 3, "equilibration": 50, "iterations": 1, "optimisation_sweeps": 4,
@@ -253,7 +253,7 @@ def test_samples_and_wave_functions_of_files(hydrogen, tmp_path):
 
 
 def test_what_was_computed_before_an_error_is_kept(tmp_path, monkeypatch):
-    from flowbridge.calculators.qmc.wave_function.wave_function import sampling
+    from flowbridge.calculators.qmc.wave_function import sampling
 
     monkeypatch.setattr(sampling, "_DRIFT_LIMIT", 1e-9)
     atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.741]])

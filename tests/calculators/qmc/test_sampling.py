@@ -4,20 +4,21 @@ import math
 
 import pytest
 import torch
-from flowbridge.calculators.qmc.wave_function.wave_function.linear_method import (
+
+from flowbridge.calculators.qmc.molecule import Molecule
+from flowbridge.calculators.qmc.wave_function.linear_method import (
     OptimisationSettings,
     linear_step,
     optimise,
     start_optimisation,
 )
-from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import (
+from flowbridge.calculators.qmc.wave_function.sampling import (
     LangevinSampler,
     SamplingSettings,
     initial_positions,
     sample,
 )
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings, trial_wave_function
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings, trial_wave_function
 from flowbridge.core.errors import ConfigurationError, ConvergenceError
 
 

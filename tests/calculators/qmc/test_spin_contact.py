@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from flowbridge.calculators.qmc.properties.properties import spin_contact
+
 from flowbridge.calculators.qmc.density.densities import base_density
+from flowbridge.calculators.qmc.density.parameter_response import ParameterSteps
 from flowbridge.calculators.qmc.density_run import DensityRun, RunSettings
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.density.parameter_response import ParameterSteps
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import (
+from flowbridge.calculators.qmc.properties import spin_contact
+from flowbridge.calculators.qmc.wave_function.sampling import (
     LangevinSampler,
     SamplingSettings,
     initial_positions,
     sample,
 )
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings, trial_wave_function
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings, trial_wave_function
 from flowbridge.core.errors import ConfigurationError
 
 LITHIUM = Molecule.build([3], [[0.2, 0.0, -0.1]], spin=1)

@@ -5,17 +5,22 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from flowbridge.calculators.qmc.wave_function.wave_function.atomic_functions import RADIAL_FAMILIES, AtomicFunctions, Shell
-from flowbridge.calculators.qmc.wave_function.wave_function.determinants import Excitations
+
 from flowbridge.calculators.qmc.electronic_structure import pyscf_molecule
 from flowbridge.calculators.qmc.molecule import Molecule
-from flowbridge.calculators.qmc.wave_function.wave_function.sampling import (
+from flowbridge.calculators.qmc.wave_function.atomic_functions import (
+    RADIAL_FAMILIES,
+    AtomicFunctions,
+    Shell,
+)
+from flowbridge.calculators.qmc.wave_function.determinants import Excitations
+from flowbridge.calculators.qmc.wave_function.sampling import (
     LangevinSampler,
     SamplingSettings,
     initial_positions,
     sample,
 )
-from flowbridge.calculators.qmc.wave_function.wave_function.trial_functions import TrialSettings, trial_wave_function
+from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettings, trial_wave_function
 from flowbridge.core.errors import ConfigurationError
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.equivariant.alignment import aligned_to, couple, permuted_to, rotated_to
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from flowbridge.flows.equivariant.fields.compiled_field import CompiledField, compiled
 from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
 from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from openmm import Context, Platform, VerletIntegrator, unit
+
+import flowbridge as fb
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.building import accelerated
 from flowbridge.core.errors import ConfigurationError, ModelFileError
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.equivariant.continuous_flow import ContinuousFlow
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
 from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings
-from flowbridge.flows.equivariant.mean_free import MeanFreeNormal
 from flowbridge.flows.equivariant.fields.network_field import NetworkField, NetworkFieldSettings
+from flowbridge.flows.equivariant.fields.vector_fields import VectorField
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
+from flowbridge.flows.equivariant.mean_free import MeanFreeNormal
 from flowbridge.flows.equivariant.ordinary_equations import Solver, transport
 from flowbridge.flows.equivariant.systems import LennardJonesCluster, argon_like
-from flowbridge.flows.equivariant.fields.vector_fields import VectorField
 from flowbridge.integrations.openmm import add_potential, particle_system
-from openmm import Context, Platform, VerletIntegrator, unit
-
-import flowbridge as fb
 from flowbridge.testing import check_potential
 
 GRAPH = GraphFieldSettings(hidden=8, features=4, triangles=4, radial=8, longest=4.0)
@@ -214,7 +214,7 @@ def test_every_field_is_saved(name, tmp_path):
 def test_weights_lead_to_the_target():
     """The mean energy of a small cluster, from an untrained normal, against importance weights of the normal alone."""
     target = LennardJonesCluster(2, length=0.38, temperature=300.0)
-    flow = EquivariantFlow(target.facts.particles, 3, 0.9, GRAPH, Solver(steps=4), length=0.38, temperature=300.0)
+    flow = EquivariantFlow(target.metadata.particles, 3, 0.9, GRAPH, Solver(steps=4), length=0.38, temperature=300.0)
     roughened(flow.flow.field, 0.1)
     samples = flow.sample(4000, target, seed=1)
     distances = np.linalg.norm(samples.positions[:, 0] - samples.positions[:, 1], axis=1) / 0.38

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+
+import flowbridge as fb
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.equivariant.mean_free import MeanFreeNormal, without_mean
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster
-
-import flowbridge as fb
 
 SYSTEMS = {"dw4": DoubleWellParticles(), "lj13": LennardJonesCluster(), "lj55": LennardJonesCluster(55)}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, ConvergenceError
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
+from flowbridge.flows.boltzmann.training.processes import Processes
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.fields.kernel_field import KernelFieldSettings
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.ordinary_equations import Solver
 from flowbridge.flows.equivariant.path_training import PathGradientStage, PathGradientTraining
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings
@@ -22,7 +24,6 @@ from flowbridge.flows.equivariant.training import (
     LikelihoodStage,
     train_continuous_flow,
 )
-from flowbridge.flows.boltzmann.training.processes import Processes
 
 MATCHING = FlowMatchingStage(steps=150, batch=128, learning_rate=1e-2, pool=512, group=4, average=0.95)
 LIKELIHOOD = LikelihoodStage(steps=25, batch=64, solver_steps=4, learning_rate=1e-2, average=0.8)

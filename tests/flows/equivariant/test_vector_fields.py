@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.flows.equivariant.fields.graph_field import GraphField, GraphFieldSettings
 from flowbridge.flows.equivariant.fields.kernel_field import KernelField, KernelFieldSettings
 from flowbridge.flows.equivariant.fields.network_field import NetworkField, NetworkFieldSettings

@@ -4,8 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
+
+from flowbridge.core.execution.main_process import is_main_process
+from flowbridge.flows.boltzmann.training.processes import Processes
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
+from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.ordinary_equations import Solver
 from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.systems import DoubleWellParticles
@@ -15,9 +18,6 @@ from flowbridge.flows.equivariant.training import (
     LikelihoodStage,
     train_continuous_flow,
 )
-from flowbridge.flows.boltzmann.training.processes import Processes
-
-from flowbridge.core.execution import main_process as ranks
 
 SETTINGS = ContinuousFlowTraining(
     matching=FlowMatchingStage(steps=4, batch=32, pool=64, group=4),
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     field = GraphFieldSettings(hidden=8, features=4, triangles=4, radial=12, longest=8.0)
     flow = EquivariantFlow.untrained(system, samples, field, Solver(steps=2), seed=2).flow.double()
     curves = train_continuous_flow(flow, samples, SETTINGS, folder, energy=system.reduced_energy, seed=1)
-    if ranks.leads():
+    if is_main_process():
         processes = Processes.of_this_training().number
         torch.save({"processes": processes, "parameters": flow.state_dict(), "curves": curves}, folder / "trained.pt")
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
+from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule, restart_merged
 from flowbridge.flows.transforms.rank_one_matrix import MergeLimits
-from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 
 SIZE = 4
 

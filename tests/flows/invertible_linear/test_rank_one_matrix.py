@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix

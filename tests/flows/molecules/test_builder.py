@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+
+import flowbridge
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.configuration import BuilderConfiguration
 from flowbridge.flows.molecules.formulas import ELEMENTS, Formula
 from flowbridge.flows.molecules.molecule_sets import MoleculeSet
 from flowbridge.flows.molecules.partial_molecules import PartialMolecules, Placements, frames_at
-
-import flowbridge
 
 SMALL = BuilderConfiguration(width=16, layers=2, radial=8, channels=4, components=3, torsions=12, seed=3)
 

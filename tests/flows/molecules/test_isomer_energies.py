@@ -5,8 +5,9 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files.files.files import load, save
+from flowbridge.core.model_files.files import load, save
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.configuration import BuilderConfiguration
 from flowbridge.flows.molecules.formulas import Formula

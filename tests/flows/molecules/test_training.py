@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.molecules.builder import MoleculeBuilder
 from flowbridge.flows.molecules.configuration import BuilderConfiguration
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.flows.molecules.training.imitation import ImitationStage, imitate, imitation_terms
-from flowbridge.flows.molecules.training.evaluation import Judgement
 from flowbridge.flows.molecules.molecule_sets import MoleculeSet
+from flowbridge.flows.molecules.training.evaluation import Evaluation
+from flowbridge.flows.molecules.training.imitation import ImitationStage, imitate, imitation_terms
 from flowbridge.flows.molecules.training.reinforcement import (
     Choices,
     References,
@@ -35,13 +36,13 @@ def water(angle=104.5, length=0.096):
 
 
 def short_bonds(molecules):
-    """A judge that likes the two atoms 0.12 nm apart, and fails where they are closer than 0.08 nm."""
+    """A evaluator that likes the two atoms 0.12 nm apart, and fails where they are closer than 0.08 nm."""
     verdicts = []
     for _, positions in molecules:
         length = float(np.linalg.norm(positions[1] - positions[0]))
         failed = length < 0.08
         energy = None if failed else 2000.0 * (length - 0.12) ** 2
-        verdicts.append(Judgement(energy, np.asarray(positions), 1, "too close" if failed else None))
+        verdicts.append(Evaluation(energy, np.asarray(positions), 1, "too close" if failed else None))
     return verdicts
 
 
@@ -180,17 +181,19 @@ class TestReinforcement:
         stage = self.STAGE.model_copy(update={"iterations": 4, "molecules": 16, "novelty": 0.5})
         formulas = [HYDROGEN_FLUORIDE, Formula.parse("H2O")]
 
-        def judge(molecules):
+        def evaluator(molecules):
             return short_bonds(molecules)
 
         whole = MoleculeBuilder(SMALL)
-        curve = Reinforcement(whole, formulas, judge, stage, seed=5).run()
+        curve = Reinforcement(whole, formulas, evaluator, stage, seed=5).run()
 
-        rounds = Reinforcement(MoleculeBuilder(SMALL), formulas, judge, stage, seed=5).rounds(tmp_path / "checkpoint")
+        rounds = Reinforcement(MoleculeBuilder(SMALL), formulas, evaluator, stage, seed=5).rounds(
+            tmp_path / "checkpoint"
+        )
         assert [next(rounds), next(rounds)] == curve[:2]
         rounds.close()
         again = MoleculeBuilder(SMALL)
-        assert Reinforcement(again, formulas, judge, stage, seed=5).run(tmp_path / "checkpoint") == curve
+        assert Reinforcement(again, formulas, evaluator, stage, seed=5).run(tmp_path / "checkpoint") == curve
         for name, value in whole.state_dict().items():
             assert torch.equal(value, again.state_dict()[name]), name
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies

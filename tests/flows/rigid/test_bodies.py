@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
 from flowbridge.flows.rigid.crystal import Crystal, at_rest, from_flat, to_flat

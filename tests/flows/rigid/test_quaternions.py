@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
+
 from flowbridge.core.errors import CoordinateError
 from flowbridge.flows.rigid.maps.quaternions import (
     chart_log_volume,
@@ -17,7 +19,6 @@ from flowbridge.flows.rigid.maps.quaternions import (
     superposition,
     to_chart,
 )
-from scipy.spatial.transform import Rotation
 
 
 @pytest.fixture

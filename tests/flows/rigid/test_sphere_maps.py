@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
+
 from flowbridge.core.errors import ConvergenceError
 from flowbridge.flows.rigid.maps.convex_gradient import ProjectiveConvexGradient, QuadraticMixture
 from flowbridge.flows.rigid.maps.moebius import CircleMoebius, SymmetrisedMoebius, in_ball
 from flowbridge.flows.rigid.maps.quaternions import chart_log_volume, from_chart
-from torch.nn.functional import normalize
 
 
 def points(count, dimension, seed=0):

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.func import jacrev
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.flows.stochastic.distributions import InterpolatedEnergy, Schedule, StandardNormal
 from flowbridge.flows.stochastic.hamiltonian import HamiltonianKernel, leapfrog
 from flowbridge.flows.stochastic.kernels import energy_change
 from flowbridge.flows.stochastic.langevin import LangevinKernel, OverdampedLangevinKernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from torch.func import jacrev
 
 DIMENSION = 2
 SCALE = torch.tensor([0.7, 1.4], dtype=torch.float64)

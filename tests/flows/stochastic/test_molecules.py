@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from flowbridge.core.potential import Particles
@@ -166,7 +167,7 @@ def test_generators_begin_paths_over_positions(generator_of, springs_of):
     value = prior.sample(20, torch.Generator().manual_seed(1))
     assert value.shape == (20, 9)
     torch.testing.assert_close(prior.log_prob(value), model.log_prob(value.unflatten(1, (3, 3))))
-    springs = springs_of(model.facts.particles, value[0].unflatten(0, (3, 3)).numpy())
+    springs = springs_of(model.metadata.particles, value[0].unflatten(0, (3, 3)).numpy())
     energy = PositionEnergy(PotentialEnergy(springs), TEMPERATURE)
     torch.testing.assert_close(energy(value), springs(value.unflatten(1, (3, 3))) / thermal_energy(TEMPERATURE))
 

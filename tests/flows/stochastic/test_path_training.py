@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, ModelFileError
-from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
 from flowbridge.flows.stochastic.training import PathStage, train_paths
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 
 STAGES = [
     PathStage(30, 64, 1e-2),

@@ -5,17 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError, NonFiniteEnergyError
-from flowbridge.flows.transforms.bijection import Chain
-from flowbridge.flows.transforms.couplings import Coupling
-from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.stochastic.annealed_importance_sampling import annealed_importance_sampling
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.hamiltonian import HamiltonianKernel
 from flowbridge.flows.stochastic.langevin import LangevinKernel, OverdampedLangevinKernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.resampling import Resampling, effective_share, log_mean_weight, systematic_indices
+from flowbridge.flows.stochastic.resampling import (
+    Resampling,
+    effective_sample_fraction,
+    log_mean_weight,
+    systematic_indices,
+)
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
+from flowbridge.flows.transforms.bijection import Chain
+from flowbridge.flows.transforms.couplings import Coupling
+from flowbridge.flows.transforms.sinh_arcsinh import Affine
 
 MEAN, WIDTH = torch.tensor([0.3, -0.5], dtype=torch.float64), torch.tensor([0.6, 0.9], dtype=torch.float64)
 LOG_Z = float(WIDTH.log().sum()) + math.log(2.0 * math.pi)
@@ -225,5 +231,5 @@ def test_what_cannot_be_put_together_is_refused():
 
 
 def test_effective_share_is_that_of_kish():
-    assert effective_share(torch.zeros(7)) == pytest.approx(1.0)
-    assert effective_share(torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])) == pytest.approx(0.25)
+    assert effective_sample_fraction(torch.zeros(7)) == pytest.approx(1.0)
+    assert effective_sample_fraction(torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])) == pytest.approx(0.25)

@@ -1,15 +1,16 @@
-"""The attack finds a mechanism that is broken, and finds nothing that the bill denies in one that is not."""
+"""The attack finds a mechanism that is broken, and finds nothing that the ledger denies in one that is not."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.private.audit import CanaryAttack, audit_scores, epsilon_lower_bound
-from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
+from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.learning.feed_forward import FeedForwardConfiguration, FeedForwardNetwork
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.units import UnitData

@@ -3,11 +3,12 @@
 import math
 
 import pytest
-from flowbridge.core.errors import ConfigurationError
-from flowbridge.forcefields.private.ledger import earlier_releases
-from flowbridge.forcefields.private.budget import PrivacyBudget, Release, noise_multiplier, spent
 from pydantic import ValidationError
 from scipy.stats import norm
+
+from flowbridge.core.errors import ConfigurationError
+from flowbridge.forcefields.private.budget import PrivacyBudget, Release, noise_multiplier, spent
+from flowbridge.forcefields.private.ledger import earlier_releases
 
 
 def release(noise, rate=1.0, steps=1):

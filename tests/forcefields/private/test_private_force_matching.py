@@ -4,25 +4,26 @@ from functools import partial
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.core.model_files.files.files import load, save
+from flowbridge.core.model_files.files import load, save
 from flowbridge.core.potential import Particles
 from flowbridge.core.units import thermal_energy
 from flowbridge.forcefields.batched_dynamics import LangevinReplicas
 from flowbridge.forcefields.beads.frames import BeadFrames
 from flowbridge.forcefields.coarse_grained_force_field import CoarseGrainedForceField
-from flowbridge.forcefields.networks.invariant_network.graph_network import GraphConfiguration
-from flowbridge.forcefields.networks.invariant_network.invariant_network import InvariantConfiguration
+from flowbridge.forcefields.networks.graph_network import GraphConfiguration
+from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.prior_terms import HarmonicAngles, HarmonicBonds, PriorEnergy
-from flowbridge.forcefields.private.learning.auxiliary_force_matching import AuxiliaryForceMatching
-from flowbridge.forcefields.private.ledger import bill_of
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
+from flowbridge.forcefields.private.learning.auxiliary_force_matching import AuxiliaryForceMatching
 from flowbridge.forcefields.private.learning.force_matching import (
     force_matching_gradients,
     public_force_field,
     trajectory_units,
 )
+from flowbridge.forcefields.private.ledger import ledger_of
 from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.training.gradients import network_force_gradients
@@ -204,16 +205,16 @@ def test_a_force_field_learns_without_keeping_frames(frames, tmp_path, method, c
     assert (data.units, data.unit) == (TRAJECTORIES, "trajectory")
     settings = PrivateTraining(method=method, steps=40, batch=100, clip=clip, learning_rate=0.03, average=0.9)
     budget = PrivacyBudget(epsilon=20.0, delta=1e-3, accountant="rdp")
-    bill = train_privately(force_field, data, budget, settings, seed=0).bill
+    ledger = train_privately(force_field, data, budget, settings, seed=0).ledger
     assert error(force_field, frames[0]) < 0.8 * before
-    assert (bill.unit, bill.releases[0].mechanism) == ("trajectory", method)
+    assert (ledger.unit, ledger.releases[0].mechanism) == ("trajectory", method)
     # What the frames would have said lies in no buffer either: the public part is that of an untrained model.
     fresh = public_force_field(energy(1.9, 20.0), NETWORK, START, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(force_field.buffers(), fresh.buffers(), strict=True))
     gaps = torch.cdist(force_field.examples.flatten(1), frames[0].positions.flatten(1))
     assert float(gaps.min()) > 1e-3
     save(force_field, tmp_path / "chain.flow")
-    assert bill_of(load(tmp_path / "chain.flow")) == bill
+    assert ledger_of(load(tmp_path / "chain.flow")) == ledger
 
 
 def test_bad_input(frames):
@@ -227,14 +228,14 @@ def test_bad_input(frames):
     private = quick.model_copy(update={"method": "dp_mac"})
     with pytest.raises(ConfigurationError, match="say dp_mac, but the learner trains by dp_sgd"):
         train_privately(force_field, data, budget, private, learner=force_matching_gradients(force_field))
-    second = train_privately(force_field, data, budget, private.model_copy(update={"order": 2}), seed=0).bill
+    second = train_privately(force_field, data, budget, private.model_copy(update={"order": 2}), seed=0).ledger
     assert list(second.releases[0].clipping) == ["layer 1", "layer 2", "layer 1 curvature", "layer 2 curvature"]
     graph = CoarseGrainedForceField(
         BEADS, 300.0, energy(1.9, 20.0), GraphConfiguration(width=4, filters=4, interactions=1)
     )
     with pytest.raises(ConfigurationError, match="has a GraphNetwork: take method = 'dp_sgd'"):
         train_privately(graph, data, budget, private)
-    assert train_privately(graph, data, budget, quick, seed=0).bill.epsilon <= 9.0  # by DP-SGD
+    assert train_privately(graph, data, budget, quick, seed=0).ledger.epsilon <= 9.0  # by DP-SGD
     with pytest.raises(ConfigurationError, match="a PriorEnergy needs a learner"):
         train_privately(energy(1.9, 20.0), data, budget, quick)
     force_field.set_examples(frames[0].positions)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.private.budget import PrivacyBudget, noise_multiplier, spent
 from flowbridge.forcefields.private.configuration import PrivateTraining
@@ -85,10 +86,14 @@ def test_statistics_and_training_share_one_bill():
     budget = PrivacyBudget(epsilon=2.0, delta=1e-4, accountant="rdp")
     settings = PrivateTraining(method="dp_mac", steps=5, batch=400)
     alone = noise_multiplier(budget, 0.1, 5)
-    bill = train_privately(model, data, budget, settings, before=[moments.release, axes.release], seed=0).bill
-    assert [release.mechanism for release in bill.releases] == ["means and second moments", "principal axes", "dp_mac"]
-    assert bill.releases[2].noise_multiplier > alone
-    assert spent(bill.releases[2:], 1e-4, "add_remove", "rdp") < bill.epsilon <= 2.0
+    ledger = train_privately(model, data, budget, settings, before=[moments.release, axes.release], seed=0).ledger
+    assert [release.mechanism for release in ledger.releases] == [
+        "means and second moments",
+        "principal axes",
+        "dp_mac",
+    ]
+    assert ledger.releases[2].noise_multiplier > alone
+    assert spent(ledger.releases[2:], 1e-4, "add_remove", "rdp") < ledger.epsilon <= 2.0
 
 
 def test_bad_input():

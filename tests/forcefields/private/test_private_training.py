@@ -1,29 +1,29 @@
-"""Both methods: gradients against autograd and opacus, training, bills, refusals, resumption."""
+"""Both methods: gradients against autograd and opacus, training, ledgers, refusals, resumption."""
 
 import json
 
 import pytest
 import torch
+from opacus import GradSampleModule
+from typer.testing import CliRunner
+
+from flowbridge.commands.application import application
 from flowbridge.core.errors import ConfigurationError, ModelFileError
-from flowbridge.core.model_files.files.files import from_bytes, load, read_header, save, to_bytes
-from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
-from flowbridge.forcefields.private.ledger import bill_of
+from flowbridge.core.model_files.files import from_bytes, load, read_header, save, to_bytes
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
 from flowbridge.forcefields.private.configuration import PrivateTraining
+from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
 from flowbridge.forcefields.private.learning.feed_forward import (
     FeedForwardConfiguration,
     FeedForwardNetwork,
     activate,
     task_losses,
 )
-from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.learning.sample_gradients import SampleGradients
+from flowbridge.forcefields.private.ledger import ledger_of
+from flowbridge.forcefields.private.noise import SeededNoise
 from flowbridge.forcefields.private.training import PrivateTrainer, train_privately
 from flowbridge.forcefields.private.units import UnitData
-from opacus import GradSampleModule
-from typer.testing import CliRunner
-
-from flowbridge.commands.application import application
 
 BUDGET = PrivacyBudget(epsilon=4.0, delta=1e-4, accountant="rdp")
 QUICK = PrivateTraining(steps=6, batch=40, learning_rate=0.05)
@@ -169,12 +169,12 @@ def test_networks_learn_within_their_budget(settings):
     before = accuracy(model, clusters(500, 9))
     result = train_privately(model, clusters(), BUDGET, settings, seed=0)
     assert accuracy(model, clusters(500, 9)) > max(0.9, before + 0.1)
-    assert 3.8 < result.bill.epsilon <= 4.0
+    assert 3.8 < result.ledger.epsilon <= 4.0
     assert result.non_finite == 0
 
 
 def test_noise_is_really_there():
-    """Nobody drawn: what moves the parameters is noise alone, of the size on the bill."""
+    """Nobody drawn: what moves the parameters is noise alone, of the size on the ledger."""
     model, seen = network(), []
     trainer = PrivateTrainer(
         model, clusters(), BUDGET, QUICK, None, (), SeededNoise(0), lambda step, means: seen.append(means), 1e-9
@@ -189,24 +189,24 @@ def test_noise_is_really_there():
 
 def test_cryptographic_noise_differs_from_run_to_run():
     models = [network(), network()]
-    bills = [train_privately(model, clusters(), BUDGET, QUICK).bill for model in models]
-    assert all(bill.noise == "cryptographic" for bill in bills)
+    ledgers = [train_privately(model, clusters(), BUDGET, QUICK).ledger for model in models]
+    assert all(ledger.noise == "cryptographic" for ledger in ledgers)
     assert not torch.equal(models[0].dense_layers[0].weight, models[1].dense_layers[0].weight)
 
 
 def test_the_bill_travels_with_the_model(tmp_path):
     model = network()
     before = Release(mechanism="means", noise_multiplier=20.0, sampling_rate=1.0, steps=1, noise="cryptographic")
-    bill = train_privately(model, clusters(), BUDGET, QUICK, before=[before], seed=1).bill
-    assert bill.releases[0] == before
-    assert bill.epsilon == spent(bill.releases, BUDGET.delta, "add_remove", "rdp") <= 4.0
+    ledger = train_privately(model, clusters(), BUDGET, QUICK, before=[before], seed=1).ledger
+    assert ledger.releases[0] == before
+    assert ledger.epsilon == spent(ledger.releases, BUDGET.delta, "add_remove", "rdp") <= 4.0
     save(model, tmp_path / "model.flow", provenance={"data": "clusters"})
     stored = read_header(tmp_path / "model.flow").provenance
     assert stored["data"] == "clusters"
-    assert stored["privacy"]["epsilon"] == bill.epsilon
+    assert stored["privacy"]["epsilon"] == ledger.epsilon
     assert "seed" in stored["privacy"]["guarantee"]
     copies = load(tmp_path / "model.flow"), from_bytes(to_bytes(model))
-    assert all(bill_of(copy) == bill for copy in copies)
+    assert all(ledger_of(copy) == ledger for copy in copies)
     assert torch.equal(copies[0].predict(clusters().inputs), model.predict(clusters().inputs))
     shown = " ".join(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow")]).stdout.split())
     for part in (
@@ -215,8 +215,8 @@ def test_the_bill_travels_with_the_model(tmp_path):
         "example frames",
         "losses, accuracies",
     ):
-        assert part in shown  # what no bill covers is said with it
-    for part in ("Privacy", "add_remove", "noise_multiplier 20", "dp_sgd", "cryptographic", f"{bill.epsilon:.6g}"):
+        assert part in shown  # what no ledger covers is said with it
+    for part in ("Privacy", "add_remove", "noise_multiplier 20", "dp_sgd", "cryptographic", f"{ledger.epsilon:.6g}"):
         assert part in shown
     content = json.loads(CliRunner().invoke(application, ["info", str(tmp_path / "model.flow"), "--json"]).stdout)
     assert content["provenance"]["privacy"]["releases"][1]["steps"] == QUICK.steps
@@ -224,18 +224,18 @@ def test_the_bill_travels_with_the_model(tmp_path):
 
 def test_further_training_adds_to_the_bill_or_is_refused(tmp_path):
     model = network()
-    first = train_privately(model, clusters(), BUDGET, QUICK, seed=1).bill
+    first = train_privately(model, clusters(), BUDGET, QUICK, seed=1).ledger
     save(model, tmp_path / "model.flow")
     model = load(tmp_path / "model.flow")
     with pytest.raises(ConfigurationError, match=r"is used up|no noise keeps"):
         train_privately(model, clusters(), BUDGET.model_copy(update={"epsilon": 3.9}), QUICK, seed=2)
-    assert bill_of(model) == first
+    assert ledger_of(model) == first
     larger = BUDGET.model_copy(update={"epsilon": 6.0})
-    second = train_privately(model, clusters(), larger, QUICK, seed=2).bill
+    second = train_privately(model, clusters(), larger, QUICK, seed=2).ledger
     assert second.releases[0] == first.releases[0]
     assert len(second.releases) == 2
     assert first.epsilon < second.epsilon <= 6.0
-    with pytest.raises(ConfigurationError, match="a bill for each frame under add_remove"):
+    with pytest.raises(ConfigurationError, match="a ledger for each frame under add_remove"):
         train_privately(model, clusters(unit="trajectory"), larger, QUICK, seed=2)
     with pytest.raises(ConfigurationError, match="under replace neighbours"):
         train_privately(model, clusters(), larger.model_copy(update={"neighbours": "replace"}), QUICK)
@@ -243,12 +243,12 @@ def test_further_training_adds_to_the_bill_or_is_refused(tmp_path):
 
 def test_a_bill_does_not_cover_what_came_later(tmp_path):
     model = network()
-    bill = train_privately(model, clusters(), BUDGET, QUICK, seed=1).bill
+    ledger = train_privately(model, clusters(), BUDGET, QUICK, seed=1).ledger
     with torch.no_grad():
         model.dense_layers[0].weight.mul_(1.1)
     with pytest.raises(ModelFileError, match="changed after the private training"):
         save(model, tmp_path / "model.flow")
-    bill.attach(model)
+    ledger.attach(model)
     save(model, tmp_path / "model.flow")
     with pytest.raises(ModelFileError, match="not what this potential was trained with"):
         save(model, tmp_path / "other.flow", provenance={"privacy": {"epsilon": 0.1}})
@@ -257,7 +257,7 @@ def test_a_bill_does_not_cover_what_came_later(tmp_path):
 def test_training_resumes_to_the_same_model(tmp_path):
     settings = QUICK.model_copy(update={"average": 0.5, "adaptive_quantile": 0.5, "method": "dp_mac"})
     whole, resumed = network(), network()
-    bill = train_privately(whole, clusters(), BUDGET, settings, seed=3).bill
+    ledger = train_privately(whole, clusters(), BUDGET, settings, seed=3).ledger
     file = tmp_path / "training.checkpoint"
     trainer = PrivateTrainer(resumed, clusters(), BUDGET, settings, None, (), SeededNoise(3))
     for _ in range(4):
@@ -275,7 +275,7 @@ def test_training_resumes_to_the_same_model(tmp_path):
             train_privately(
                 network(), clusters(), asked["budget"], asked["settings"], seed=asked["seed"], checkpoint=file
             )
-    assert train_privately(resumed, clusters(), BUDGET, settings, seed=3, checkpoint=file).bill == bill
+    assert train_privately(resumed, clusters(), BUDGET, settings, seed=3, checkpoint=file).ledger == ledger
     assert not file.exists()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 

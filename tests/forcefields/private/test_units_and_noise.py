@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from scipy.stats import kstest
+
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.forcefields.private.learning.clipping import (
     Contributions,
@@ -13,7 +15,6 @@ from flowbridge.forcefields.private.learning.clipping import (
 )
 from flowbridge.forcefields.private.noise import CryptographicNoise, SeededNoise, noise_source
 from flowbridge.forcefields.private.units import UnitData, draw_units, sum_by_unit
-from scipy.stats import kstest
 
 
 def ragged(per_step=None) -> UnitData:
