@@ -1,4 +1,4 @@
-"""Conformance tests that anyone can run on a Potential of their own.
+"""Conformance tests that anyone can run on a potential, or a transform of a flow, of their own.
 
 In a test of yours::
 
@@ -9,10 +9,21 @@ In a test of yours::
         print(check_potential(MyPotential()))
 
 :func:`check_potential` raises an error that lists everything that is wrong; :func:`examine_potential` returns the same report
-and raises nothing.
+and raises nothing. :func:`check_adapter` compares an engine with a potential, :func:`check_transform` checks an elementwise
+transform of a flow.
 """
 
+from .adapters import check_adapter
 from .conformance import check_potential, examine_potential
 from .report import Check, ConformanceError, ConformanceReport
+from .transforms import check_transform
 
-__all__ = ["Check", "ConformanceError", "ConformanceReport", "check_potential", "examine_potential"]
+__all__ = [
+    "Check",
+    "ConformanceError",
+    "ConformanceReport",
+    "check_adapter",
+    "check_potential",
+    "check_transform",
+    "examine_potential",
+]

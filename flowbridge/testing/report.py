@@ -10,7 +10,7 @@ from .case import Case
 
 
 class ConformanceError(FlowbridgeError, AssertionError):
-    """A potential breaks the contract of :class:`~flowbridge.core.potential.Potential`; the message lists where."""
+    """A potential or a transform breaks its contract; the message lists where."""
 
 
 @dataclass(frozen=True)
