@@ -79,3 +79,14 @@ def test_every_page_is_walked_and_found_from_contributing():
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     for page in pages:
         assert f"docs/developers/{page}.md" in contributing
+
+
+def test_every_room_of_the_changelog_exists():
+    """The table of moved modules names packages and modules that are there."""
+    table = (ROOT / "CHANGELOG.md").read_text().partition("### Modules")[2]
+    rows = [row.split("|")[2] for row in table.splitlines() if row.startswith("| `")]
+    named = {name.removesuffix(".*") for row in rows for name in re.findall(r"`([a-z_]+\.[\w.]+[\w*])`", row)}
+    assert len(named) >= 25
+    for name in named:
+        path = ROOT / "flowbridge" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name
