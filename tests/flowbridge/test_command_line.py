@@ -164,17 +164,16 @@ def test_console_script_is_installed():
     assert Path(sys.executable).with_name("flowbridge").is_file()
 
 
-def test_compile_makes_what_adapters_look_for(shared_morse_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
-    done = invoke("compile", shared_morse_file, "--batch", "1")
-    assert done.exit_code == 0, done.output
-    assert "compiling morse.flow (batch 1, float64 positions)" in done.stderr
-    assert re.search(r"1 +\d+ +\d+ +\d+\.\d", done.stdout)
-    assert str(tmp_path) in done.stdout
-    again = invoke("compile", shared_morse_file)
+def test_compile_makes_what_adapters_look_for(compiled_morse_file, monkeypatch):
+    file, stdout, stderr = compiled_morse_file
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(file.parent))
+    assert "compiling morse.flow (batch 1, float64 positions)" in stderr
+    assert re.search(r"1 +\d+ +\d+ +\d+\.\d", stdout)
+    assert str(file.parent) in stdout
+    again = invoke("compile", file)
     assert again.exit_code == 0
     assert "compiling" not in again.stderr
-    found = load_accelerated(shared_morse_file, mode="cached")
+    found = load_accelerated(file, mode="cached")
     assert isinstance(found, CompiledPotential)
 
 
