@@ -30,7 +30,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo check test lint types fast wheel test-wheel test-torchforce clean
+.PHONY: install demo check test slow-tests lint types fast wheel test-wheel test-torchforce clean
 
 install: $(STAMP)
 
@@ -57,6 +57,10 @@ fast: install
 
 test: install lint types
 	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+# Measures which tests are slow: tests/slow_tests.txt. On a machine that does nothing else.
+slow-tests: install
+	$(PYTEST) --measure-slow
 
 lint: install
 	$(BIN)/ruff check .
