@@ -182,10 +182,6 @@ class PriorEnergy(Potential):
             energy = energy + term(positions)
         return energy
 
-    def energies_of_terms(self, positions: Tensor) -> dict[str, Tensor]:
-        """Return the energies ``(B, M)`` of the functions of each term, by the kind of the term."""
-        return {term.kind: term.each(positions.double()) for term in self.prior_terms}
-
     @property
     def prior_terms(self) -> list[PriorTerm]:
         """The terms, typed."""

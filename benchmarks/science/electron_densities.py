@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.units import Bohr, Debye
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettin
 from ..harness import RESULTS, machine
 from .dissociation_figure import draw_dissociation
 
-DEBYE = 2.541746  # of one e bohr
+DEBYE = Bohr / Debye  # of one e bohr
 FILE = RESULTS / "electron_densities.json"
 FIGURE = Path("docs/images/lih_dissociation.png")
 WORK = Path("runs/electron_densities")
@@ -56,6 +57,8 @@ POLAR = {
     ),
 }
 SEEDS = (1, 2, 3)
+_AVERAGED = ("energy", "contact", "dipole", "dipole_raw", "forces", "net_force", "second_moment", "quadrupole",
+             "hirshfeld")  # fmt: skip
 CURVE = (2.4, 3.015, 4.0, 5.5, 8.0)  # bohr
 
 
@@ -145,8 +148,6 @@ def mean_field_determinant(name: str, small: bool) -> dict[str, Any]:
     start = base_density(
         DensityRun(molecule, settings_for(small, orbitals="natural", jastrow=False)).wave_function, run.grid
     )
-    from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-
     rough = _shrunken(start)
     fitted = fit_linear_log_density(run.samples, rough, run.grid, settings.fit)
     properties, truth = DensityProperties(fitted, run.grid), DensityProperties(exact, run.grid)
@@ -228,17 +229,7 @@ def polar(name: str, small: bool, active_space: tuple[int, int] | None = None) -
 def _averaged(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return averages over independent runs with the errors that each run claims for itself, and what the runs scatter by."""
     found: dict[str, Any] = {"seeds": list(SEEDS), "seed": SEEDS[0]}
-    for name in (
-        "energy",
-        "contact",
-        "dipole",
-        "dipole_raw",
-        "forces",
-        "net_force",
-        "second_moment",
-        "quadrupole",
-        "hirshfeld",
-    ):
+    for name in _AVERAGED:
         values, errors = (np.array([result[name][part] for result in results]) for part in (0, 1))
         found[name] = [values.mean(0).tolist(), (np.sqrt(np.square(errors).sum(0)) / len(results)).tolist()]
     found["dipole_seeds"] = [result["dipole"] for result in results]

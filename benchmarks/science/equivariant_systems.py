@@ -1,4 +1,4 @@
-"""DW4, LJ13 and LJ55: how they are sampled, which flow learns them, and how that is judged."""
+"""DW4, LJ13 and LJ55: how they are sampled, which flow learns them, and how the flow is evaluated."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def in_batches(
     return Solution(torch.cat([part.value for part in parts]), torch.cat([part.divergence for part in parts]))
 
 
-def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
+def evaluated(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
     """Return likelihood, weights and symmetries of a trained flow; its samples are kept as ``draws.npz`` in ``folder``.
 
     ``gap`` is paired: on each test sample ``-log p - u`` is known up to the partition function, whose reference value is

@@ -27,9 +27,8 @@ from flowbridge.forcefields.private.statistics import private_principal_axes
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 
-from ..harness import report
+from ..harness import done_once, mean_and_deviation, report
 from .idx_files import read_mnist
-from .kept_runs import kept, spread
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 DELTA = 1e-5
@@ -179,7 +178,7 @@ def utility(
         return whole if whole is not None else split(task, seed)
 
     plain = [
-        kept(output / f"plain-{seed}.json", lambda s=seed: plain_run(task, data(s), s, plain_steps), deadline)
+        done_once(output / f"plain-{seed}.json", lambda s=seed: plain_run(task, data(s), s, plain_steps), deadline)
         for seed in range(seeds)
     ]
     results["none"] = {"values": plain}
@@ -192,12 +191,13 @@ def utility(
         for number, choice in enumerate(grid):
             files = [output / f"{method}-{epsilon:g}-tuning{number}-{seed}.json" for seed in tuning]
             found = [
-                kept(file, lambda s=s, c=choice: run(s, c), deadline) for file, s in zip(files, tuning, strict=True)
+                done_once(file, lambda s=s, c=choice: run(s, c), deadline)
+                for file, s in zip(files, tuning, strict=True)
             ]
             scored.append(task.sign * statistics.mean(found))
         best = grid[scored.index(max(scored))]
         values = [
-            kept(output / f"{method}-{epsilon:g}-{seed}.json", lambda s=seed, c=best: run(s, c), deadline)
+            done_once(output / f"{method}-{epsilon:g}-{seed}.json", lambda s=seed, c=best: run(s, c), deadline)
             for seed in range(seeds)
         ]
         results[f"{method} {epsilon:g}"] = {"values": values, "choice": dict(best)}
@@ -211,11 +211,14 @@ def _print(
     classified = task.kind == "classification"
     digits = 1 if classified else 4
     rows = [
-        [f"{epsilon:g}", *(spread(results[f"{method} {epsilon:g}"]["values"], digits) for method in METHODS)]
+        [
+            f"{epsilon:g}",
+            *(mean_and_deviation(results[f"{method} {epsilon:g}"]["values"], digits) for method in METHODS),
+        ]
         for epsilon in epsilons
     ]
-    rows.append(["no privacy", spread(results["none"]["values"], digits), ""])
+    rows.append(["no privacy", mean_and_deviation(results["none"]["values"], digits), ""])
     what = "test accuracy, %" if classified else "mean square error of a pixel (0 to 1)"
     title = f"{name}, {what}: {seeds} seeds, delta {DELTA:g}"
     columns = ["epsilon", "DP-MAC", "DP-SGD"]
-    report(f"private_training_{name}" + ("_small" if small else ""), title, columns, rows, dict(results))
+    report(f"private_training_{name}", title, columns, rows, dict(results), small=small)

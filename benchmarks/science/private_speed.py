@@ -38,7 +38,7 @@ def speed(rounds: int, *, small: bool) -> dict[str, Any]:
     ]
     results = {name: {"seconds an epoch": 1e-6 * t.median} for name, t in timings.items()}
     title = f"Seconds an epoch, digits, batch {BATCH}"
-    report("private_training_speed" + ("_small" if small else ""), title, ["", "seconds", "over opacus"], rows, results)
+    report("private_training_speed", title, ["", "seconds", "over opacus"], rows, results, small=small)
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,7 +22,7 @@ _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 @dataclass(frozen=True)
 class Formula:
-    """How many atoms of each element, in the order of ``ELEMENTS``; made by :meth:`parse` or :meth:`of_elements`."""
+    """How many atoms of each element, in the order of ``ELEMENTS``."""
 
     counts: tuple[int, ...]
 
@@ -53,11 +53,6 @@ class Formula:
         formula = cls(tuple(counts.values()))
         formula.require_possible()
         return formula
-
-    @classmethod
-    def of_elements(cls, counts: Mapping[str, int]) -> Self:
-        """Return the formula with these numbers of atoms; raises ConfigurationError as :meth:`parse` does."""
-        return cls.parse("".join(f"{symbol}{number}" for symbol, number in counts.items() if number))
 
     @classmethod
     def of_atomic_numbers(cls, numbers: Iterable[int]) -> Self:

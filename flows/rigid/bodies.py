@@ -21,13 +21,6 @@ class BodyConfiguration(NamedTuple):
     orientations: Tensor
 
 
-class ForcesAndTorques(NamedTuple):
-    """Forces ``(B, M, 3)`` in kJ/mol/nm and torques ``(B, M, 3)`` in kJ/mol about the bodies' positions."""
-
-    forces: Tensor
-    torques: Tensor
-
-
 class RigidBodies(nn.Module):
     """M equal rigid bodies of S sites; sites of one body follow each other, and bodies follow each other.
 
@@ -124,9 +117,3 @@ class RigidBodies(nn.Module):
                 "them rigid by constraints, and pass the sites in the order of the template"
             )
         return result
-
-    def forces_and_torques(self, configuration: BodyConfiguration, site_forces: Tensor) -> ForcesAndTorques:
-        """Return what forces ``(B, M S, 3)`` on the sites do to the bodies."""
-        arms = self.places(configuration).unflatten(1, (self.count, self.sites)) - configuration.positions.unsqueeze(2)
-        forces = site_forces.unflatten(1, (self.count, self.sites)).to(arms)
-        return ForcesAndTorques(forces.sum(2), torch.linalg.cross(arms, forces).sum(2))

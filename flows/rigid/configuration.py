@@ -58,7 +58,7 @@ class RigidFlowConfiguration(StrictModel):
         return self
 
 
-class TrainingConfiguration(StrictModel):
+class RigidFlowTraining(StrictModel):
     """Training by work or by likelihood.
 
     Attributes:

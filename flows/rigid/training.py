@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
 from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 from ..boltzmann.training.stage_training import averaging, cosine
-from .configuration import TrainingConfiguration
+from .configuration import RigidFlowTraining
 from .crystal import CrystalCoordinates, RigidBijection
 from .harmonic import HarmonicBase, HarmonicMap, UniformBase
 from .works import Ensemble, carried, selected, summary, works_of
@@ -92,7 +92,7 @@ def train_by_work(
     flow: RigidBijection,
     draw: Draw,
     target: Ensemble,
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
     *,
@@ -142,7 +142,7 @@ def train_by_likelihood(
     flow: RigidBijection,
     base: HarmonicBase | UniformBase,
     frames: CrystalCoordinates,
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
     *,
@@ -186,7 +186,7 @@ def _looking(
 def _train(
     flow: RigidBijection,
     loss: Callable[[int, torch.Generator], Tensor],
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
     look: Callable[[RigidBijection], float] | None,
@@ -213,7 +213,7 @@ class _Trainer:
     def __init__(
         self,
         flow: RigidBijection,
-        settings: TrainingConfiguration,
+        settings: RigidFlowTraining,
         folder: Path,
         look: Callable[[RigidBijection], float] | None,
     ) -> None:
@@ -288,7 +288,7 @@ class _Trainer:
         self.best_value = math.inf if progress["best"] is None else progress["best"]
 
 
-def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> list[tuple[list[nn.Parameter], float]]:
+def _parameter_groups(flow: RigidBijection, settings: RigidFlowTraining) -> list[tuple[list[nn.Parameter], float]]:
     """Return parameters with their learning rates; harmonic maps without one are kept."""
     maps = [module for module in flow.modules() if isinstance(module, HarmonicMap)]
     harmonic = [parameter for module in maps for parameter in module.parameters()]

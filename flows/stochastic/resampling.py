@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ...core.statistics.estimates import effective_sample_percent
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,8 @@ class Resampling:
 
     def wanted(self, log_weights: Tensor) -> bool:
         """Return whether paths with these log-weights ``(B,)`` are to be resampled."""
-        return effective_sample_fraction(log_weights) < self.threshold
-
-
-def effective_sample_fraction(log_weights: Tensor) -> float:
-    """Return Kish's effective sample size of log-weights ``(B,)`` as a share of their number.
-
-    Raises:
-        NonFiniteEnergyError: where none of the weights is positive and finite, or one is NaN.
-    """
-    refuse_worthless(log_weights)
-    weights = log_weights.double()
-    return float(torch.exp(2.0 * torch.logsumexp(weights, 0) - torch.logsumexp(2.0 * weights, 0))) / len(weights)
+        refuse_worthless(log_weights)
+        return effective_sample_percent(log_weights.detach().numpy()) < 100.0 * self.threshold
 
 
 def log_mean_weight(log_weights: Tensor) -> Tensor:

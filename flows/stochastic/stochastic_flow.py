@@ -86,20 +86,32 @@ class StochasticFlow(nn.Module):
         """Return the energy of each kernel, in the order of the steps."""
         return [InterpolatedEnergy(self.prior, self.target, fraction) for fraction in self.schedule()]
 
-    def forward(self, latent: Tensor, generator: torch.Generator) -> Paths:
-        """Walk paths from ``latent`` ``(B, D)`` to data space; differentiable."""
+    def forward(self, latent: Tensor, generator: torch.Generator, resampling: Resampling | None = None) -> Paths:
+        """Walk paths from ``latent`` ``(B, D)`` to data space, resampled on the way where asked; differentiable."""
         energies = iter(self.energies())
-        value, log_ratio, acceptance = latent, latent.new_zeros(len(latent)), list[float]()
+        value, log_ratio = latent, latent.new_zeros(len(latent))
+        # What weights had before they were made equal, in units of which the later ones are counted.
+        correction = log_ratio if resampling is None else log_ratio.double()
+        acceptance, times = list[float](), 0
         for step in self.steps:
-            if isinstance(step, Kernel):
-                moved: Moved = step(value, next(energies), generator)
-                value, change = moved.value, moved.log_ratio
-                acceptance.append(_mean(moved.acceptance))
-            else:
+            if not isinstance(step, Kernel):
                 value, change = step(value)
-            log_ratio = log_ratio + change
-        log_weights = log_ratio - self.target(value) - self.prior.log_prob(latent)
-        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance))
+                log_ratio = log_ratio + change
+                continue
+            energy = next(energies)
+            moved: Moved = step(value, energy, generator)
+            value, log_ratio = moved.value, log_ratio + moved.log_ratio
+            acceptance.append(_mean(moved.acceptance))
+            if resampling is None:
+                continue
+            log_weights = correction + log_ratio - energy(value) - self.prior.log_prob(latent)
+            if resampling.wanted(log_weights):
+                chosen = systematic_indices(log_weights, generator)
+                correction = (correction - log_weights + log_mean_weight(log_weights))[chosen]
+                latent, value, log_ratio = latent[chosen], value[chosen], log_ratio[chosen]
+                times += 1
+        log_weights = correction + log_ratio - self.target(value) - self.prior.log_prob(latent)
+        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance), times)
 
     def reverse(self, data: Tensor, generator: torch.Generator) -> Paths:
         """Walk paths backward from data ``(B, D)`` to latent space; differentiable."""
@@ -131,34 +143,9 @@ class StochasticFlow(nn.Module):
         """
         if count < 1:
             raise ConfigurationError(f"the number of paths must be positive, got {count}")
-        latent = self.prior.sample(count, generator)
-        paths = self(latent, generator) if resampling is None else self._resampled(latent, generator, resampling)
+        paths: Paths = self(self.prior.sample(count, generator), generator, resampling)
         refuse_worthless(paths.log_weights)
         return paths
-
-    def _resampled(self, latent: Tensor, generator: torch.Generator, resampling: Resampling) -> Paths:
-        energies = iter(self.energies())
-        value, log_ratio = latent, latent.new_zeros(len(latent))
-        # What weights had before they were made equal, in units of which the later ones are counted.
-        correction = torch.zeros(len(latent), dtype=torch.float64)
-        acceptance, times = list[float](), 0
-        for step in self.steps:
-            if not isinstance(step, Kernel):
-                value, change = step(value)
-                log_ratio = log_ratio + change
-                continue
-            energy = next(energies)
-            moved: Moved = step(value, energy, generator)
-            value, log_ratio = moved.value, log_ratio + moved.log_ratio
-            acceptance.append(_mean(moved.acceptance))
-            log_weights = correction + log_ratio - energy(value) - self.prior.log_prob(latent)
-            if resampling.wanted(log_weights):
-                chosen = systematic_indices(log_weights, generator)
-                correction = (correction - log_weights + log_mean_weight(log_weights))[chosen]
-                latent, value, log_ratio = latent[chosen], value[chosen], log_ratio[chosen]
-                times += 1
-        log_weights = correction + log_ratio - self.target(value) - self.prior.log_prob(latent)
-        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance), times)
 
 
 def path_kullback_leibler(flow: StochasticFlow, count: int, generator: torch.Generator) -> Tensor:

@@ -60,7 +60,7 @@ def network_force_gradients(
         return (loss.detach(), *_by_parameters(loss, network))
 
 
-def contrasted_force_gradients(
+def noise_contrastive_gradients(
     network: nn.Module,
     positions: Tensor,
     labels: Tensor,
@@ -71,7 +71,7 @@ def contrasted_force_gradients(
     balance: Tensor,
     *standardisation: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the weighted sum of the force error and the :func:`contrast`, and its gradients by the parameters of a network.
+    """Return the weighted sum of force error and :func:`ranking_loss`, and its gradients by the parameters of a network.
 
     Args:
         network: gives energies ``(B,)`` in kT.
@@ -88,7 +88,7 @@ def contrasted_force_gradients(
         error = _force_error(network, positions, labels, standardisation)
         energies = _energies(network, torch.cat([frames, samples]), standardisation)
         count = len(frames)
-        told = contrast(frame_offsets - energies[:count], sample_offsets - energies[count:])
+        told = ranking_loss(frame_offsets - energies[:count], sample_offsets - energies[count:])
         loss = balance[0] * error + balance[1] * told
         return (loss.detach(), *_by_parameters(loss, network))
 
@@ -102,7 +102,7 @@ def loss_and_slope(found: Results, expected: Results) -> tuple[Results, Results]
     return first, second
 
 
-def contrast(frames: Tensor, samples: Tensor) -> Tensor:
+def ranking_loss(frames: Tensor, samples: Tensor) -> Tensor:
     """Return how badly frames are recognised, one at a time among all samples, from log-ratios ``(F,)`` and ``(S,)``.
 
     The mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of the frames under the

@@ -20,7 +20,7 @@ from ...flows.boltzmann.training.compiled_gradients import with_gradients
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from .configuration import Stage
-from .gradients import contrast, contrasted_force_gradients, loss_and_slope
+from .gradients import loss_and_slope, noise_contrastive_gradients, ranking_loss
 from .modules import MOST_HELD_OUT, StudentTraining, drawn
 
 _SAMPLES_PER_FRAME = 4
@@ -62,7 +62,7 @@ class ContrastedStudentTraining(StudentTraining):
             force_field, stage, samples.positions, samples.forces, samples.weights,
             (held_out_samples.positions, held_out_samples.forces, held_out_samples.weights), seed, log_interval,
         )  # fmt: skip
-        self.evaluate = CompiledFlowFunction(self.flow, contrasted_force_gradients, compilation, loss_and_slope)
+        self.evaluate = CompiledFlowFunction(self.flow, noise_contrastive_gradients, compilation, loss_and_slope)
         self.frames, self.judges = frames, held_out_frames
         offsets = [self._offsets(one) for one in (samples, held_out_samples, frames, held_out_frames)]
         middle = offsets[2].median()  # a constant that drops out, taken off before digits are lost in single precision
@@ -109,4 +109,4 @@ class ContrastedStudentTraining(StudentTraining):
         with torch.no_grad():
             frames = trained(self.judges.positions[chosen].to(dtype))
             samples = trained(self.held_out_positions[:MOST_HELD_OUT].to(dtype))
-            return float(contrast(self.offsets[3][chosen] - frames, self.offsets[1][:MOST_HELD_OUT] - samples))
+            return float(ranking_loss(self.offsets[3][chosen] - frames, self.offsets[1][:MOST_HELD_OUT] - samples))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..compiled_functions import CompiledFlowFunction
 from ..coordinate_flow import CoordinateFlow
-from .objectives import Gradients
+from .objectives import LossGradients
 
-GradientFunction = Callable[..., Gradients]
+GradientFunction = Callable[..., LossGradients]
 """One of the functions of :mod:`flowbridge.flows.boltzmann.training.objectives`: a flow and tensors in, losses and
 gradients out."""
 
@@ -35,10 +35,10 @@ class GradientEvaluator:
         self._count = sum(1 for _ in flow.parameters())
         self._evaluate = CompiledFlowFunction(flow, flat, mode)
 
-    def __call__(self, *tensors: Tensor) -> Gradients:
+    def __call__(self, *tensors: Tensor) -> LossGradients:
         """Return losses and gradients; see :class:`~flowbridge.flows.boltzmann.compiled_functions.CompiledFlowFunction`."""
         results = self._evaluate(*tensors)
-        return Gradients(results[: -self._count], results[-self._count :])
+        return LossGradients(results[: -self._count], results[-self._count :])
 
 
 class _Given(torch.autograd.Function):

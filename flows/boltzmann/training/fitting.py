@@ -15,11 +15,11 @@ from ....core.errors import ConfigurationError, NonFiniteEnergyError
 from ..generator import BoltzmannGenerator
 from ..molecule_coordinates import Coordinates
 from .configuration import TrainingConfiguration
-from .coverage import coverage_biases, find_wells
+from .coverage import coverage_biases, find_basins
 from .modules import LikelihoodTraining, RefinementTraining
 from .processes import Processes
 from .stage_training import run_stage
-from .target import TargetDensity, TorsionBias
+from .target import CoverageBias, TargetDensity
 
 _COVERAGE_SAMPLES = 20_000
 _LONG = 3000  # steps; compiling costs one or two minutes, and saves 10 to 30 milliseconds a step of alanine dipeptide
@@ -43,10 +43,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Training curves by stage, the biases that kept rare basins covered, and the wells' populations."""
+    """Training curves by stage, the biases that kept rare basins covered, and the basins' populations."""
 
     curves: dict[str, list[dict[str, float]]]
-    biases: tuple[TorsionBias, ...] = field(default=())
+    biases: tuple[CoverageBias, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
@@ -105,7 +105,7 @@ def train(
         None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
     curves = {"likelihood": run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)}
-    biases: tuple[TorsionBias, ...] = ()
+    biases: tuple[CoverageBias, ...] = ()
     if settings.refinement.steps:
         # Every process has found them, but energies may round differently on another machine.
         biases = processes.agree(_coverage(model, coordinates, target, settings, seed))
@@ -133,10 +133,10 @@ def _coverage(
     target: TargetDensity,
     settings: TrainingConfiguration,
     seed: int,
-) -> tuple[TorsionBias, ...]:
-    """Return the biases that keep rare wells covered, from reweighted samples of the flow as it is."""
+) -> tuple[CoverageBias, ...]:
+    """Return the biases that keep rare basins covered, from reweighted samples of the flow as it is."""
     core = len(model.coordinates.layout.circular) - model.coordinates.layout.rotors
-    wells = find_wells(frames.circular.numpy(), core)
+    basins = find_basins(frames.circular.numpy(), core)
     with torch.no_grad():
         latent = model.flow.sample_latent(_COVERAGE_SAMPLES, torch.Generator().manual_seed(seed))
         samples, _ = model.flow(latent)
@@ -149,7 +149,7 @@ def _coverage(
         )
     weights = torch.exp(log_weights[finite] - log_weights[finite].max())
     return coverage_biases(
-        wells,
+        basins,
         samples.circular[finite].numpy(),
         weights.numpy(),
         settings.refinement.coverage,

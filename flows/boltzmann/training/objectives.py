@@ -24,7 +24,7 @@ _LARGEST_WEIGHT = 10.0
 _TURN_SCALE = 0.05  # a typical width of a torsion in turns, where stiff coordinates have width one
 
 
-class Gradients(NamedTuple):
+class LossGradients(NamedTuple):
     """What a step needs to know of a batch.
 
     Attributes:
@@ -40,7 +40,7 @@ class Gradients(NamedTuple):
 # evaluated with torch as they stand, or compiled: see compiled_gradients.
 
 
-def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> Gradients:
+def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> LossGradients:
     """Return ``-mean log q`` over data, and its gradient.
 
     Args:
@@ -50,7 +50,7 @@ def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) 
     """
     with torch.enable_grad():
         loss = -flow.log_prob(Coordinates(circular, stiff)).mean()
-        return Gradients((loss.detach(),), _gradients(loss, flow))
+        return LossGradients((loss.detach(),), _gradients(loss, flow))
 
 
 def force_matching_gradients(
@@ -60,7 +60,7 @@ def force_matching_gradients(
     circular_slope: Tensor,
     stiff_slope: Tensor,
     weight: Tensor,
-) -> Gradients:
+) -> LossGradients:
     """Return the negative log-likelihood, half the mean squared difference of log-density gradients, and the gradient.
 
     The difference is taken in standardised coordinates (torsions times 0.05 turns), each configuration limited to ten
@@ -83,7 +83,7 @@ def force_matching_gradients(
         limit = _FORCE_OUTLIER * error.detach().median()
         limited = error * (limit / error.detach().clamp_min(1e-30)).clamp(max=1.0)
         likelihood, force = -log_prob.mean(), 0.5 * limited.mean()
-        return Gradients((likelihood.detach(), force.detach()), _gradients(likelihood + weight * force, flow))
+        return LossGradients((likelihood.detach(), force.detach()), _gradients(likelihood + weight * force, flow))
 
 
 def path_gradients(
@@ -95,7 +95,7 @@ def path_gradients(
     stiff_slope: Tensor,
     log_normaliser: Tensor,
     powers: Tensor,
-) -> Gradients:
+) -> LossGradients:
     """Return log-weights ``(B,)`` of samples of the flow, NaN where not finite, and the path gradient of divergences.
 
     With ``delta = grad log q - grad log pi`` at samples x of the flow (parameters held), the gradient of KL(q|pi), KL(pi|q)
@@ -138,7 +138,7 @@ def path_gradients(
         )
     found = {id(parameter): gradient for parameter, gradient in layers.path_gradient(pull)}
     none = torch.full_like(log_weights, torch.nan)
-    return Gradients(
+    return LossGradients(
         (torch.where(finite, log_weights, none),),
         tuple(found[id(p)] if id(p) in found else torch.zeros_like(p) for p in flow.parameters()),
     )

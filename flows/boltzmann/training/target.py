@@ -22,7 +22,7 @@ class TargetValue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TorsionBias:
+class CoverageBias:
     """A smooth bump that makes the neighbourhood of one torsion value more likely.
 
     Adds ``height * exp(concentration * (cos 2 pi (t - centre) - 1))`` to the log-density, t in turns.
@@ -60,7 +60,7 @@ class TargetDensity:
         coordinates: MoleculeCoordinates,
         energy: BatchedEnergy,
         temperature: float,
-        biases: tuple[TorsionBias, ...] = (),
+        biases: tuple[CoverageBias, ...] = (),
     ) -> None:
         self.coordinates = coordinates
         self.energy = energy

@@ -57,7 +57,7 @@ class BodyFeatures(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class _Block(nn.Module):
+class _AttentionBlock(nn.Module):
     """Attention between bodies, then a network for each."""
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -102,7 +102,7 @@ class BodyTransformer(nn.Module):
         super().__init__()
         self.embedding = nn.Linear(features, channels)
         self.identity = nn.Parameter(torch.zeros(count, channels))  # the product of one-hot identities with a matrix
-        self.blocks = nn.ModuleList(_Block(channels, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_AttentionBlock(channels, heads) for _ in range(blocks))
         self.last = nn.LayerNorm(channels)
         self.output = nn.Linear(channels, outputs)
         with torch.no_grad():

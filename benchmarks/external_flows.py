@@ -62,7 +62,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def foreign_flows(ours: BoltzmannGenerator) -> dict[str, ExternalFlow]:
+def external_flows(ours: BoltzmannGenerator) -> dict[str, ExternalFlow]:
     """Return the flows of the libraries that are installed, at the number of parameters of ``ours``."""
     makers = {"zuko": _zuko, "nflows": _nflows, "normflows": _normflows}
     circular = ours.flow.circular_dimension

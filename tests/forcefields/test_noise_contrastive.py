@@ -15,7 +15,7 @@ from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prio
 from flowbridge.forcefields.training.augmented_flow import FlowTeacher, TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import Lesson, student_of
-from flowbridge.forcefields.training.gradients import contrast
+from flowbridge.forcefields.training.gradients import ranking_loss
 from flowbridge.forcefields.training.noise_contrastive import ContrastedStudentTraining
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
 
@@ -34,7 +34,7 @@ class TestContrast:
         return 7.0 - 0.5 * stiffness * x.square() - density  # 7: a constant that must not matter
 
     def _contrast(self, stiffness):
-        return contrast(self._log_ratio(self.frames, stiffness), self._log_ratio(self.samples, stiffness))
+        return ranking_loss(self._log_ratio(self.frames, stiffness), self._log_ratio(self.samples, stiffness))
 
     def test_least_at_the_density_of_the_frames(self):
         stiffness = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -59,7 +59,7 @@ class TestContrast:
 
     def test_the_samples_own_density_scores_zero(self):
         ratio = torch.full((50,), 3.0)
-        assert abs(float(contrast(ratio, torch.full((70,), 3.0)))) < 1e-6
+        assert abs(float(ranking_loss(ratio, torch.full((70,), 3.0)))) < 1e-6
 
 
 def settings(**changes):
