@@ -33,7 +33,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Over rounds."""
+        """Median over rounds."""
         return statistics.median(self.rounds)
 
 

@@ -1,6 +1,6 @@
 """Energies and forces of many configurations of one System, per second: ``python -m benchmarks.openmm_energies``.
 
-What two processes can do at most on a machine is measured besides: the same work in as many independent processes as there
+What two processes can do at most on a machine is measured as well: the same work in as many independent processes as there
 are workers, each with a single Context and nothing to share.
 """
 

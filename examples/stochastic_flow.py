@@ -38,7 +38,7 @@ def data(count: int, seed: int) -> torch.Tensor:
 
 
 def flow(kernels: bool, seed: int = 0) -> StochasticFlow:
-    """Return three blocks of two spline couplings, with twenty Metropolis steps behind each block or without."""
+    """Return three blocks of two spline couplings, each followed by twenty Metropolis steps, or by none."""
     generator = torch.Generator().manual_seed(seed)
     steps = []
     for _ in range(3):

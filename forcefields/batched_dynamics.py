@@ -21,7 +21,7 @@ from ..core.errors import ConfigurationError, NonFiniteEnergyError
 from ..core.potential import Potential
 from ..core.units import thermal_energy
 
-_CHECK_INTERVAL = 50  # steps between looks at the energies
+_CHECK_INTERVAL = 50  # steps between checks of the energies
 _FAR = 3.0  # times the longest bond of the start
 
 
@@ -44,8 +44,8 @@ class LangevinReplicas:
         positions: ``(R, N, 3)`` nm, where the replicas start.
         temperatures: K; one number or one a replica.
         step_ps: time step.
-        friction_per_ps: of the thermostat.
-        seed: of velocities and noise.
+        friction_per_ps: friction of the thermostat.
+        seed: random seed of velocities and noise.
         last_good: file (npz) for the last good positions where a run has to be stopped; None writes none.
 
     Raises:

@@ -36,9 +36,9 @@ class CoarseGrainedForceField(Potential):
         beads: the particles; from :class:`~flowbridge.forcefields.beads.mappings.Mapping`.
         temperature: K.
         prior: terms in closed form.
-        configuration: of the network; None for the prior alone; or a network, a module from positions ``(B, n, 3)`` nm to
-            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be
-            kept in a model file.
+        configuration: configuration of the network; None for the prior alone; or a network, a module from positions
+            ``(B, n, 3)`` nm to energies ``(B,)`` in kT (see
+            :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be kept in a model file.
         examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
     """
 
@@ -83,10 +83,10 @@ class CoarseGrainedForceField(Potential):
 
         Args:
             prior: fitted to the same frames; see :func:`~flowbridge.forcefields.prior_statistics.fit_prior`.
-            configuration: of the network, or a network.
-            temperature: of the frames, K.
+            configuration: configuration of the network, or a network.
+            temperature: temperature of the frames in K.
             positions: the frames.
-            weights: of the frames ``(F,)``; None for equal ones.
+            weights: weights of the frames ``(F,)``; None for equal ones.
         """
         force_field = cls(prior.metadata.particles, temperature, prior, configuration, positions)
         share = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
@@ -119,7 +119,7 @@ class CoarseGrainedForceField(Potential):
         """Return the force field of another sequence: this graph network's parameters, with the other's prior.
 
         Args:
-            prior: of the other sequence's beads.
+            prior: prior of the other sequence's beads.
             positions: frames ``(F, n, 3)`` nm of them, kept as examples.
 
         Raises:
@@ -162,7 +162,7 @@ class CoarseGrainedForceField(Potential):
         return bare
 
     def worst_strain(self, positions: Tensor) -> Strain:
-        """Return the bead of a configuration ``(n, 3)`` with the largest force, and the part of the energy behind it."""
+        """Return the bead of a configuration ``(n, 3)`` with the largest force, and the term of the energy that causes it."""
         with torch.enable_grad():
             leaf = positions.detach().double()[None].requires_grad_(True)
             parts = {term.kind: term(leaf).sum() for term in self.prior.prior_terms}

@@ -29,8 +29,8 @@ class ParallelTempering:
         temperatures: K, increasing; the first is the one that is asked for.
         step_ps: time step.
         exchange_interval: steps between proposals.
-        friction_per_ps: of the thermostat.
-        seed: of everything random.
+        friction_per_ps: friction of the thermostat.
+        seed: random seed.
         last_good: see :class:`~flowbridge.forcefields.batched_dynamics.LangevinReplicas`.
     """
 
@@ -64,7 +64,7 @@ class ParallelTempering:
 
     @property
     def acceptance(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Share of accepted exchanges between neighbouring temperatures ``(T - 1,)``; NaN where none was proposed."""
+        """Fraction of accepted exchanges between neighbouring temperatures ``(T - 1,)``; NaN where none was proposed."""
         with np.errstate(invalid="ignore"):
             share: np.ndarray[Any, np.dtype[np.float64]] = self.accepted / self.proposed
         return share
@@ -98,7 +98,7 @@ class ParallelTempering:
         return kept
 
     def exchange(self) -> None:
-        """Propose to exchange neighbouring temperatures in all ladders, by the rule of Metropolis."""
+        """Propose to exchange neighbouring temperatures in all ladders, by the Metropolis rule."""
         energies = self.replicas.state.energies.reshape(self.ladders, self.rungs)
         at_rung = torch.argsort(self.rung_of, dim=1)  # replica at each rung
         beta = 1.0 / (thermal_energy(1.0) * self._kelvin)

@@ -45,7 +45,7 @@ class PriorConfiguration(StrictModel):
         repulsion: stiffness k of ``k/2 (d - d0)^2`` for pairs closer than d0, in kT/nm^2; 0 for none. 3200 is the 1600 (d -
             d0)^2 of arXiv 2203.11167.
         repulsion_range: d0 in nm for all pairs; None for the ``repulsion_quantile`` of each pair's distances.
-        repulsion_quantile: share of the frames in which a pair is closer than its d0.
+        repulsion_quantile: fraction of the frames in which a pair is closer than its d0.
         repulsion_bonds: pairs that at least so many bonds separate repel each other.
     """
 
@@ -70,11 +70,11 @@ def fit_prior(
     """Return prior terms fitted to frames.
 
     Args:
-        beads: with their bonds.
-        positions: of the beads ``(F, n, 3)`` in nm.
-        temperature: of the frames, K.
+        beads: beads with their bonds.
+        positions: positions of the beads ``(F, n, 3)`` in nm.
+        temperature: temperature of the frames in K.
         settings: which terms.
-        weights: of the frames ``(F,)``, any scale; None for equal ones.
+        weights: weights of the frames ``(F,)``, any scale; None for equal ones.
 
     Raises:
         ConfigurationError: for too few frames, bonds that do not vary, beads without bonds, and molecules that are broken.

@@ -159,7 +159,7 @@ class PriorEnergy(Potential):
 
     Args:
         beads: the particles.
-        terms: of the energy, in any order.
+        terms: terms of the energy, in any order.
         temperature: K at which they were fitted; None for terms that were not.
     """
 

@@ -28,7 +28,7 @@ PUBLISHED = {
     "methyl of ALA": (0.72, 0.08),
     "methyl of NME": (0.87, 0.10),
 }
-"""Of the paper's notebook: RNVP alone, RNVP + MC. Which of its methyl groups is which is not said there."""
+"""RNVP alone and RNVP + MC, from the paper's notebook, which does not say which methyl group is which."""
 
 
 def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Electron densities of small molecules by quantum Monte Carlo, beside exact and coupled-cluster values.
+"""Electron densities of small molecules by quantum Monte Carlo, next to exact and coupled-cluster values.
 
     python -m benchmarks.science.electron_densities             # all cases, hours
     python -m benchmarks.science.electron_densities He H2 LiH   # some of them
@@ -180,7 +180,7 @@ def _shrunken(density: Any) -> Any:
 
 
 def hydrogen_molecule(small: bool) -> dict[str, Any]:
-    """Return H2 at 1.4 bohr, beside CCSD, which is full configuration interaction for two electrons."""
+    """Return H2 at 1.4 bohr, next to CCSD, which is full configuration interaction for two electrons."""
     settings = settings_for(small)
     if not small:  # its force is small, and the noise of the parameters shows in it
         settings = replace(settings, optimisation=replace(settings.optimisation, sweeps=25))
@@ -195,7 +195,7 @@ def hydrogen_molecule(small: bool) -> dict[str, Any]:
 
 
 def lithium_hydride(small: bool) -> dict[str, Any]:
-    """Return LiH at 3.015 bohr, beside CCSD."""
+    """Return LiH at 3.015 bohr, next to CCSD."""
     settings = settings_for(small)
     if not small:  # a dipole is a global moment, and wants as many samples as a plain average
         settings = replace(settings, sampling=replace(settings.sampling, sweeps=180))
@@ -204,7 +204,7 @@ def lithium_hydride(small: bool) -> dict[str, Any]:
 
 
 def polar(name: str, small: bool, active_space: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Return a molecule with a dipole moment, beside CCSD; with an active space an expansion of determinants, three times."""
+    """Return a molecule with a dipole moment, next to CCSD; with an active space an expansion of determinants, three times."""
     settings = settings_for(small, active_space=active_space)
     if active_space is None:
         if not small:  # the noisier a deep core makes the local energy, the noisier are the parameters
@@ -252,7 +252,7 @@ def _coupled_cluster(molecule: Molecule, small: bool) -> dict[str, Any]:
 
 
 def dissociation(small: bool) -> dict[str, Any]:
-    """Return energies and dipoles of LiH at five bond lengths, beside CCSD(T) and CCSD."""
+    """Return energies and dipoles of LiH at five bond lengths, next to CCSD(T) and CCSD."""
     pyscf = require_pyscf()
     points = []
     for length in CURVE[:2] if small else CURVE:

@@ -1,12 +1,12 @@
-"""Equivariant flows on DW4 and LJ13: likelihoods against entropies, effective sample sizes, and flows without symmetry beside.
+"""Equivariant flows on DW4 and LJ13: likelihoods, entropies, effective sample sizes, and flows without symmetry.
 
     python -m benchmarks.science.equivariant_flows            # everything, some hours on one core; repeat to go on after a stop
     python -m benchmarks.science.equivariant_flows --small    # all stages in seconds, printed as JSON; the numbers mean nothing
     python -m benchmarks.science.equivariant_flows --samples  # reference samples only, LJ55 among them
     torchrun --nproc-per-node 2 -m benchmarks.science.equivariant_flows --systems LJ13  # trained by two processes
 
-Published beside (arXiv 2306.15030, flow matching on a GPU): DW4 -log p 1.68 to 1.72 and effective sample size 87 to 92 %, LJ13
--15.8 to -16.1 and 40 to 58 %, all without the Gaussian constant.
+Published for comparison (arXiv 2306.15030, flow matching on a GPU): DW4 -log p 1.68 to 1.72 and effective sample size 87
+to 92 %, LJ13 -15.8 to -16.1 and 40 to 58 %, all without the Gaussian constant.
 """
 
 from __future__ import annotations

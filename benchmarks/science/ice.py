@@ -34,12 +34,12 @@ class Protocol:
         base: temperature of the base, K.
         ladder: further temperatures, K; between neighbours the ensembles must overlap.
         base_runs: independent trajectories at the base.
-        frames: of each trajectory.
+        frames: number of frames of each trajectory.
         interval: steps between frames.
         equilibration: steps before the first.
         step_ps: time step.
         friction: 1/ps.
-        method: of electrostatics.
+        method: electrostatics.
         platform: OpenMM platform.
     """
 

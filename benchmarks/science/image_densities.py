@@ -84,7 +84,7 @@ class ImageEnergy:
 
 
 def image_flow(energy: ImageEnergy, seed: int, *, kernels: bool) -> StochasticFlow:
-    """Return an untrained flow of five blocks of two spline couplings, with Metropolis kernels behind each or without."""
+    """Return an untrained flow of five blocks of two spline couplings, each followed by Metropolis kernels, or by none."""
     kernel = (lambda: MetropolisKernel(_STEP, _KERNEL_STEPS)) if kernels else None
     return plane_flow(energy, _BLOCKS, seed, lambda: RationalQuadraticSpline(_BINS, 3.0), kernel)
 

@@ -35,7 +35,7 @@ class Plan:
     """Sizes of everything.
 
     Attributes:
-        formulas: to build, in equal parts.
+        formulas: formulas of the molecules, in equal parts.
         count: molecules of an evaluation.
         every: rounds between evaluations.
         reinforcement: its stage.

@@ -177,7 +177,7 @@ def ways(plan: Plan, seed: int, folder: Path) -> tuple[dict[str, Proposals], dic
 
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""By way, order, budget and formula."""
+"""Results by way, order, budget and formula."""
 
 
 def compared(plan: Plan, seed: int, folder: Path, enumerated: Sequence[StoredIsomer]) -> tuple[Results, dict[str, Any]]:

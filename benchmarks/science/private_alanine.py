@@ -74,7 +74,7 @@ class PrivateAlanine:
     """Private frames, held-out frames, and the evaluation of force fields.
 
     Args:
-        folder: of the reference simulation, that of the coarse-graining benchmark; simulated if it is empty.
+        folder: folder of the reference simulation (the coarse-graining benchmark has one); simulated if it is empty.
         small: a simulation of seconds.
     """
 

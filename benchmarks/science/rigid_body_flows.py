@@ -46,13 +46,13 @@ class Plan:
     """Sizes of everything.
 
     Attributes:
-        protocol: of the simulations of ice.
+        protocol: simulations of ice.
         targets: temperatures that ice is cooled to, K.
-        map_training: of the flow that carries samples.
-        generator_training: of the generator of ice.
-        body_training: of the generator of the tetrahedral body.
+        map_training: training of the flow that maps samples.
+        generator_training: training of the generator of ice.
+        body_training: training of the generator of the tetrahedral body.
         body_frames: orientations it learns from.
-        samples: that generators are judged by.
+        samples: number of samples that evaluate a generator.
     """
 
     protocol: Protocol

@@ -45,8 +45,8 @@ class Body:
     """The body and its field.
 
     Attributes:
-        name: of the case.
-        charges: of C and the four H, elementary charges.
+        name: name of the case.
+        charges: charges of C and the four H, elementary charges.
         strength: the potential of the field is ``strength y^3``, kJ/(mol e nm^3).
     """
 

@@ -23,14 +23,14 @@ from .molecule_coordinates import Coordinates, MoleculeCoordinates
 
 
 class FlowResult(NamedTuple):
-    """Mapped coordinates and the log-determinant ``(B,)`` of the direction that was asked for."""
+    """Mapped coordinates and the log-determinant ``(B,)`` of the direction taken."""
 
     coordinates: Coordinates
     log_det: Tensor
 
 
 class CircleShift(Bijection):
-    """A fixed rotation of every angle, so that no layer's winding point is special."""
+    """A fixed rotation of every angle: no angle is special for all layers."""
 
     shift: Tensor
 

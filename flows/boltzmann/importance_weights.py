@@ -35,7 +35,7 @@ def importance_samples(generator: Potential, draws: Draws, target: Any, seed: in
         generator: the density that was drawn from, with its particles and its temperature.
         draws: samples of it.
         target: what :func:`~flowbridge.core.energy.as_batched_energy` takes.
-        seed: that the draws were made with, for the provenance.
+        seed: random seed of the draws, for the provenance.
 
     Returns:
         All draws: one whose energy is not finite gets weight 0 and stays in the set, so that the effective sample size

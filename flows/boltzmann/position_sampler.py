@@ -1,4 +1,4 @@
-"""Samples of a Boltzmann generator through a compiled program: for few at a time, or for millions."""
+"""Samples of a Boltzmann generator by a compiled program, a few at a time or millions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PositionSampler:
     need, and thousands at a time about twice as fast.
 
     Args:
-        model: the generator; its parameters are read anew at every call.
+        model: the generator; its parameters are read at every call.
         batch: configurations of one call of the program.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """

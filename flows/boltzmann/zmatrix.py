@@ -25,7 +25,7 @@ _LINEAR_DEGREES = 10.0
 
 @dataclass(frozen=True)
 class Row:
-    """How one atom is placed: at a distance from ``bond``, an angle with ``angle``, a torsion with ``torsion``.
+    """Placement of one atom: a distance from ``bond``, an angle with ``angle``, a torsion with ``torsion``.
 
     ``angle`` and ``torsion`` are -1 where the atom needs none (the three atoms of the frame). ``relative`` says that
     the torsion is measured from a sibling, ``rotor`` that it turns nothing but hydrogens.
@@ -163,7 +163,7 @@ def refuse_linear(zmatrix: ZMatrix, positions: NDArray[np.float64], particles: P
     Args:
         zmatrix: the z-matrix.
         positions: ``(F, N, 3)`` in nm.
-        particles: for the names in the message.
+        particles: particles, for the names in the message.
     """
     for row in zmatrix.rows:
         if row.angle < 0:

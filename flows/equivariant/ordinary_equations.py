@@ -1,4 +1,4 @@
-"""Solving the ordinary differential equation of a flow, and of its density along with it."""
+"""Solvers of the ordinary differential equation of a flow and of its density."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 
 
 class Solver(StrictModel):
-    """How an equation is solved.
+    """Settings of the solver of an ordinary differential equation.
 
     Attributes:
         method: ``rk4``, the classical Runge-Kutta rule of order 4 with equal steps, whose result is an exact function of its
             input that can be differentiated and compiled; ``dopri5``, steps adapted to tolerances by torchdiffeq.
-        steps: of ``rk4``, from time 0 to 1.
+        steps: number of steps of ``rk4`` from time 0 to 1.
         rtol: relative tolerance of ``dopri5``.
         atol: absolute tolerance of ``dopri5``.
     """
@@ -42,7 +42,7 @@ class Solution(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What :func:`runge_kutta` returns: :class:`Solution`, and how far its steps are from the equation ``(B,)``.
+    """Result of :func:`runge_kutta`: a :class:`Solution` and the defect ``(B,)`` of its steps.
 
     ``defect`` sums, over steps h, ``h^2`` times the squared change of velocity and divergence between the two evaluations in
     the middle of a step.
@@ -54,7 +54,7 @@ class Steps(NamedTuple):
 
 
 def transport(field: Velocities, x: Tensor, solver: Solver, *, backward: bool = False) -> Solution:
-    """Carry configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
+    """Transport configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
 
     The integral is that of the direction taken, so ``log p(end) = log p(start) - divergence``.
 
@@ -69,7 +69,7 @@ def transport(field: Velocities, x: Tensor, solver: Solver, *, backward: bool = 
 
 
 def runge_kutta(field: Velocities, x: Tensor, times: Sequence[float]) -> Steps:
-    """Carry configurations from the first to the last of ``times`` by one step of the classical rule between neighbours."""
+    """Transport configurations from the first to the last of ``times``, one step of the classical rule between neighbours."""
     divergence = defect = x.new_zeros(len(x))
     for time, following in itertools.pairwise(times):
         (x, divergence), first, second = _step(
@@ -107,7 +107,7 @@ def displaced_times(steps: int, generator: torch.Generator) -> list[float]:
 
 
 def carried(field: Velocities, x: Tensor, times: Sequence[float]) -> Tensor:
-    """Return only where :func:`runge_kutta` carries configurations to, which takes no divergence."""
+    """Return the positions at the end of :func:`runge_kutta`, without any divergence."""
     for time, following in itertools.pairwise(times):
         (x,), *_ = _step(lambda time, x: (field(time, x),), (x,), time, following)
     return x
@@ -121,7 +121,7 @@ class CarriedGradient(NamedTuple):
 
 
 def carried_with_gradient(field: Velocities, x: Tensor, gradient: Tensor, times: Sequence[float]) -> CarriedGradient:
-    """Carry configurations and the gradient there of a log-density, as the density of the flow changes along the way.
+    """Transport configurations together with the gradient of a log-density that changes as the flow's density does.
 
     Where ``dx/dt = v``, ``log p`` falls by the divergence, and its gradient a obeys ``da/dt = -(dv/dx)^T a - grad div v``.
     The Runge-Kutta rule solves both together, at the cost of one derivative of the divergence an evaluation; no record is
@@ -130,7 +130,7 @@ def carried_with_gradient(field: Velocities, x: Tensor, gradient: Tensor, times:
     Args:
         field: the velocity v.
         x: configurations ``(B, N, D)`` at the first of ``times``.
-        gradient: of the log-density there ``(B, N, D)``.
+        gradient: gradient of the log-density there ``(B, N, D)``.
         times: one step of the rule between neighbours.
     """
 

@@ -31,12 +31,12 @@ _ACCEPTANCE = (
 
 @dataclass(frozen=True)
 class ReplicaExchangeSettings:
-    """How to sample.
+    """Settings of the sampler.
 
     Attributes:
         chains: independent chains, each with a replica at every temperature.
         temperatures: reduced temperatures in ascending order, the first of which is sampled: 1 for the ensemble itself.
-        leapfrog_steps: of one trajectory.
+        leapfrog_steps: leapfrog steps of one trajectory.
         equilibration: sweeps before the first sample, in which step sizes are adapted.
         thinning: sweeps from one sample of each chain to the next; a sweep is a trajectory of each replica and one round of
             exchanges of neighbours.
@@ -142,7 +142,7 @@ class ReplicaExchange:
         return energy.view(x.shape[:2]), gradient.view(x.shape)
 
     def _trajectories(self, adapt: bool) -> None:
-        """Move every replica along one Hamiltonian trajectory, and accept it by the rule of Metropolis."""
+        """Move every replica along one Hamiltonian trajectory, and accept it by the Metropolis rule."""
         beta = self._beta[:, None]
         x = self.positions
         noise = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
@@ -249,7 +249,7 @@ def virial(system: ParticleSystem, x: Tensor, blocks: int | None = None) -> Esti
     Args:
         system: whose energy it is.
         x: samples ``(S, N, D)`` in reduced lengths.
-        blocks: of consecutive samples, for the error.
+        blocks: number of blocks of consecutive samples, for the error.
     """
     gradient = system.reduced_energy_and_gradient(x).gradient
     values = (without_mean(x) * gradient).sum((1, 2)).numpy()

@@ -1,4 +1,4 @@
-"""Particles with a pair energy in reduced units: the systems that equivariant flows are measured on.
+"""Particles with a pair energy in reduced units: the benchmark systems of equivariant flows.
 
 A reduced energy is in kT. As a Potential a system has a length in nm and a temperature in K, so that
 ``U = kT u(x / length)`` in kJ/mol. A system of two dimensions reads x and y of each position, and pulls nothing along z.

@@ -22,7 +22,7 @@ class BondSearch(NamedTuple):
     """What :func:`find_bonds` found.
 
     Attributes:
-        bonds: with orders; empty where there is a fault.
+        bonds: bonds with orders; empty where there is a fault.
         fault: why the geometry is no valid molecule, or None.
     """
 

@@ -106,11 +106,11 @@ class Formula:
 
     @property
     def atomic_numbers(self) -> tuple[int, ...]:
-        """Of every atom, in the order of ``ELEMENTS``."""
+        """Atomic number of every atom, in the order of ``ELEMENTS``."""
         return tuple(ATOMIC_NUMBERS[e] for e, n in zip(ELEMENTS, self.counts, strict=True) for _ in range(n))
 
     def __str__(self) -> str:
-        """In Hill's order: carbon, hydrogen, then by the alphabet."""
+        """Return the formula in Hill's order: carbon, hydrogen, then by the alphabet."""
         numbers = dict(zip(ELEMENTS, self.counts, strict=True))
         order = ("C", "H", "F", "N", "O") if numbers["C"] else ("F", "H", "N", "O")
         return "".join(f"{e}{numbers[e] if numbers[e] > 1 else ''}" for e in order if numbers[e])

@@ -87,7 +87,7 @@ class MoleculeSet(NamedTuple):
         """Draw an order for each molecule: each next atom evenly among those bonded to what is there, hydrogens last.
 
         Args:
-            generator: of the choices.
+            generator: source of random numbers for the choices.
             jumps: probability at each step to choose evenly among all atoms whose turn it is, bonded or not; when it is
                 positive every order that a builder can take has a chance. Where nothing bonded is left, it is always so.
         """

@@ -19,15 +19,15 @@ class RigidFlowConfiguration(StrictModel):
         orientations: ``moebius``, symmetrised Moebius maps, or ``convex_gradient``, gradients of convex functions.
         moebius_steps: Moebius maps of one coupling.
         components: quadratic forms of one convex function.
-        first_exponent: of the power means of those forms before training; with small ones densities fall off fast around their
-            modes, with large ones they learn faster.
+        first_exponent: exponent of the power means of those forms before training; with small ones densities fall off
+            fast around their modes, with large ones they learn faster.
         least_exponent: what training cannot go below, less than the first: 1, or down to 1/2.
         closed: direction that is closed form with ``convex_gradient``: ``inverse`` (data to latent) for densities that are to
             be used as potentials, ``forward`` for maps of samples.
         channels: width of the transformers.
-        heads: of their attention.
-        blocks: of attention and network each.
-        seed: of the initial parameters.
+        heads: attention heads.
+        blocks: blocks of attention and network.
+        seed: random seed of the initial parameters.
     """
 
     repetitions: NonNegativeInt = 4
@@ -64,12 +64,12 @@ class RigidFlowTraining(StrictModel):
     Attributes:
         steps: optimiser steps.
         batch: samples a step.
-        learning_rate: of the networks, peak of the cosine schedule.
-        harmonic_learning_rate: of the harmonic map, in units of the fluctuations; 0 keeps it as it is.
+        learning_rate: learning rate of the networks, peak of the cosine schedule.
+        harmonic_learning_rate: learning rate of the harmonic map, in units of the fluctuations; 0 keeps it as it is.
         final_share: last learning rate over the first.
         gradient_clip: largest norm of the networks' gradient, and of the harmonic map's.
         average: decay of the exponential moving average of the parameters.
-        checkpoint_interval: steps between checkpoints, and between looks at held-out samples.
+        checkpoint_interval: steps between checkpoints, and between evaluations on held-out samples.
     """
 
     steps: NonNegativeInt = 2000

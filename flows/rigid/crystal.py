@@ -19,8 +19,7 @@ class CrystalCoordinates(NamedTuple):
     Attributes:
         displacements: ``(B, M, 3)`` nm from the sites, in a frame that moves with the first body; zero for that one.
         orientations: ``(B, M, 4)`` unit quaternions in the frames of the sites' orientations; the identity, of either
-        sign, for
-            a body that is oriented as its site.
+            sign, for a body that is oriented as its site.
     """
 
     displacements: Tensor

@@ -17,7 +17,7 @@ class BodyEnergy:
 
     Args:
         bodies: the bodies.
-        energy: of their sites.
+        energy: energy of their sites.
     """
 
     def __init__(self, bodies: RigidBodies, energy: BatchedEnergy) -> None:
@@ -33,7 +33,7 @@ class BodyEnergy:
         """Return ``U / kT`` ``(B,)``; see :meth:`energy_of`.
 
         Args:
-            configuration: of the bodies.
+            configuration: positions and orientations of the bodies.
             temperature: K.
         """
         return self.energy_of(configuration) / thermal_energy(temperature)

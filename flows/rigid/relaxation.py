@@ -38,7 +38,7 @@ def relaxed(
     """Return the minimum of the energy next to a configuration ``(1, M, ...)``, the first body held, with its curvature.
 
     Args:
-        energy: in double precision (OpenMM's Reference platform), or the differences of forces are noise.
+        energy: energy in double precision (OpenMM's Reference platform), or the differences of forces are noise.
         configuration: where to start.
         box: ``(3,)`` nm.
         tolerance: largest component of the gradient at the minimum, kJ/mol by flat coordinate.

@@ -1,4 +1,4 @@
-"""Where paths begin and where they lead: densities that can be drawn from, reduced energies, and what lies between."""
+"""Beginnings and ends of paths: densities to draw from, reduced energies, and interpolations between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo: leapfrog trajectories with fresh momenta, accepted by Metropolis' rule or all taken."""
+"""Hamiltonian Monte Carlo: leapfrog trajectories with fresh momenta, accepted by the Metropolis rule or all taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HamiltonianKernel(Kernel):
     minus the one that is dropped. Training needs second derivatives of the energy.
 
     Args:
-        step: of time; with a scale s, coordinate i has the step ``e s_i``.
+        step: time step; with a scale s, coordinate i has the step ``e s_i``.
         steps: leapfrog steps of one trajectory.
         trajectories: how many, one after the other.
         accept: whether each is accepted or rejected.

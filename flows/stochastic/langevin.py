@@ -1,4 +1,4 @@
-"""Langevin dynamics, overdamped and not, with the exact ratio of the probabilities of both ways.
+"""Langevin dynamics, overdamped and underdamped, with the exact ratio of backward and forward probabilities.
 
 Energies are reduced, so kT is one; masses are one, which a kernel's scale can undo by coordinate.
 """

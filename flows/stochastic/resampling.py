@@ -1,4 +1,4 @@
-"""Resampling along the way: paths of small weight end, paths of large weight go on more than once (sequential Monte Carlo)."""
+"""Resampling of paths (sequential Monte Carlo): small weights end, large weights continue more than once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ...core.statistics.estimates import effective_sample_percent
 
 @dataclass(frozen=True)
 class Resampling:
-    """When paths are resampled.
+    """The criterion of resampling.
 
     Attributes:
-        threshold: after a kernel, paths are resampled if their effective sample size is below this share of their number; 1
+        threshold: after a kernel, paths are resampled if their effective sample size is below this fraction of their number; 1
             resamples after every kernel that leaves any difference.
     """
 
@@ -25,7 +25,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold <= 1.0:
-            raise ConfigurationError(f"the threshold of resampling is a share in (0, 1], got {self.threshold}")
+            raise ConfigurationError(f"the threshold of resampling is a fraction in (0, 1], got {self.threshold}")
 
     def wanted(self, log_weights: Tensor) -> bool:
         """Return whether paths with these log-weights ``(B,)`` are to be resampled."""

@@ -22,16 +22,17 @@ from .resampling import Resampling, log_mean_weight, refuse_worthless, systemati
 
 
 class Paths(NamedTuple):
-    """What became of a batch of paths.
+    """A batch of paths.
 
     Attributes:
-        latent: where they begin, ``(B, D)`` in latent space.
-        value: where they end, ``(B, D)`` in data space.
+        latent: beginnings ``(B, D)`` in latent space.
+        value: ends ``(B, D)`` in data space.
         log_ratio: ``sum dS`` of each from latent to data ``(B,)``, also of paths that were walked backward.
         log_weights: ``(B,)`` importance weights towards ``exp(-u_target)`` with their constant: the mean weight is the
             partition function. Of resampled paths they include the mean weight at that place.
-        acceptance: mean share of accepted proposals of each kernel in the order of the steps; NaN for kernels that accept all.
-        resampled: the number of times that paths were resampled.
+        acceptance: mean fraction of accepted proposals of each kernel, in the order of the steps; NaN for kernels that
+            accept all.
+        resampled: number of times that paths were resampled.
     """
 
     latent: Tensor
@@ -52,7 +53,8 @@ class StochasticFlow(nn.Module):
         prior: normalised density in latent space; its parameters, if any, are trained with the rest.
         target: reduced energy in data space.
         steps: bijections and kernels.
-        fractions: of the target's energy in the energy of each kernel, in their order; evenly spaced up to 1 where None.
+        fractions: fraction of the target's energy in the energy of each kernel, in their order; evenly spaced up to 1
+            where None.
         learned_schedule: whether training may move the fractions.
 
     Raises:
@@ -134,7 +136,7 @@ class StochasticFlow(nn.Module):
 
         Args:
             count: number of paths.
-            generator: of all random numbers.
+            generator: source of all random numbers.
             resampling: when to resample along the way; never where None. Resampled paths share their beginnings: they are not
                 independent, and the effective sample size of their weights does not show it.
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Transformed(NamedTuple):
-    """Result of a bijection: the mapped value and ``log |det J|`` of that direction, one per configuration."""
+    """Result of a bijection: the mapped value and ``log |det J|`` of that direction for each configuration."""
 
     value: Tensor
     log_det: Tensor
 
 
 class Triangular(NamedTuple):
-    """Result of a layer that changes some coordinates one by one and only looks at the others.
+    """Result of a layer that changes some coordinates one by one and reads the others.
 
     Attributes:
         value: mapped coordinates ``(B, D)``.
@@ -50,7 +50,7 @@ class Bijection(nn.Module):
     """An invertible map between latent and data coordinates, optionally conditioned on a context.
 
     ``forward`` goes latent -> data, ``inverse`` data -> latent. The log-determinant always belongs to the direction
-    that was asked for. A subclass says in its docstring which direction is closed form.
+    taken. A subclass says in its docstring which direction is closed form.
     """
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
@@ -91,7 +91,7 @@ class Chain(Bijection):
 
 
 class ElementwiseTransform(nn.Module):
-    """A family of increasing maps of one coordinate, with its parameters given from outside.
+    """A family of increasing maps of one coordinate whose parameters a conditioner gives.
 
     Attributes:
         parameter_count: how many unconstrained parameters one coordinate needs.

@@ -1,4 +1,4 @@
-"""Networks that turn what a coupling layer sees into the parameters of its transform."""
+"""Networks that give the parameters of a coupling layer's transform."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Conditioner(nn.Module):
         inputs: number of input features; with 0 the parameters are learned constants.
         hidden: widths of the hidden layers.
         start: ``(D, P)`` parameters that the fresh network gives.
-        generator: of the initial weights.
+        generator: source of random numbers for the initial weights.
         parameters_apart: how the output lies in memory; see ``ElementwiseTransform.parameters_apart``.
     """
 
@@ -64,7 +64,7 @@ class Conditioner(nn.Module):
 
 
 def linear_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Return a layer as torch starts it, from numbers of ``generator`` alone."""
+    """Return a layer with torch's default initial distribution, drawn from ``generator`` alone."""
     layer = nn.Linear(inputs, outputs)
     bound = 1.0 / math.sqrt(inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Coupling layers: some coordinates are transformed, the others and a context say how."""
+"""Coupling layers: the other coordinates and a context determine how some coordinates are transformed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Coupling(Bijection):
         transformed: indices of the coordinates to transform.
         transform: family of elementwise maps.
         hidden: widths of the conditioner's hidden layers.
-        generator: of initial weights.
+        generator: source of random numbers for initial weights.
         conditioning: indices that the conditioner sees; all others where None.
         encoder: module that turns the seen coordinates into features (Fourier features of angles); None: as they are.
         features: number of features that ``encoder`` gives; ignored without one.

@@ -1,4 +1,4 @@
-"""When perturbations are merged during training, and what the optimiser forgets then."""
+"""The schedule by which training merges perturbations, and the optimiser state that each merge resets."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MergingSchedule:
     of all three; the next step is then the one that would have come.
 
     Args:
-        module: what holds the matrices.
-        optimiser: what trains them.
+        module: module with the matrices.
+        optimiser: optimiser that trains them.
         every: optimiser steps between merges.
         correct_every: merges of a matrix between corrections of its inverse.
         limits: see :class:`MergeLimits`.
@@ -66,7 +66,7 @@ class MergingSchedule:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in its cycle the schedule is: plain numbers and lists of them."""
+        """Return the position of the schedule in its cycle: numbers and lists of numbers."""
         return {
             "steps": self.steps,
             "held_back": self.held_back,
@@ -75,7 +75,7 @@ class MergingSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a schedule was when :meth:`state_dict` was called.
+        """Continue from the state that :meth:`state_dict` returned.
 
         Raises:
             ConfigurationError: when it belongs to another number of matrices.
@@ -90,7 +90,7 @@ class MergingSchedule:
         self._seen = [int(value) for value in state["merges"]]
 
     def close(self) -> None:
-        """Leave the optimiser alone from now on."""
+        """Remove the hooks from the optimiser."""
         for hook in self._hooks:
             hook.remove()
 
@@ -115,7 +115,7 @@ class MergingSchedule:
             self.postponed[index] = 0
 
     def _forget(self) -> None:
-        """Reset the state of the directions that have changed since the last look."""
+        """Reset the state of the directions that have changed since the last call."""
         for index, matrix in enumerate(self.matrices):
             if int(matrix.merges) == self._seen[index]:
                 continue
@@ -129,7 +129,7 @@ class MergingSchedule:
 
 
 def restart_merged(average: nn.Module, module: nn.Module) -> None:
-    """Let moving averages of a module's parameters go along with its merges; call it after each update of the averages.
+    """Apply the merges of a module to moving averages of its parameters; call it after each update of the averages.
 
     An average of u from before a merge belongs to a matrix without the perturbation: with the merged one it would count twice.
     The perturbation starts again in the average where it has just started in the module.
@@ -137,7 +137,7 @@ def restart_merged(average: nn.Module, module: nn.Module) -> None:
     Args:
         average: a copy of the module that holds the averages, and the module's own matrices (as
             :class:`torch.optim.swa_utils.AveragedModel` copies buffers).
-        module: what is trained.
+        module: trained module.
     """
     for averaged, trained in zip(rank_one_matrices(average), rank_one_matrices(module), strict=True):
         if not bool(trained.u.any()):

@@ -1,4 +1,4 @@
-"""A matrix that is trained by perturbations of rank one, and knows its inverse and determinant all the time.
+"""A matrix trained by perturbations of rank one, whose inverse and determinant are always known.
 
 Kraemer, Koehler, Noe, "Training invertible linear layers through rank-one perturbations" (P4, arXiv 2010.07033). The matrix is
 ``W = A + u v^T`` with A fixed and u, v trained. Products, solutions (Sherman and Morrison) and ``log |det W|`` (determinant
@@ -25,7 +25,7 @@ _SEEDS = 1_000_003  # between the random directions of one matrix and those of t
 
 @dataclass(frozen=True)
 class MergeLimits:
-    """How far a perturbation may change the determinant and the inverse.
+    """Limits of the change of determinant and inverse by a perturbation.
 
     Attributes:
         log_factor: range of ``log (1 + v^T A^-1 u)`` that :meth:`RankOneMatrix.penalty` does not punish; u is held back 2 below
@@ -73,9 +73,9 @@ class RankOneMatrix(nn.Module):
 
     Args:
         size: n.
-        seed: of the random directions v; the k-th one depends on the seed and k only.
+        seed: random seed of the random directions v; the k-th one depends on the seed and k only.
         matrix: where to start, ``(n, n)``; the identity where None.
-        dtype: of everything; in float32 the inverse drifts by about 1e-4 between corrections.
+        dtype: precision of all parameters and buffers; in float32 the inverse drifts by about 1e-4 between corrections.
 
     Raises:
         SingularMatrixError: when ``matrix`` has no inverse.
@@ -226,7 +226,7 @@ class RankOneMatrix(nn.Module):
 
     @torch.no_grad()
     def compute_directly(self) -> None:
-        """Compute inverse and determinant of A anew: n^3.
+        """Recompute inverse and determinant of A: n^3.
 
         Raises:
             SingularMatrixError: when A has no inverse that its precision can hold.

@@ -22,10 +22,10 @@ _ITERATIONS = (
 
 
 class BoundedIterations:
-    """Root finding in a fixed number of iterations, as it has to be where it is recorded for a compiler.
+    """Root finding in a fixed number of iterations, which recording for a compiler requires.
 
     Within ``with bounded_iterations(count) as bounded:`` roots are refined that many times, all of them; ``bounded.converged``
-    then says for each configuration whether all its roots are found. Whoever opens the block answers for the others.
+    then says for each configuration whether all its roots are found. The caller has to solve the others again.
 
     Attributes:
         iterations: how many.
@@ -36,7 +36,7 @@ class BoundedIterations:
         self._found: list[Tensor] = []
 
     def add(self, found: Tensor) -> None:
-        """Take note of which roots ``(M,)`` of a call were found."""
+        """Record which roots ``(M,)`` of a call were found."""
         self._found.append(found)
 
     def converged(self, count: int) -> Tensor:

@@ -32,7 +32,7 @@ class ForceMap:
     """A linear map of forces, ``F = B f``, that belongs to a mapping.
 
     Attributes:
-        mapping: of the positions.
+        mapping: mapping of the positions.
         weights: B ``(n, N)``.
     """
 
@@ -62,7 +62,7 @@ def plain_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMap
     """Return the map that adds up the forces on the atoms of each bead, and on those that constraints tie to them.
 
     Args:
-        mapping: of the positions.
+        mapping: mapping of the positions.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:
@@ -85,7 +85,7 @@ def bonded_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMa
     looked at, which private data ask for. Atoms as near to two beads as to one belong to neither.
 
     Args:
-        mapping: of the positions, with one atom a bead.
+        mapping: mapping of the positions, with one atom a bead.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:
@@ -117,8 +117,8 @@ def optimised_force_map(mapping: Mapping, forces: NDArray[Any], constraints: Con
     mean product of group forces and A the mapping summed over groups: ``b = (A^T C^-1 A)^-1 A^T C^-1``.
 
     Args:
-        mapping: of the positions.
-        forces: on atoms ``(F, N, 3)``, in any unit, without those of constraints.
+        mapping: mapping of the positions.
+        forces: forces on atoms ``(F, N, 3)``, in any unit, without those of constraints.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:

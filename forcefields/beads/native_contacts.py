@@ -60,7 +60,7 @@ class NativeContacts:
 
 
 def contact_map(positions: NDArray[Any], cutoff: float) -> FloatArray:
-    """Return the share of frames ``(n, n)`` in which two beads are closer than ``cutoff`` nm."""
+    """Return the fraction of frames ``(n, n)`` in which two beads are closer than ``cutoff`` nm."""
     count = positions.shape[1]
     shares: FloatArray = np.zeros((count, count))
     for i in range(count):

@@ -29,11 +29,11 @@ class GraphConfiguration(StrictModel):
         types: ``residues``: a bead's type is its residue and name; ``names``: its name alone.
         vocabulary: all types that the network knows; empty for those of the beads it is built for. Networks that are to be
             transferred list more.
-        width: of the vectors of a bead.
+        width: length of the vector of a bead.
         filters: Gaussians of the distance.
         interactions: rounds of messages.
         cutoff: nm, where the influence of a neighbour ends.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     kind: Literal["graph"] = "graph"

@@ -20,12 +20,12 @@ class InvariantConfiguration(StrictModel):
     """A perceptron on invariant features (CGnet).
 
     Attributes:
-        width: of the hidden layers.
+        width: width of the hidden layers.
         depth: number of hidden layers.
         activation: ``tanh``, as for capped alanine, or ``silu``, as for the fast folders of arXiv 2203.11167.
         residual: add the input of each hidden layer of equal width to its output.
         lipschitz: bound of the spectral norm of each hidden layer; None for none.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     kind: Literal["invariant"] = "invariant"

@@ -21,7 +21,7 @@ class SpectralBound:
 
     Args:
         layers: what is bounded.
-        bound: of each layer's spectral norm.
+        bound: upper bound of each layer's spectral norm.
     """
 
     def __init__(self, layers: list[nn.Linear], bound: float) -> None:

@@ -36,10 +36,10 @@ class AuditResult:
     """What an attack found.
 
     Attributes:
-        epsilon_lower: with the confidence asked for, epsilon is at least this; 0 where the attack found nothing.
-        true_positives: of ``trials`` trainings with the canary, those called so.
-        false_positives: of ``trials`` trainings without, those called to have it.
-        trials: of each kind, not counting those that the threshold was chosen on.
+        epsilon_lower: lower bound of epsilon at the confidence asked for; 0 where the attack found nothing.
+        true_positives: trainings with the canary that the attack recognised, of ``trials``.
+        false_positives: trainings without it that the attack mistook, of ``trials``.
+        trials: trainings of each kind, without those that the threshold was chosen on.
     """
 
     epsilon_lower: float
@@ -54,11 +54,11 @@ def epsilon_lower_bound(
     """Return the epsilon that rates of an attack prove, by Clopper and Pearson's bounds of both rates together.
 
     Args:
-        true_positives: of ``trials`` with the canary.
-        false_positives: of ``trials`` without.
-        trials: of each kind.
-        delta: of the guarantee.
-        confidence: that the bound holds.
+        true_positives: number among ``trials`` with the canary.
+        false_positives: number among ``trials`` without.
+        trials: trainings of each kind.
+        delta: delta of the guarantee.
+        confidence: probability that the bound holds.
     """
     risk = (1.0 - confidence) / 2.0  # shared by the two rates
     true_low = float(beta.ppf(risk, true_positives, trials - true_positives + 1)) if true_positives else 0.0
@@ -71,7 +71,7 @@ def epsilon_lower_bound(
 def audit_scores(with_canary: Tensor, without: Tensor, delta: float, confidence: float = 0.95) -> AuditResult:
     """Return the bound from scores ``(T,)`` of independent trainings with and without the canary.
 
-    The threshold is chosen on the first half of either and judged on the second, so that the choice costs no confidence.
+    The threshold is chosen on the first half of either and evaluated on the second, so that the choice costs no confidence.
 
     Raises:
         ConfigurationError: for fewer than 20 trainings of either kind, or scores that are not finite.
@@ -111,7 +111,7 @@ class CanaryAttack:
         data: without the canary.
         canary: one unit of the same kind, to be added.
         budget: stated.
-        settings: of the training.
+        settings: settings of the training.
         learner: makes the model's learner; None for that of a feed-forward network.
         noise: makes the source of randomness of a run; another one breaks the mechanism, to see that this is noticed.
     """

@@ -86,8 +86,8 @@ def spent(releases: Sequence[Release], delta: float, neighbours: Neighbours, acc
     (group privacy; Dwork and Roth, 2014, theorem 2.2 and lemma 2.2): noise still about doubles, and nothing is taken on trust.
 
     Args:
-        releases: in any order; none give 0.
-        delta: at which epsilon is asked for.
+        releases: releases in any order; none give 0.
+        delta: delta of the guarantee.
         neighbours: relation of data sets.
         accountant: ``rdp`` or ``prv``.
     """

@@ -31,11 +31,11 @@ class PrivacyLedger(StrictModel):
     """All releases that a model was made of, with what they cost together.
 
     Attributes:
-        unit: of privacy, such as ``trajectory``.
+        unit: unit of privacy, such as ``trajectory``.
         units: their number.
         neighbours: relation of data sets.
         epsilon: spent by all releases together.
-        delta: at which.
+        delta: delta of the guarantee.
         accountant: which computed it.
         releases: each with its mechanism, noise and clipping.
     """
@@ -120,11 +120,11 @@ def earlier_releases(
     The new data count as the same data: releases add up, though on other data they would not have to.
 
     Args:
-        ledger: of the model so far.
+        ledger: ledger of the model so far.
         before: further releases, such as those of private statistics; those on the ledger already are not counted twice.
-        unit: of the new data.
+        unit: unit of the new data.
         units: their number.
-        budget: of all together.
+        budget: budget of all together.
 
     Raises:
         ConfigurationError: when unit or neighbours differ.

@@ -30,7 +30,7 @@ class UnitData:
         targets: ``(S, ...)``: values, class numbers, forces.
         owners: ``(S,)``, a number for each sample that samples of the same unit share; None makes every sample a unit.
         unit: what a unit is, for the ledger: ``frame``, ``trajectory``, ``molecule``, ``patient`` ...
-        per_step: samples that a drawn unit contributes in a step, chosen anew each time without replacement; None for all.
+        per_step: samples that a drawn unit contributes in a step, chosen each time without replacement; None for all.
             Which ones is the unit's own affair: its contribution is clipped as before, and no privacy is claimed for it.
     """
 
@@ -70,7 +70,7 @@ class UnitData:
 
     @property
     def units(self) -> int:
-        """Their number, which counts as public."""
+        """Number of units, which counts as public."""
         return len(self._starts) - 1
 
     def batch(self, chosen: Tensor, noise: NoiseSource | None = None) -> UnitBatch:

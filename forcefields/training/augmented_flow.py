@@ -46,7 +46,7 @@ class TeacherConfiguration(StrictModel):
         harmonics: conditioners see cos and sin of k times each torsion, k = 1 .. harmonics.
         minimum_width: smallest support of a bump, in turns: bounds how sharp forces are.
         stiff: the flow of bonds and angles, conditioned on the torsions.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     auxiliary: NonNegativeInt = 0

@@ -75,7 +75,7 @@ def noise_contrastive_gradients(
 
     Args:
         network: gives energies ``(B,)`` in kT.
-        positions: of the labels ``(B, n, 3)`` nm.
+        positions: positions of the labels ``(B, n, 3)`` nm.
         labels: forces ``(B, n, 3)`` kT/nm.
         frames: positions ``(F, n, 3)`` nm.
         frame_offsets: ``log exp(-U/kT)/q`` ``(F,)`` of the frames without the network.

@@ -79,7 +79,7 @@ def weighted_acceptance_ratio(
         minimum_overlap: the larger of the two elements of the overlap matrix of a and b must reach this.
         blocks: number of blocks of consecutive samples; None for 100.
         replicas: number of bootstrap replicas.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
         OverlapError: when the states share too few configurations; the message has the overlap.

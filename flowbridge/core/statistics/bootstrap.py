@@ -79,7 +79,7 @@ def bootstrap_of_sums(
         block_sums: ``(B, M)``, M weighted sums over each of B blocks.
         estimator: takes sums ``(R, M)`` of R replicas, returns their values ``(R, ...)``.
         replicas: number R of replicas.
-        seed: of the random factors.
+        seed: random seed.
     """
     sums = np.asarray(block_sums, dtype=np.float64)
     return replica_error(estimator(bootstrap_factors(len(sums), replicas, seed) @ sums), len(sums))

@@ -21,7 +21,7 @@ class Surface:
     """Weights of the bins of a grid, block by block.
 
     Attributes:
-        edges: of the bins of each coordinate.
+        edges: bin edges of each coordinate.
         block_sums: weights ``(G, B1, ...)`` in the bins, for each of G blocks of consecutive samples.
         smallest: probability that stands for an empty bin: that of half a sample.
     """
@@ -70,7 +70,7 @@ class Surface:
 
     @property
     def probabilities(self) -> FloatArray:
-        """Of the bins; they sum to one."""
+        """Probabilities of the bins; they sum to one."""
         total: FloatArray = self.block_sums.sum(axis=0)
         return total / total.sum()
 
@@ -89,8 +89,8 @@ class SurfaceComparison:
 
     Attributes:
         divergence: Jensen-Shannon divergence of the bins, nats.
-        mean_square_error: of the free energy in kT^2, over bins within a cutoff of the reference's minimum, each bin once, at
-            the shift that makes it smallest. An empty bin counts as half a sample.
+        mean_square_error: mean square error of the free energy in kT^2, over bins within a cutoff of the reference's
+            minimum, each bin once, at the shift that makes it smallest. An empty bin counts as half a sample.
         bins: how many bins are compared.
     """
 

@@ -1,4 +1,4 @@
-"""Training gradients, compiled where that pays, and what hands them to an optimiser."""
+"""Compiled gradients for training, and the loss that hands them to an optimiser."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ gradients out."""
 
 
 class GradientEvaluator:
-    """Evaluates a gradient function, compiled where that is wanted and works.
+    """Evaluates a gradient function, compiled where the mode asks for it and compilation works.
 
     Args:
-        flow: what is trained; its parameters are read anew at every call.
+        flow: trained flow; its parameters are read at every call.
         function: the function.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """

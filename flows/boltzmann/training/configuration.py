@@ -1,4 +1,4 @@
-"""Schedules and weights of training, as the TOML holds them."""
+"""Schedules and weights of training: the tables of the TOML file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class LikelihoodStage(StrictModel):
         steps: optimiser steps.
         batch: frames a step.
         learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
+        final_learning_rate: end of the cosine schedule.
         force_weight: weight of force matching in whitened latent coordinates (needs second derivatives).
         average: decay of the exponential moving average of the parameters.
         gradient_clip: largest norm of the gradient.
-        patience: where frames are held out, stop after so many log intervals in which they got no likelier; 0 never stops.
+        patience: number of log intervals without a likelier held-out set after which training stops; 0 never stops.
     """
 
     steps: NonNegativeInt = 400

@@ -1,4 +1,4 @@
-"""Keep rare basins in the training: find torsional basins in the data and raise the ones that are too rare.
+"""Coverage of rare basins in training: find torsional basins in the data and raise those that are too rare.
 
 Training on a flow's own samples forgets what it rarely samples. A basin that holds 0.3 % of the samples gives a batch of
 512 one or two of them; a mild bias that raises it keeps it learned, and the importance weights take the bias out again.
@@ -30,7 +30,7 @@ class Basin:
         low: start of the basin in turns.
         high: its end in turns, between low and low + 1.
         centre: circular mean of the data in it, turns.
-        concentration: of the von Mises bump that covers it smoothly.
+        concentration: concentration of the von Mises bump that covers it smoothly.
     """
 
     circular: int
@@ -100,13 +100,13 @@ def coverage_biases(
     least: float,
     limit: float,
 ) -> tuple[CoverageBias, ...]:
-    """Return biases that raise basins below a population of ``least`` towards it.
+    """Return the biases that raise basins with a population below ``least`` towards it.
 
     Args:
-        basins: of the training data.
+        basins: basins of the training data.
         circular: ``(S, T)`` samples in turns.
         weights: their importance weights ``(S,)``.
-        least: the population aimed at; 0 for no bias.
+        least: smallest population allowed; 0 for no bias.
         limit: largest factor by which a basin is raised.
     """
     biases = []

@@ -1,6 +1,6 @@
-"""What training minimises: maximum likelihood, force matching, reverse Kullback-Leibler, path gradients.
+"""Training objectives: maximum likelihood, force matching, reverse Kullback-Leibler divergence, path gradients.
 
-All act on the trained flow in coordinates; the fixed map to positions drops out of every gradient.
+All of them act on the trained flow in coordinates; the fixed map to positions drops out of every gradient.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _TURN_SCALE = 0.05  # a typical width of a torsion in turns, where stiff coordin
 
 
 class LossGradients(NamedTuple):
-    """What a step needs to know of a batch.
+    """Losses of a batch and their gradients.
 
     Attributes:
-        losses: scalars, or values ``(B,)`` of the configurations, by what they are called in the function's docstring.
-        by_parameter: gradients of what is minimised, in the order of ``flow.parameters()``.
+        losses: scalars, or values ``(B,)`` of the configurations, in the order of the function's docstring.
+        by_parameter: gradients of the objective, in the order of ``flow.parameters()``.
     """
 
     losses: tuple[Tensor, ...]
@@ -71,8 +71,8 @@ def force_matching_gradients(
         circular: torsions ``(B, C)`` in turns.
         stiff: standardised stiff coordinates ``(B, S)``.
         circular_slope: gradient of the target's log-density in the torsions.
-        stiff_slope: and in the stiff coordinates.
-        weight: 0-dimensional; of the second loss in what is minimised.
+        stiff_slope: gradient in the stiff coordinates.
+        weight: 0-dimensional weight of the second loss.
     """
     with torch.enable_grad():
         leaves = Coordinates(circular.detach().requires_grad_(True), stiff.detach().requires_grad_(True))
@@ -107,12 +107,12 @@ def path_gradients(
         flow: the flow.
         circular: torsions ``(B, C)`` of the samples, in turns.
         stiff: their standardised stiff coordinates ``(B, S)``.
-        log_density: of the target ``(B,)``, float64.
+        log_density: log-density of the target ``(B,)``, float64.
         circular_slope: gradient of the target's log-density in the torsions, float64.
-        stiff_slope: and in the stiff coordinates.
+        stiff_slope: gradient in the stiff coordinates, float64.
         log_normaliser: 0-dimensional float64; a running estimate of log Z that makes the mean weight one, or NaN for the
             batch's own.
-        powers: ``(3,)`` shares of 1, w and w^2 in c(w), float64.
+        powers: ``(3,)`` coefficients of 1, w and w^2 in c(w), float64.
     """
     layers = LayerwiseFlow(flow, Coordinates(circular, stiff))
     log_prob, score = layers.log_prob, layers.score()
@@ -145,7 +145,7 @@ def path_gradients(
 
 
 def effective_sample_fraction(log_weights: Tensor) -> Tensor:
-    """Return the effective sample size of weights as a share of their number; NaN counts as no weight.
+    """Return the effective sample size of weights as a fraction of their number; NaN counts as no weight.
 
     Raises:
         NonFiniteEnergyError: where all are NaN.

@@ -1,4 +1,4 @@
-"""The Boltzmann distribution that a flow is trained towards, in the coordinates that the flow is trained in."""
+"""The Boltzmann distribution that a flow is trained towards, in the coordinates of the flow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CoverageBias:
     Attributes:
         circular: index of the circular coordinate.
         centre: turns.
-        concentration: of the von Mises shape.
+        concentration: concentration of the von Mises shape.
         height: kT.
     """
 

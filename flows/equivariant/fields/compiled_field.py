@@ -1,4 +1,4 @@
-"""A velocity field and its derivatives as compiled programs, for trainings that evaluate it a hundred thousand times."""
+"""A velocity field and its derivatives as compiled programs, for trainings that evaluate it some 100 000 times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CompiledField:
     batch is more work than the calls of torch: LJ13, not DW4.
 
     Args:
-        field: its parameters are read anew at every call.
+        field: its parameters are read at every call.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 

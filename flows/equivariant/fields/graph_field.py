@@ -31,7 +31,7 @@ class GraphFieldSettings(StrictModel):
         longest: reduced distance that the Gaussians reach to.
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
         width: standard deviation of each, in units of the distance to the next.
-        frequencies: of the time.
+        frequencies: number of frequencies of the time.
     """
 
     hidden: int = Field(default=32, ge=1)

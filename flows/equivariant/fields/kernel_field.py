@@ -23,9 +23,9 @@ class KernelFieldSettings(StrictModel):
         distances: kernels of the distance.
         longest: reduced distance of the last one.
         crowding: power of their spacing; 1 is uniform (DW4), 2 has them denser at short distances (LJ13).
-        width: of each, in units of the distance between neighbours.
+        width: width of each, in units of the distance between neighbours.
         times: kernels of the time, uniform from 0 to 1.
-        time_width: of each, in units of time.
+        time_width: width of each, in units of time.
     """
 
     distances: int = Field(default=50, ge=2)

@@ -1,4 +1,4 @@
-"""A velocity that knows no symmetry but the one of translation: what equivariant fields are compared with."""
+"""A velocity field without any symmetry but translation, for comparison with equivariant fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of velocities that move configurations, and the divergence of any of them."""
+"""The contract of velocity fields, and the exact divergence of any of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pulled(NamedTuple):
 
 
 class Velocities(Protocol):
-    """What solvers ask of a field: a :class:`VectorField`, or one in compiled form."""
+    """The interface that solvers use: a :class:`VectorField`, or its compiled form."""
 
     def __call__(self, time: Tensor, x: Tensor) -> Tensor:
         """Return velocities ``(B, N, D)``."""

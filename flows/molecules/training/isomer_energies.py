@@ -57,9 +57,9 @@ class IsomerEnergies(nn.Module):
         """Learn from relaxed molecules.
 
         Args:
-            formulas: of B molecules.
-            features: of each.
-            energies: of each, in eV.
+            formulas: formulas of B molecules.
+            features: graph features of each.
+            energies: energy of each in eV.
 
         Raises:
             ConfigurationError: for no molecules, or lists of different lengths.
@@ -101,8 +101,8 @@ class IsomerEnergies(nn.Module):
         """Return the energies of isomers, given those of some of them.
 
         Args:
-            formula: of all.
-            features: of B isomers.
+            formula: common formula.
+            features: graph features of B isomers.
             known: energies in eV that have been evaluated, None of isomers that have not.
         """
         design = self.design(features)

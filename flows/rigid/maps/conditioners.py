@@ -84,9 +84,9 @@ class BodyTransformer(nn.Module):
         features: number of features of a body.
         outputs: number of parameters of a body; zero before training.
         channels: width.
-        heads: of attention; a divisor of ``channels``.
+        heads: attention heads; a divisor of ``channels``.
         blocks: number of attention blocks.
-        generator: of initial weights.
+        generator: source of random numbers for initial weights.
     """
 
     def __init__(

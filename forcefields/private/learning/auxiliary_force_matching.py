@@ -54,7 +54,7 @@ class AuxiliaryForceMatching:
 
     Args:
         force_field: whose network is trained; from :func:`.force_matching.public_force_field`.
-        coordinate_steps: on the auxiliary coordinates; None for one each hidden layer.
+        coordinate_steps: steps on the auxiliary coordinates; None for one each hidden layer.
         coordinate_rate: their size.
         order: 1, or 2 with curvatures.
         length: l above, nm: public, about one over the size of force labels in kT/nm.

@@ -24,7 +24,7 @@ class SampleGradients:
 
     Args:
         module: whose parameters are trained.
-        loss: of one sample; evaluated under ``torch.func.vmap``, so without control flow that depends on values.
+        loss: loss of one sample; evaluated under ``torch.func.vmap``, so without control flow that depends on values.
 
     Raises:
         ConfigurationError: naming the layers that mix samples (batch normalisation).
