@@ -83,7 +83,7 @@ def alanine_flow(configuration: FlowConfiguration = FLOW, residues: int = 1) -> 
 def chain_topology(residues: int) -> tuple[app.Topology, NDArray[np.float64]]:
     """Return topology and positions of ACE-(ALA)n-NME: the residue of the example's dipeptide repeated.
 
-    The motion that takes the peptide plane before the residue to the one behind it is applied again and again, which makes a
+    The motion that takes the peptide plane before the residue to the one after it is applied again and again, which makes a
     chain with the same torsions everywhere.
     """
     source, positions = alanine_topology()

@@ -22,7 +22,7 @@ _SHAKEN = 0.002  # nm
 
 
 class Strain(NamedTuple):
-    """The worst spot of a configuration: the bead with the largest force, and the term of the energy that pulls it."""
+    """The bead of a configuration with the largest force, and the term of the energy that contributes most to it."""
 
     bead: int
     force: float
@@ -39,7 +39,7 @@ class CoarseGrainedForceField(Potential):
         configuration: configuration of the network; None for the prior alone; or a network, a module from positions
             ``(B, n, 3)`` nm to energies ``(B,)`` in kT (see
             :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be kept in a model file.
-        examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
+        examples: frames ``(32, n, 3)`` nm, representative of those the model is used on.
     """
 
     kind: ClassVar[str] = "coarse_grained_force_field"

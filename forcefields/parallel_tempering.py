@@ -26,7 +26,7 @@ class ParallelTempering:
     Args:
         potential: the energy.
         positions: ``(L, N, 3)`` nm, the start of each of L ladders.
-        temperatures: K, increasing; the first is the one that is asked for.
+        temperatures: K, increasing; the first is that of the ensemble.
         step_ps: time step.
         exchange_interval: steps between proposals.
         friction_per_ps: friction of the thermostat.
@@ -123,14 +123,14 @@ class ParallelTempering:
         self.replicas.set_temperatures(self._kelvin[self.rung_of.reshape(-1)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on with the same numbers: arrays only."""
+        """Return the state that a resumed run needs for the same numbers: arrays only."""
         return {
             **self.replicas.state_dict(), "rung_of": self.rung_of.numpy(), "parity": np.array(self._parity),
             "proposed": self.proposed, "accepted": self.accepted,
         }  # fmt: skip
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`."""
         self.replicas.load_state_dict(stored)
         self.rung_of = torch.as_tensor(stored["rung_of"]).clone()
         self._parity = int(stored["parity"])

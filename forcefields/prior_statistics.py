@@ -33,7 +33,7 @@ _BLOWN_APART = 3.0  # times the median length of a bond
 
 
 class PriorConfiguration(StrictModel):
-    """Which prior terms a force field has, and how they are fitted.
+    """Prior terms of a force field and their fit.
 
     Attributes:
         bonds: ``harmonic`` with the variance of the data, ``morse`` with the same curvature, or ``none``.

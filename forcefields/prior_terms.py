@@ -1,4 +1,4 @@
-"""Prior energies of coarse-grained force fields: closed forms that keep beads where networks have seen data.
+"""Prior energies of coarse-grained force fields: closed forms that keep beads where there are training data.
 
 Each term is a module that maps positions to energies; :class:`PriorEnergy` puts terms together as a Potential of its own.
 """
@@ -49,7 +49,7 @@ class PriorTerm(nn.Module):
         return self.each(positions).sum(-1)
 
     def shape(self) -> dict[str, Any]:
-        """Return what :func:`empty_term` needs to build a term of the same shape."""
+        """Return the arguments of :func:`empty_term` for a term of the same shape."""
         return {"kind": self.kind, "count": len(self.beads)}
 
 

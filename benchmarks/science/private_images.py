@@ -1,7 +1,7 @@
 """What privacy costs on images: digits of scikit-learn or MNIST classified, digits through an autoencoder.
 
 Clipping norm and learning rate are tuned for either method alike, on seeds that the results do not use; as usual in such
-tables, tuning is not billed. Principal axes, where a task has them, are private and billed (DP-PCA).
+tables, tuning is not on the ledger. Principal axes, where a task has them, are private and on it (DP-PCA).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TUNING_SEEDS = (1001, 1002)
 
 
 class Task(NamedTuple):
-    """A network and what it is judged by; ``sign`` is +1 where more is better.
+    """A network and its figure of merit; ``sign`` is +1 where more is better.
 
     ``widths`` begin with the pixels, or with the private principal axes that they are projected on.
     """
@@ -108,7 +108,7 @@ def network(task: Task, seed: int) -> FeedForwardNetwork:
 def project(
     task: Task, model: FeedForwardNetwork, train: UnitData, noise_multiplier: float, seed: int
 ) -> list[Release]:
-    """Let the network see private principal axes where the task has them, and return what that has to be billed with."""
+    """Let the network see private principal axes where the task has them, and return the releases for the ledger."""
     if task.widths[0] == task.pixels:
         return []
     centre = torch.full((task.pixels,), task.centre)

@@ -5,8 +5,8 @@
     python -m benchmarks.science.rigid_body_flows ice          # simulations, MBAR, and what needs no training: 20 minutes
     python -m benchmarks.science.rigid_body_flows --small      # seconds: everything runs, nothing is learned
 
-Ice is carried from 250 K to 100 K and 50 K by the harmonic contraction alone, and by a flow that was trained on three
-quarters of the frames; effective sample sizes are of the rest. MBAR over a ladder of temperatures is the judge. A
+The harmonic contraction alone maps ice from 250 K to 100 K and 50 K, and a flow trained on three quarters of the frames
+does; effective sample sizes are those of the rest. MBAR over a ladder of temperatures gives the reference. A
 generator that starts from the harmonic crystal needs no simulation at all.
 """
 

@@ -1,4 +1,4 @@
-"""Results that are worth keeping between runs (compiled programs, timed plans): complete or absent, bounded in size."""
+"""A cache of results between runs (compiled programs, timed plans): complete or absent, bounded in size."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CacheEntry:
 
     Attributes:
         folder: where its files are.
-        description: what the key was made of.
+        description: description that the key stands for.
         bytes: size of its files.
         used: when it was last used, seconds since the epoch.
     """

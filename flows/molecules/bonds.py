@@ -19,7 +19,7 @@ Bond = tuple[int, int, int]
 
 
 class BondSearch(NamedTuple):
-    """What :func:`find_bonds` found.
+    """Result of :func:`find_bonds`.
 
     Attributes:
         bonds: bonds with orders; empty where there is a fault.

@@ -1,4 +1,4 @@
-"""The sizes of a molecule builder, as model files hold them."""
+"""The sizes of a molecule builder, as stored in model files."""
 
 from __future__ import annotations
 

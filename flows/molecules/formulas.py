@@ -10,7 +10,7 @@ from typing import Self
 from ...core.errors import ConfigurationError
 
 ELEMENTS = ("H", "C", "N", "O", "F")
-"""What builders can place; ``PartialMolecules`` and networks count elements in this order."""
+"""Elements of builders; ``PartialMolecules`` and networks count elements in this order."""
 
 ATOMIC_NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 VALENCES = {"H": 1, "C": 4, "N": 3, "O": 2, "F": 1}
@@ -22,7 +22,7 @@ _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 @dataclass(frozen=True)
 class Formula:
-    """How many atoms of each element, in the order of ``ELEMENTS``."""
+    """Number of atoms of each element, in the order of ``ELEMENTS``."""
 
     counts: tuple[int, ...]
 
@@ -86,7 +86,7 @@ class Formula:
 
     @property
     def possible(self) -> bool:
-        """Whether :meth:`require_possible` has nothing to say."""
+        """Whether :meth:`require_possible` raises nothing."""
         try:
             self.require_possible()
         except ConfigurationError:

@@ -118,7 +118,7 @@ class MoleculeSet(NamedTuple):
         return BuildOrders(rows, log_probs)
 
     def states(self, steps: Tensor) -> PartialMolecules:
-        """Return what is there before the steps ``(B,)`` when the rows are placed in their order."""
+        """Return the partial molecules before the steps ``(B,)`` when the rows are placed in their order."""
         most = max(int(steps.max()), 1)
         rows = torch.arange(self.elements.shape[1])
         left = (rows >= steps.unsqueeze(1)) & self.there

@@ -1,4 +1,4 @@
-"""An invariant network on partial molecules, and the densities of the next placement that it gives."""
+"""An invariant network on partial molecules, which gives the densities of the next placement."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class RadialSums(nn.Module):
 
 
 class PlacementNetwork(nn.Module):
-    """Gives the densities of focus, element, distance, angle and torsion of the next atom.
+    """Densities of focus, element, distance, angle and torsion of the next atom.
 
-    Everything it sees is invariant under rotations, translations and reflections: distances between placed atoms, and from
+    All inputs are invariant under rotations, translations and reflections: distances between placed atoms, and from
     places that the new atom could take. So are its densities; only the sign of a torsion turns over with a reflection.
     """
 

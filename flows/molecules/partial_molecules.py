@@ -1,4 +1,4 @@
-"""Molecules under construction, in batches: what is placed, what is left in the bag, and the frames new atoms are placed in."""
+"""Molecules under construction, in batches: placed atoms, the bag of atoms left, and the frames of new placements."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PartialMolecules(NamedTuple):
 
 
 class Placements(NamedTuple):
-    """Where P atoms go, each relative to a focus atom of its own partial molecule.
+    """Placements of P atoms, each relative to a focus atom of its own partial molecule.
 
     Attributes:
         focus: ``(P,)``, row of the atom that the new one is attached to.

@@ -1,4 +1,4 @@
-"""Rigid bodies between two descriptions: the positions of all their sites, and a position with an orientation each."""
+"""Rigid bodies in two descriptions: the positions of all sites, and a position with an orientation for each body."""
 
 from __future__ import annotations
 

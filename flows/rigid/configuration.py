@@ -1,4 +1,4 @@
-"""The architecture and the training of flows of rigid bodies, as the model file holds them."""
+"""The architecture of flows of rigid bodies, as stored in model files, and their training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RigidFlowConfiguration(StrictModel):
 
 
 class RigidFlowTraining(StrictModel):
-    """Training by work or by likelihood.
+    """Training by the mean work (learned free-energy perturbation) or by likelihood.
 
     Attributes:
         steps: optimiser steps.

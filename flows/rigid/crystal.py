@@ -14,7 +14,7 @@ from .maps.quaternions import checked_orientations, conjugate, from_chart, produ
 
 
 class CrystalCoordinates(NamedTuple):
-    """Where bodies are, seen from the crystal.
+    """Positions and orientations of bodies relative to the crystal.
 
     Attributes:
         displacements: ``(B, M, 3)`` nm from the sites, in a frame that moves with the first body; zero for that one.

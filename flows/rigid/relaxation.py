@@ -1,4 +1,4 @@
-"""The minimum of a crystal's energy and the curvature there: what a harmonic crystal is made of."""
+"""The minimum of a crystal's energy and the curvature there, which define a harmonic crystal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Force maps: from the forces on atoms to those on beads, as quiet as the physics allows.
+"""Force maps from the forces on atoms to those on beads, with the least noise that the physics allows.
 
 A map B of forces belongs to a map M of positions when ``B M^T = 1`` (Noid et al., J. Chem. Phys. 128, 244114 (2008)): the
 mapped forces then average, at fixed beads, to the mean force. Where the simulation constrains distances, the forces of

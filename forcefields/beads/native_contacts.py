@@ -1,4 +1,4 @@
-"""Native contacts of a chain of beads: how folded it is."""
+"""Native contacts of a chain of beads, a measure of folding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NativeContacts:
         return self.each(positions).mean(axis=1)
 
     def each(self, positions: NDArray[Any]) -> FloatArray:
-        """Return how much each contact is formed ``(F, C)``, between 0 and 1."""
+        """Return the degree ``(F, C)`` to which each contact is formed, from 0 to 1."""
         apart = np.linalg.norm(
             np.asarray(positions[:, self.pairs[:, 0]] - positions[:, self.pairs[:, 1]], dtype=np.float64), axis=2
         )

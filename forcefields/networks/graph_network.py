@@ -120,7 +120,7 @@ class GraphNetwork(nn.Module):
 
 
 class _Interaction(nn.Module):
-    """One round: neighbours send their vectors through a filter of the distance, and each bead digests the sum."""
+    """One round of messages: vectors of neighbours times a filter of the distance, summed and transformed for each bead."""
 
     def __init__(self, width: int, filters: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks of coarse-grained force fields: invariant features into a perceptron, or a graph that sequences share."""
+"""Networks of coarse-grained force fields: a perceptron on invariant features, or a graph network for several sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audits: how well a membership-inference attack does, as a lower bound of the epsilon that a training really has.
+"""Audits: a membership-inference attack gives a lower bound of the epsilon of a training.
 
 A canary is one unit made to stand out. Trainings with and without it are told apart by a score; by the hypothesis-testing view
 of differential privacy (Kairouz, Oh and Viswanath, arXiv 1311.0776) every attack with true and false positive rates t and f has
@@ -33,7 +33,7 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an attack found.
+    """Result of an attack.
 
     Attributes:
         epsilon_lower: lower bound of epsilon at the confidence asked for; 0 where the attack found nothing.
@@ -101,7 +101,7 @@ def audit_scores(with_canary: Tensor, without: Tensor, delta: float, confidence:
 
 @dataclass(frozen=True)
 class CanaryAttack:
-    """White-box attack on a training: everything the guarantee covers is seen, that is, all noisy answers.
+    """White-box attack on a training, which sees everything that the guarantee covers: all noisy answers.
 
     The score of a training is the sum over its steps of the projection of the noisy answer on what the canary would have
     contributed at these parameters, which is the optimal test for Gaussian noise.

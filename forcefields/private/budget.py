@@ -1,4 +1,4 @@
-"""What a guarantee costs: budgets, releases, and opacus' accountants that turn one into the other."""
+"""Privacy budgets, releases, and their cost by opacus' accountants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HALVINGS = 60
 
 
 class PrivacyBudget(StrictModel):
-    """A guarantee to be kept by all that is ever released about the data.
+    """A guarantee that all releases about the data keep together.
 
     Attributes:
         epsilon: how far the odds of any conclusion may move when one unit of the data comes or goes.

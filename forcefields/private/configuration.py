@@ -10,7 +10,7 @@ from ...core.configuration import StrictModel
 
 
 class PrivateTraining(StrictModel):
-    """How a network is trained privately.
+    """Settings of private training.
 
     Attributes:
         method: ``dp_mac`` (feed-forward networks, force fields on invariant features) or ``dp_sgd`` (anything).

@@ -1,4 +1,4 @@
-"""The ledger: what a trained model says about the privacy of its data, for people and for programs."""
+"""The privacy ledger of a trained model, for people and for programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SEED_POLICY = {
 
 
 class PrivacyLedger(StrictModel):
-    """All releases that a model was made of, with what they cost together.
+    """All releases that made a model, with their total cost.
 
     Attributes:
         unit: unit of privacy, such as ``trajectory``.

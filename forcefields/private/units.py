@@ -1,4 +1,4 @@
-"""Whom privacy protects: samples grouped into units (frames, trajectories, molecules) that are drawn and clipped as one."""
+"""Units of privacy: samples grouped into frames, trajectories or molecules that are drawn and clipped as one."""
 
 from __future__ import annotations
 

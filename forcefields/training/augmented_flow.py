@@ -222,7 +222,7 @@ class FlowTeacher(nn.Module):
         return self.flow.log_prob(coordinates, auxiliary).double() + log_det
 
     def log_ratio(self, positions: Tensor, auxiliary: Tensor) -> Tensor:
-        """Return ``log p(R, eta) - log N(eta)`` ``(B,)``, float64: how dense the flow is where the data's eta is normal."""
+        """Return ``log p(R, eta) - log N(eta)`` ``(B,)``, float64: the flow's density relative to the data's normal eta."""
         noise = auxiliary.double()
         normal = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[-1] * math.log(2.0 * math.pi)
         return self.log_prob(positions, auxiliary) - normal

@@ -1,4 +1,4 @@
-"""Schedules of training, as the TOML holds them."""
+"""Schedules of training: the tables of the TOML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stage(StrictModel):
         steps: optimiser steps.
         batch: frames a step.
         learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
+        final_learning_rate: end of the cosine schedule.
         average: decay of the exponential moving average of the parameters.
         gradient_clip: largest norm of the gradient.
         patience: stop after so many evaluations on held-out frames without improvement; 0 never stops. The parameters
@@ -57,7 +57,7 @@ class CoarseTrainingConfiguration(StrictModel):
         teacher: maximum likelihood of the flow (flow-matching only).
         student: force matching of the network.
         samples: number of samples of the teacher that the student learns from.
-        contrast: weight, beside the force error, of telling frames from samples of the teacher (flow-matching only; see
+        contrast: weight of noise-contrastive estimation in the loss, next to the force error (flow-matching only; see
             :mod:`~flowbridge.forcefields.training.noise_contrastive`); 0 for forces alone, as in arXiv 2203.11167.
         largest_mean_square_force: (kT/nm)^2; samples of the teacher above it are left out, and counted.
         noise: settings of noised force matching.

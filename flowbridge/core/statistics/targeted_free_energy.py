@@ -37,7 +37,7 @@ class ConfigurationMap(Protocol):
 
 @dataclass(frozen=True)
 class TargetedFreeEnergy:
-    """A free-energy difference ``F_b - F_a`` and the works behind it, in kT.
+    """A free-energy difference ``F_b - F_a`` and its works, in kT.
 
     Attributes:
         difference: estimate from both directions by Bennett's acceptance ratio.

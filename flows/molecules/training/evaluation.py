@@ -1,4 +1,4 @@
-"""What a builder knows of energies: a callable that evaluates molecules."""
+"""The contract of evaluators: callables that give a builder the energies of molecules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluation:
     Attributes:
         energy: energy in eV; None where there is a fault.
         positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from an evaluator that relaxes.
-        evaluations: energy evaluations that it took, now or when it was computed; 0 when a fault was found before.
+        evaluations: number of energy evaluations, now or when it was first computed; 0 when a fault was found before.
         fault: why there is no energy, or None.
         known: whether it was looked up.
     """

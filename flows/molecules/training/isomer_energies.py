@@ -1,4 +1,4 @@
-"""What an isomer's energy will be, guessed from its graph by Bayesian linear regression; each energy that comes in helps."""
+"""Energies of isomers predicted from their graphs by Bayesian linear regression, updated with every evaluated energy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROUNDS = 60  # of finding the noise
 
 
 class Guess(NamedTuple):
-    """Energies ``(B,)`` in eV that are expected, and their joint covariance ``(B, B)`` in eV²."""
+    """Expected energies ``(B,)`` in eV and their joint covariance ``(B, B)`` in eV²."""
 
     mean: Tensor
     covariance: Tensor
@@ -30,8 +30,8 @@ class Guess(NamedTuple):
 class IsomerEnergies(nn.Module):
     """Energies of relaxed molecules as sums over the parts of their graphs.
 
-    It costs nothing next to any calculator, and is as wrong as a sum of parts is: by some tenths of an eV, which is enough
-    to say which isomers are worth an evaluation.
+    Its cost is negligible next to any calculator. The error is some tenths of an eV, which is enough to choose the isomers
+    worth an evaluation.
 
     Args:
         features: names of the parts, see :func:`~flowbridge.flows.molecules.graph_features.graph_features`.

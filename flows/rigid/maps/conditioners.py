@@ -1,4 +1,4 @@
-"""What networks see of rigid bodies, and a transformer over them: blind to the signs of quaternions by construction."""
+"""Features of rigid bodies and a transformer over them, independent of the signs of quaternions by construction."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class BodyTransformer(nn.Module):
 
 
 class ConstantParameters(nn.Module):
-    """The same parameters whatever the configuration: where there is nothing to see.
+    """Parameters that do not depend on the configuration, for conditioners without any input.
 
     Args:
         count: number of bodies M.

@@ -1,4 +1,4 @@
-"""Unit quaternions as orientations: q and -q are one rotation, and everything here agrees for both.
+"""Unit quaternions as orientations: q and -q are one rotation, and all functions agree for both.
 
 Quaternions are ``(w, x, y, z)`` with the scalar first, and turn vectors of the body's frame into the laboratory's.
 Volumes of orientations are shares of all orientations (the Haar measure of SO(3), normalised to one), which is the area

@@ -1,4 +1,4 @@
-"""What can be trained privately, and by which learner."""
+"""The contract of learners, and the choice of one for a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Learner(Protocol):
 
     @property
     def method(self) -> Literal["dp_mac", "dp_sgd"]:
-        """What the ledger calls it."""
+        """Name of the method in the ledger."""
 
     @property
     def blocks(self) -> Sequence[str]:
