@@ -23,9 +23,11 @@ def main(model: str, count: int = 1000, rungs: int = 10, steps: int = 10) -> tup
     annealed = annealed_samples(
         model, system, count, fractions=rungs, steps=steps, step_ps=0.0005, friction=20.0, seed=1
     )
-    shares = plain.effective_sample_percent(), annealed.effective_sample_percent()
-    print(f"effective samples of {count}: {shares[0]:.1f} % of the flow, {shares[1]:.1f} % after annealing")
-    return shares
+    percents = plain.effective_sample_percent(), annealed.effective_sample_percent()
+    print(
+        f"effective sample size of {count} samples: {percents[0]:.1f} % of the flow, {percents[1]:.1f} % after annealing"
+    )
+    return percents
 
 
 if __name__ == "__main__":

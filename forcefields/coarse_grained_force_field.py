@@ -89,9 +89,9 @@ class CoarseGrainedForceField(Potential):
             weights: weights of the frames ``(F,)``; None for equal ones.
         """
         force_field = cls(prior.metadata.particles, temperature, prior, configuration, positions)
-        share = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
+        equal = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
         if isinstance(force_field.network, InvariantNetwork):
-            force_field.network.features.fit(positions, share / share.sum())
+            force_field.network.features.fit(positions, equal / equal.sum())
         return force_field
 
     def set_examples(self, positions: Tensor) -> None:

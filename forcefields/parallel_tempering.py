@@ -66,8 +66,8 @@ class ParallelTempering:
     def acceptance(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Fraction of accepted exchanges between neighbouring temperatures ``(T - 1,)``; NaN where none was proposed."""
         with np.errstate(invalid="ignore"):
-            share: np.ndarray[Any, np.dtype[np.float64]] = self.accepted / self.proposed
-        return share
+            rate: np.ndarray[Any, np.dtype[np.float64]] = self.accepted / self.proposed
+        return rate
 
     def lowest(self) -> Tensor:
         """Return the positions ``(L, N, 3)`` that are at the lowest temperature now."""

@@ -5,7 +5,7 @@
     python -m benchmarks.science.electron_densities --table     # what was measured so far
 
 Each case keeps its checkpoints in runs/electron_densities and its result in benchmarks/results/electron_densities.json; a
-case that was stopped goes on, one that is there is not computed again (--anew does so). Atomic units, dipoles in Debye where
+case that was stopped goes on, one that is there is not computed again (--recompute does so). Atomic units, dipoles in Debye where
 marked.
 """
 
@@ -402,14 +402,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes; results are printed only")
-    parser.add_argument("--anew", action="store_true", help="also what was measured already")
+    parser.add_argument("--recompute", action="store_true", help="repeat finished cases too")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"unknown cases {sorted(unknown)}; there are {', '.join(CASES)}")
     torch.set_num_threads(1)
-    done = {} if options.small or options.anew else stored()
+    done = {} if options.small or options.recompute else stored()
     for name in [] if options.table else options.cases or list(CASES):
         if name in done:
             continue

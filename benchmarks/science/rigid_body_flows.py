@@ -241,8 +241,8 @@ def report_ice(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]
         maps = {"harmonic contraction": ice.map_results(temperature, 0)}
         if training:
             maps["trained flow"] = ice.map_results(temperature, plan.map_training.steps)
-        judge = reference[f"{temperature:g}"]
-        rows.append((f"{temperature:g} K: MBAR", "", f"{judge['value']:.4f} +- {judge['error']:.4f}", "", ""))
+        mbar = reference[f"{temperature:g}"]
+        rows.append((f"{temperature:g} K: MBAR", "", f"{mbar['value']:.4f} +- {mbar['error']:.4f}", "", ""))
         if temperature in PUBLISHED:
             rows.append(("published MBAR (ESS at 100 K: 23.75 %)", "", f"{PUBLISHED[temperature]:.4f}", "", ""))
         for title, one in maps.items():
@@ -258,7 +258,7 @@ def report_ice(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]
             )
         if training:
             rows.append(_generator_row(generators[temperature], generators[plan.protocol.base], count))
-        found[f"{temperature:g}"] = {"mbar": judge, "maps": maps}
+        found[f"{temperature:g}"] = {"mbar": mbar, "maps": maps}
     columns = ("ice XI, 16 molecules", "ESS, held out", "F - F(250 K), kT a molecule", "both directions", "time")
     results = {"seed": seed, "temperatures": found, "generators": {f"{t:g}": one for t, one in generators.items()}}
     title, file = "Rigid-body flows: ice cooled from 250 K", f"rigid_body_flows_{name.replace('-', '_')}"

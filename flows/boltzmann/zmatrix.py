@@ -71,8 +71,13 @@ def build_zmatrix(particles: Particles) -> ZMatrix:
     """
     graph = _molecular_graph(particles)
     origin, first, second = _frame(graph, particles)
-    tree = _spanning_tree(graph, (origin, first, second))
-    size = _subtree_sizes(tree)
+    # Breadth first, with the two bonds of the frame before all others.
+    tree = networkx.bfs_tree(
+        graph,
+        origin,
+        sort_neighbors=lambda atoms: sorted(atoms, key=lambda atom: (atom != first, atom != second, atom)),
+    )
+    size = {atom: 1 + len(networkx.descendants(tree, atom)) for atom in tree}
 
     def rank(atom: int) -> tuple[bool, int, int]:
         return (particles.atomic_numbers[atom] == 1, -size[atom], atom)
@@ -133,28 +138,6 @@ def _frame(graph: networkx.Graph, particles: Particles) -> tuple[int, int, int]:
 
 def _heavy_degree(graph: networkx.Graph, particles: Particles, atom: int) -> int:
     return sum(particles.atomic_numbers[other] != 1 for other in graph.neighbors(atom))
-
-
-def _spanning_tree(graph: networkx.Graph, frame: tuple[int, int, int]) -> networkx.DiGraph:
-    """Breadth-first tree that holds the two bonds of the frame."""
-    origin, first, second = frame
-    tree = networkx.DiGraph([(origin, first), (origin, second)])
-    queue = deque([origin, first, second])
-    while queue:
-        atom = queue.popleft()
-        for other in sorted(graph.neighbors(atom)):
-            if other not in tree:
-                tree.add_edge(atom, other)
-                queue.append(other)
-    return tree
-
-
-def _subtree_sizes(tree: networkx.DiGraph) -> dict[int, int]:
-    size = dict.fromkeys(tree, 1)
-    for atom in reversed(list(networkx.topological_sort(tree))):
-        for child in tree.successors(atom):
-            size[atom] += size[child]
-    return size
 
 
 def refuse_linear(zmatrix: ZMatrix, positions: NDArray[np.float64], particles: Particles) -> None:

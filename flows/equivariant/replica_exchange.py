@@ -24,6 +24,7 @@ from .systems import ParticleSystem
 
 FloatArray = NDArray[np.float64]
 _STATE = "replica_exchange.npz"
+_TENSORS = ("positions", "step_sizes", "accepted", "exchanged")
 _ACCEPTANCE = (
     0.8  # that step sizes are adapted to: short trajectories decorrelate best a little above the optimum of 0.65
 )
@@ -202,13 +203,10 @@ class ReplicaExchange:
             np.savez(
                 file,
                 identity=np.array(self._identity()),
-                positions=self.positions.numpy(),
-                step_sizes=self.step_sizes.numpy(),
                 generator=self.generator.get_state().numpy(),
                 sweep=np.array(self.sweep),
                 frames=torch.stack(self.frames).numpy() if self.frames else np.zeros(0),
-                accepted=self.accepted.numpy(),
-                exchanged=self.exchanged.numpy(),
+                **{name: getattr(self, name).numpy() for name in _TENSORS},
             )
         os.replace(part, folder / _STATE)
 
@@ -221,13 +219,11 @@ class ReplicaExchange:
                 raise ConfigurationError(
                     f"{file} belongs to a run of another system, other settings or another seed: give another folder"
                 )
-            self.positions = torch.from_numpy(state["positions"])
-            self.step_sizes = torch.from_numpy(state["step_sizes"])
+            for name in _TENSORS:
+                setattr(self, name, torch.from_numpy(state[name]))
             self.generator.set_state(torch.from_numpy(state["generator"]))
             self.sweep = int(state["sweep"])
             self.frames = list(torch.from_numpy(state["frames"])) if state["frames"].size else []
-            self.accepted = torch.from_numpy(state["accepted"])
-            self.exchanged = torch.from_numpy(state["exchanged"])
 
 
 def _relaxed(system: ParticleSystem, x: Tensor, longest: float, steps: int = 200) -> Tensor:

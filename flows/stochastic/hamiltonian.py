@@ -15,8 +15,8 @@ def leapfrog(value: Tensor, momentum: Tensor, energy: ReducedEnergy, step: Tenso
     momentum = momentum - 0.5 * step * gradient_of(energy, value)
     for number in range(steps):
         value = value + step * momentum
-        share = 0.5 if number == steps - 1 else 1.0
-        momentum = momentum - share * step * gradient_of(energy, value)
+        factor = 0.5 if number == steps - 1 else 1.0
+        momentum = momentum - factor * step * gradient_of(energy, value)
     return value, momentum
 
 

@@ -91,8 +91,8 @@ class BumpMixture(ElementwiseTransform):
         """Return f(x) and f'(x); x ``(...,)``, parameters ``(..., P)``."""
         raise TypeError(f"{type(self).__name__} is abstract: use CircularBumps or IntervalBumps")
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ends between which the root of f(x) = target lies."""
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ends between which the root of f(x) = level lies."""
         raise TypeError(f"{type(self).__name__} is abstract: use CircularBumps or IntervalBumps")
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
@@ -126,10 +126,10 @@ class CircularBumps(BumpMixture):
         straight = x - (weights * centres).sum(-1) + 0.5
         return (1.0 - identity) * mixture + identity * straight, (1.0 - identity) * density + identity
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         # Every component lies within 1/2 of the straight line x - centre + 1/2, hence so does the mixture.
         weights, centres, *_ = self._read(parameters)
-        middle = target + (weights * centres).sum(-1) - 0.5
+        middle = level + (weights * centres).sum(-1) - 0.5
         return middle - 0.5, middle + 0.5
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:
@@ -156,11 +156,11 @@ class IntervalBumps(BumpMixture):
         density = (weights * slope / widths).sum(-1)
         return (1.0 - identity) * mixture + identity * x, (1.0 - identity) * density + identity
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         # Outside [0, 1] the map goes on as a straight line of slope `identity`: no root is lost there.
         *_, identity, _ = self._read(parameters)
-        low = torch.minimum(torch.zeros_like(target), target / identity)
-        high = torch.maximum(torch.ones_like(target), 1.0 + (target - 1.0) / identity)
+        low = torch.minimum(torch.zeros_like(level), level / identity)
+        high = torch.maximum(torch.ones_like(level), 1.0 + (level - 1.0) / identity)
         return low, high
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:

@@ -73,6 +73,15 @@ def linear_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Li
     return layer
 
 
+def normal_layer(inputs: int, outputs: int, generator: torch.Generator, scale: float = 1.0) -> nn.Linear:
+    """Return a layer with normal weights of variance ``scale^2 / inputs`` and without a bias at the start."""
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.copy_(scale / math.sqrt(inputs) * torch.randn(outputs, inputs, generator=generator))
+        layer.bias.zero_()
+    return layer
+
+
 class FourierFeatures(nn.Module):
     """cos and sin of multiples of angles given in turns, and of sums and differences of chosen pairs.
 

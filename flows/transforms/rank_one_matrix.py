@@ -151,19 +151,19 @@ class RankOneMatrix(nn.Module):
         Along u the factor is a straight line from 1, so one division finds the length at which it is as small as it may be.
         """
         direction, factor = self._direction_and_factor()
-        share, smallest = 1.0, limits.smallest_factor(float(self.log_det))
+        fraction, smallest = 1.0, limits.smallest_factor(float(self.log_det))
         if float(factor) < smallest:
-            share = (1.0 - smallest) / (1.0 - float(factor))
-        share = min(share, self._share_within(limits.condition, direction, float(factor)))
-        if not share < 1.0:
+            fraction = (1.0 - smallest) / (1.0 - float(factor))
+        fraction = min(fraction, self._fraction_within(limits.condition, direction, float(factor)))
+        if not fraction < 1.0:
             return False
-        self.u.mul_(share)
+        self.u.mul_(fraction)
         return True
 
-    def _share_within(self, condition: float, direction: Tensor, factor: float) -> float:
-        """Return the largest share of u, at most 1, with which the inverse is no larger than ``condition`` allows.
+    def _fraction_within(self, condition: float, direction: Tensor, factor: float) -> float:
+        """Return the largest fraction of u, at most 1, with which the inverse is no larger than ``condition`` allows.
 
-        With the share s the inverse is ``X - c d w^T``, ``d = A^-1 u``, ``w = v^T A^-1``, ``c = s / (1 + s (factor - 1))``,
+        With the fraction s the inverse is ``X - c d w^T``, ``d = A^-1 u``, ``w = v^T A^-1``, ``c = s / (1 + s (factor - 1))``,
         whose squared norm is a parabola in c. An inverse that is too large already may not become larger.
         """
         across = self.v @ self.inverse

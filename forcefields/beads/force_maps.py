@@ -16,6 +16,8 @@ from typing import Any
 import networkx
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ...core.errors import ConfigurationError
 from .mappings import FloatArray, Mapping, require_frames
@@ -146,15 +148,12 @@ def optimised_force_map(mapping: Mapping, forces: NDArray[Any], constraints: Con
 
 def constrained_groups(atoms: int, constraints: Constraints) -> NDArray[np.int64]:
     """Return for each atom the number of the group of atoms that constraints join it with, ``(N,)``."""
-    graph: networkx.Graph[int] = networkx.Graph()
-    graph.add_nodes_from(range(atoms))
     for i, j in constraints:
         if not (0 <= i < atoms and 0 <= j < atoms):
             raise ConfigurationError(f"the constraint ({i}, {j}) is outside the {atoms} atoms")
-        graph.add_edge(i, j)
-    groups: NDArray[np.int64] = np.empty(atoms, dtype=np.int64)
-    for number, members in enumerate(sorted(networkx.connected_components(graph), key=min)):
-        groups[list(members)] = number
+    rows, columns = np.array(constraints, dtype=np.int64).reshape(-1, 2).T
+    joined = coo_array((np.ones(len(rows)), (rows, columns)), shape=(atoms, atoms))
+    groups: NDArray[np.int64] = connected_components(joined, directed=False)[1].astype(np.int64)
     return groups
 
 

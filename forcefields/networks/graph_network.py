@@ -110,8 +110,8 @@ class GraphNetwork(nn.Module):
         apart = distances(positions, self.pairs)
         scaled = (apart.unsqueeze(-1) - self.centres.to(apart.dtype)) / self.spacing
         gaussians = torch.exp(-0.5 * scaled.square())
-        share = apart.clamp(max=self.cutoff) / self.cutoff
-        envelope = 0.5 * (torch.cos(math.pi * share) + 1.0)
+        reduced = apart.clamp(max=self.cutoff) / self.cutoff
+        envelope = 0.5 * (torch.cos(math.pi * reduced) + 1.0)
         x = self.embedding(self.types).expand(batch, -1, -1).to(apart.dtype)
         for message in self.messages:
             x = x + message(x, gaussians, envelope, self.beads)

@@ -16,7 +16,7 @@ from ...core.errors import ConfigurationError
 from .budget import Release
 from .learning.clipping import clipped_sum
 from .noise import noise_source
-from .units import UnitData, draw_units, sum_by_unit
+from .units import UnitData, draw_units, mean_by_unit
 
 _LEAST_SHARE = 1e-4
 
@@ -66,7 +66,7 @@ def private_moments(
     x = (batch.inputs.double() - centre.double()) / radius
     x = x / x.norm(dim=1, keepdim=True).clamp_min(1.0)
     sensitivity = 2.0**0.5
-    total, _, _ = clipped_sum(sum_by_unit(torch.cat([x, x.square()], dim=1), batch), sensitivity)
+    total, _, _ = clipped_sum(mean_by_unit(torch.cat([x, x.square()], dim=1), batch), sensitivity)
     noisy = (total + noise_multiplier * sensitivity * noise.normal(total.shape)) / data.units
     first, second = noisy.chunk(2)
     # Noise can make a variance negative: no deviation is below that of the noise itself.

@@ -98,10 +98,8 @@ def draw_units(units: int, rate: float, noise: NoiseSource) -> Tensor:
     return torch.nonzero(noise.uniform(units) < rate)[:, 0]
 
 
-def sum_by_unit(values: Tensor, batch: UnitBatch, *, mean: bool = True) -> Tensor:
-    """Return sums, or means, ``(U, ...)`` over the samples ``(S, ...)`` of each unit."""
+def mean_by_unit(values: Tensor, batch: UnitBatch) -> Tensor:
+    """Return means ``(U, ...)`` over the samples ``(S, ...)`` of each unit."""
     total = values.new_zeros(batch.units, *values.shape[1:]).index_add_(0, batch.owners, values)
-    if not mean:
-        return total
     sizes = torch.bincount(batch.owners, minlength=batch.units).clamp_min(1).to(values.dtype)
     return total / sizes.reshape(-1, *(1,) * (values.dim() - 1))

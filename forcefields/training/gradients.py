@@ -104,7 +104,7 @@ def loss_and_slope(found: Results, expected: Results) -> tuple[Results, Results]
 def ranking_loss(frames: Tensor, samples: Tensor) -> Tensor:
     """Return the ranking loss of noise-contrastive estimation from log-ratios of frames ``(F,)`` and samples ``(S,)``.
 
-    It is the mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of the frames under the
+    It is the mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of frames under the
     Boltzmann distribution less that under the density of the samples, in nats.
     """
     among = torch.logaddexp(frames, torch.logsumexp(samples, 0)) - math.log(1.0 + len(samples))

@@ -107,10 +107,10 @@ class TargetDensity:
         return TargetValue(log_density, Coordinates(circular, stiff))
 
 
-def _rotation(source: Tensor, target: Tensor) -> Tensor:
-    """Return rotations ``(B, 3, 3)`` that bring centred ``source`` onto ``target`` (Kabsch 1976)."""
+def _rotation(source: Tensor, reference: Tensor) -> Tensor:
+    """Return rotations ``(B, 3, 3)`` that bring centred ``source`` onto ``reference`` (Kabsch 1976)."""
     a = source - source.mean(1, keepdim=True)
-    b = target - target.mean(1, keepdim=True)
+    b = reference - reference.mean(1, keepdim=True)
     u, _, v = torch.linalg.svd(torch.einsum("bni,bnj->bij", b, a))
     sign = torch.linalg.det(u @ v).sign()
     flip = torch.ones(len(source), 3, dtype=source.dtype)

@@ -71,22 +71,22 @@ class IsomerEnergies(nn.Module):
         seen = Counter(name for graph in features for name in graph)
         model = cls(sorted(name for name, count in seen.items() if count >= _FEWEST))
         counts = torch.tensor([formula.counts for formula in formulas], dtype=torch.float64)
-        target = torch.tensor(energies, dtype=torch.float64)
-        model.elements.copy_(torch.linalg.lstsq(counts, target.unsqueeze(1), driver="gelsd").solution.squeeze(1))
-        model._regress(model.design(features), target - counts @ model.elements)
+        response = torch.tensor(energies, dtype=torch.float64)
+        model.elements.copy_(torch.linalg.lstsq(counts, response.unsqueeze(1), driver="gelsd").solution.squeeze(1))
+        model._regress(model.design(features), response - counts @ model.elements)
         return model
 
-    def _regress(self, design: Tensor, target: Tensor) -> None:
-        noise = float(target.var()) if len(target) > 1 else 1.0
-        gram, moment = design.T @ design, design.T @ target
+    def _regress(self, design: Tensor, response: Tensor) -> None:
+        noise = float(response.var()) if len(response) > 1 else 1.0
+        gram, moment = design.T @ design, design.T @ response
         identity = torch.eye(len(gram), dtype=torch.float64)
         # Expectation maximisation of the evidence (Bishop, Pattern Recognition and Machine Learning, 9.3.4): where there are
         # fewer molecules than features the noise does not vanish with the residuals.
         for _ in range(_ROUNDS):
             covariance = torch.linalg.inv(gram / noise + identity / _PRIOR**2)
             weights = covariance @ moment / noise
-            residual = float((target - design @ weights).square().sum() + (gram * covariance).sum())
-            noise = max(residual / len(target), _LEAST_NOISE)
+            residual = float((response - design @ weights).square().sum() + (gram * covariance).sum())
+            noise = max(residual / len(response), _LEAST_NOISE)
         self.weights.copy_(weights)
         self.covariance.copy_(covariance)
         self.noise.fill_(noise)
