@@ -1,9 +1,9 @@
-"""Samples of a Boltzmann generator, improved by short Langevin dynamics in OpenMM with exact weights.
+"""Annealed importance sampling from a Boltzmann generator to a force field, by short Langevin dynamics in OpenMM.
 
     python examples/annealed_samples.py MODEL.flow [SAMPLES]
 
-On the way from the flow to the force field the forces turn from one into the other in ten rungs of ten steps. The effective
-sample size grows, and averages stay those of the force field whatever the time step.
+The forces turn from the flow's into the force field's in ten rungs of ten steps. The effective sample size grows, and averages
+are those of the force field at any time step.
 """
 
 import sys

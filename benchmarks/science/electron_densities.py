@@ -4,9 +4,8 @@
     python -m benchmarks.science.electron_densities He H2 LiH   # some of them
     python -m benchmarks.science.electron_densities --table     # what was measured so far
 
-Each case keeps its checkpoints in runs/electron_densities and its result in benchmarks/results/electron_densities.json; a
-case that was stopped goes on, one that is there is not computed again (--recompute does so). Atomic units, dipoles in Debye where
-marked.
+Each case keeps its checkpoints in runs/electron_densities and its result in benchmarks/results/electron_densities.json. An
+interrupted case continues, a finished one is not repeated without --recompute. Atomic units, dipoles in Debye where marked.
 """
 
 from __future__ import annotations
