@@ -47,10 +47,10 @@ def paired(
     """Time every case in every round.
 
     Args:
-        cases: what to call.
+        cases: functions to time.
         work: units of work of one call (steps, configurations); 1 where a case is not named.
-        rounds: how often each case has its turn.
-        seconds: how long a turn lasts at least.
+        rounds: number of turns of each case.
+        seconds: shortest turn.
     """
     counts = {name: _calls(case, seconds) for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in cases}

@@ -73,7 +73,7 @@ def fit_prior(
         beads: beads with their bonds.
         positions: positions of the beads ``(F, n, 3)`` in nm.
         temperature: temperature of the frames in K.
-        settings: which terms.
+        settings: terms and their fit.
         weights: weights of the frames ``(F,)``, any scale; None for equal ones.
 
     Raises:

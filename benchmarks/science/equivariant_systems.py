@@ -39,11 +39,11 @@ class Case:
 
     Attributes:
         system: the energy.
-        exchange: how reference samples are made.
+        exchange: settings of the reference sampler.
         velocity: field of the flow; None where the system is sampled only.
         solver: solver of the flow, for densities and samples.
         training: training of the flow.
-        asked: what is asked for: largest gap (nats) and smallest effective sample size (percent).
+        asked: requirements: largest gap (nats) and smallest effective sample size (percent).
         floor: entropy, the best negative log-likelihood that there is, without the Gaussian constant, and its error.
         log_partition: log partition function of ``exp(-u)`` on the mean-free subspace, and its error.
     """

@@ -27,7 +27,7 @@ from flowbridge.integrations.pymbar import mbar_from_reduced_potentials
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the crystal is simulated.
+    """Protocol of the simulations of the crystal.
 
     Attributes:
         repeats: cells of 16 molecules along each axis.

@@ -55,7 +55,7 @@ _WIDER = 1.15  # proposals of bonds and angles, against the spread of the refere
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed."""
+    """Sizes of the study."""
 
     block: int = 100
     held_out: int = 10_000

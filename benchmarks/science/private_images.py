@@ -1,4 +1,4 @@
-"""What privacy costs on images: digits of scikit-learn or MNIST classified, digits through an autoencoder.
+"""The cost of privacy on images: digits of scikit-learn or MNIST classified, digits through an autoencoder.
 
 Clipping norm and learning rate are tuned for either method alike, on seeds that the results do not use; as usual in such
 tables, tuning is not on the ledger. Principal axes, where a task has them, are private and on it (DP-PCA).

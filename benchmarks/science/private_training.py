@@ -1,4 +1,4 @@
-"""What privacy costs, and whether ledgers hold: ``python -m benchmarks.science.private_training``.
+"""The cost of privacy, and audits of ledgers: ``python -m benchmarks.science.private_training``.
 
     python -m benchmarks.science.private_training digits|autoencoder|mnist|alanine|speed|audit [--small] [--minutes M]
 

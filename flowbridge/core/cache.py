@@ -52,7 +52,7 @@ class CacheEntry:
     """A folder of the cache that holds a complete result.
 
     Attributes:
-        folder: where its files are.
+        folder: folder of its files.
         description: description that the key stands for.
         bytes: size of its files.
         used: when it was last used, seconds since the epoch.
@@ -71,7 +71,7 @@ class Cache:
     are missing, cut off or altered, a description that is not the one asked for) makes it absent.
 
     Args:
-        folder: where results are; see :func:`cache_folder`.
+        folder: folder of the results; see :func:`cache_folder`.
         limit: bytes that they may take; :func:`size_limit` where None.
     """
 

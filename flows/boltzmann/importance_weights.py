@@ -34,7 +34,7 @@ def importance_samples(generator: Potential, draws: Draws, target: Any, seed: in
     Args:
         generator: the density that was drawn from, with its particles and its temperature.
         draws: samples of it.
-        target: what :func:`~flowbridge.core.energy.as_batched_energy` takes.
+        target: energy, in any form of :func:`~flowbridge.core.energy.as_batched_energy`.
         seed: random seed of the draws, for the provenance.
 
     Returns:

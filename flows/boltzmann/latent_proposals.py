@@ -71,7 +71,7 @@ class LatentProposals:
 
     @property
     def present(self) -> Proposal:
-        """Where the chain is; see :meth:`start`."""
+        """Present configuration of the chain; see :meth:`start`."""
         if self._present is None:
             raise RuntimeError("the chain has no configuration yet: call start first")
         return self._present

@@ -30,7 +30,7 @@ class ContinuousFlow(nn.Module):
     Args:
         prior: the density at time 0.
         field: the velocity.
-        solver: how the equation is solved, for densities and samples alike.
+        solver: solver of the equation, for densities and samples.
     """
 
     def __init__(self, prior: MeanFreeNormal, field: VectorField, solver: Solver | None = None) -> None:

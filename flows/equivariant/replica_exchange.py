@@ -101,7 +101,7 @@ class ReplicaExchange:
         """Return samples ``(frames * chains, N, D)`` in reduced lengths, float64, frame after frame.
 
         Args:
-            folder: where checkpoints go; a run of the same system, settings and seed goes on from the one it finds.
+            folder: folder of checkpoints; a run of the same system, settings and seed goes on from the one it finds.
             progress: given an iterable and its length, yields from it while it shows progress.
 
         Raises:
@@ -243,7 +243,7 @@ def virial(system: ParticleSystem, x: Tensor, blocks: int | None = None) -> Esti
     """Return the mean of ``(x - mean x) . grad u`` with its error: ``(N - 1) D`` in equilibrium at temperature 1.
 
     Args:
-        system: whose energy it is.
+        system: system with the energy.
         x: samples ``(S, N, D)`` in reduced lengths.
         blocks: number of blocks of consecutive samples, for the error.
     """

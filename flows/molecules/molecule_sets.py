@@ -73,12 +73,12 @@ class MoleculeSet(NamedTuple):
 
     @property
     def there(self) -> Tensor:
-        """Which rows hold an atom, ``(B, N)``."""
+        """Mask of the rows that hold an atom, ``(B, N)``."""
         return torch.arange(self.elements.shape[1]) < self.counts.unsqueeze(1)
 
     @property
     def bonds(self) -> Tensor:
-        """Which pairs are near enough for a bond, ``(B, N, N)``."""
+        """Mask of the pairs near enough for a bond, ``(B, N, N)``."""
         distances = torch.linalg.vector_norm(self.positions.unsqueeze(1) - self.positions.unsqueeze(2), dim=-1)
         there = self.there
         return bonded_pairs(distances, self.elements) & there.unsqueeze(1) & there.unsqueeze(2)

@@ -13,7 +13,7 @@ class RigidFlowConfiguration(StrictModel):
     """Coupling layers of positions and orientations (arXiv 2301.11355).
 
     Attributes:
-        repetitions: how often positions and orientations are moved in turn; 0 leaves the harmonic map alone.
+        repetitions: number of layers of positions and orientations in turn; 0 leaves the harmonic map alone.
         halves: move the bodies in two halves, each given the other half, instead of all at once. Of one body, whose
             orientation nothing else conditions, it is without effect.
         orientations: ``moebius``, symmetrised Moebius maps, or ``convex_gradient``, gradients of convex functions.
@@ -21,7 +21,7 @@ class RigidFlowConfiguration(StrictModel):
         components: quadratic forms of one convex function.
         first_exponent: exponent of the power means of those forms before training; with small ones densities fall off
             fast around their modes, with large ones they learn faster.
-        least_exponent: what training cannot go below, less than the first: 1, or down to 1/2.
+        least_exponent: lower bound of the exponent in training, less than the first: 1, or down to 1/2.
         closed: direction that is closed form with ``convex_gradient``: ``inverse`` (data to latent) for densities that are to
             be used as potentials, ``forward`` for maps of samples.
         channels: width of the transformers.

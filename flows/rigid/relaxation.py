@@ -39,7 +39,7 @@ def relaxed(
 
     Args:
         energy: energy in double precision (OpenMM's Reference platform), or the differences of forces are noise.
-        configuration: where to start.
+        configuration: start of the minimisation.
         box: ``(3,)`` nm.
         tolerance: largest component of the gradient at the minimum, kJ/mol by flat coordinate.
 

@@ -30,7 +30,7 @@ class HamiltonianKernel(Kernel):
     Args:
         step: time step; with a scale s, coordinate i has the step ``e s_i``.
         steps: leapfrog steps of one trajectory.
-        trajectories: how many, one after the other.
+        trajectories: number of trajectories.
         accept: whether each is accepted or rejected.
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.

@@ -20,7 +20,7 @@ class Moved(NamedTuple):
     """Result of a kernel.
 
     Attributes:
-        value: where it led, ``(B, D)``.
+        value: moved configurations ``(B, D)``.
         log_ratio: ``log q(new -> old) - log q(old -> new)``, ``(B,)``; with velocities, of the joint probabilities.
         acceptance: fraction of proposals accepted ``(B,)``; None for kernels that accept all.
     """
@@ -34,8 +34,8 @@ class Kernel(nn.Module):
     """A random move with respect to an energy that it is given.
 
     Args:
-        step: its size, in the units of the coordinates (for dynamics: of time, masses being one).
-        steps: how many, one after the other.
+        step: size of a step, in the units of the coordinates (for dynamics: of time, masses being one).
+        steps: number of steps.
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
     """

@@ -94,7 +94,7 @@ class ElementwiseTransform(nn.Module):
     """A family of increasing maps of one coordinate whose parameters a conditioner gives.
 
     Attributes:
-        parameter_count: how many unconstrained parameters one coordinate needs.
+        parameter_count: number of unconstrained parameters of one coordinate.
         parameters_apart: whether networks put the values of one parameter for all coordinates side by side in memory
             (best where parameters are used one by one), instead of all parameters of one coordinate (best where they are
             used as vectors). The shape ``(B, D, P)`` is the same.

@@ -21,7 +21,7 @@ class Conditioner(nn.Module):
         hidden: widths of the hidden layers.
         start: ``(D, P)`` parameters that the fresh network gives.
         generator: source of random numbers for the initial weights.
-        parameters_apart: how the output lies in memory; see ``ElementwiseTransform.parameters_apart``.
+        parameters_apart: order of the output in memory; see ``ElementwiseTransform.parameters_apart``.
     """
 
     def __init__(

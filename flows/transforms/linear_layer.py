@@ -19,7 +19,7 @@ class InvertibleLinear(Bijection):
         dimension: n.
         seed: random seed of the random directions.
         bias: whether there is a b.
-        matrix: where to start, ``(n, n)``; the identity where None. Its determinant fixes the sign of the trained one's.
+        matrix: start ``(n, n)``; the identity where None. Its determinant fixes the sign of the trained one's.
         dtype: precision of parameters and buffers.
     """
 

@@ -74,7 +74,7 @@ class RankOneMatrix(nn.Module):
     Args:
         size: n.
         seed: random seed of the random directions v; the k-th one depends on the seed and k only.
-        matrix: where to start, ``(n, n)``; the identity where None.
+        matrix: start ``(n, n)``; the identity where None.
         dtype: precision of all parameters and buffers; in float32 the inverse drifts by about 1e-4 between corrections.
 
     Raises:

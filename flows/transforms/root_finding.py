@@ -28,7 +28,7 @@ class BoundedIterations:
     then says for each configuration whether all its roots are found. The caller has to solve the others again.
 
     Attributes:
-        iterations: how many.
+        iterations: number of iterations.
     """
 
     def __init__(self, iterations: int) -> None:

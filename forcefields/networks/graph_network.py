@@ -57,7 +57,7 @@ class GraphNetwork(nn.Module):
     """Energies of bead configurations in units of kT, from types and distances.
 
     Args:
-        beads: whose types are looked up.
+        beads: beads with their names and residues.
         configuration: sizes.
 
     Raises:

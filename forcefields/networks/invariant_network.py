@@ -44,7 +44,7 @@ class InvariantNetwork(nn.Module):
     """Energies of bead configurations in units of kT, from invariant features.
 
     Args:
-        beads: whose features are taken.
+        beads: beads with their bonds.
         configuration: sizes.
     """
 

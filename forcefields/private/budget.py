@@ -35,7 +35,7 @@ class PrivacyBudget(StrictModel):
     """A guarantee that all releases about the data keep together.
 
     Attributes:
-        epsilon: how far the odds of any conclusion may move when one unit of the data comes or goes.
+        epsilon: bound of the change of log-odds of any conclusion when one unit of the data is added or removed.
         delta: probability that they move further; below one over the number of units.
         neighbours: ``add_remove``, data sets that differ by one unit more or less; or ``replace``, by one unit that is
             another. A sum of contributions of norm C at most moves by C in the first case, by 2 C in the second.
@@ -60,7 +60,7 @@ class Release(StrictModel):
     """One kind of noisy answers about the data: Gaussian noise on sums over Poisson-sampled units.
 
     Attributes:
-        mechanism: what was released, such as ``dp_sgd`` or ``means``.
+        mechanism: kind of release, such as ``dp_sgd`` or ``means``.
         noise_multiplier: standard deviation of the noise over the sensitivity of the sum under adding or removing a unit.
         sampling_rate: probability with which each unit takes part in an answer.
         steps: number of answers.

@@ -32,11 +32,11 @@ class PrivacyLedger(StrictModel):
 
     Attributes:
         unit: unit of privacy, such as ``trajectory``.
-        units: their number.
+        units: number of units.
         neighbours: relation of data sets.
         epsilon: spent by all releases together.
         delta: delta of the guarantee.
-        accountant: which computed it.
+        accountant: accountant of the cost.
         releases: each with its mechanism, noise and clipping.
     """
 
@@ -123,7 +123,7 @@ def earlier_releases(
         ledger: ledger of the model so far.
         before: further releases, such as those of private statistics; those on the ledger already are not counted twice.
         unit: unit of the new data.
-        units: their number.
+        units: number of units.
         budget: budget of all together.
 
     Raises:

@@ -46,7 +46,7 @@ def private_moments(
     ``noise_multiplier * sqrt(2)``. The number of units is public.
 
     Args:
-        data: whose inputs are taken.
+        data: data with the inputs.
         centre: ``(d,)``, a public guess of the mean.
         radius: public; inputs further from the centre are drawn in to that distance, which biases the result.
         noise_multiplier: as in :class:`~flowbridge.forcefields.private.budget.Release`.
@@ -89,8 +89,8 @@ def private_principal_axes(
     ``noise_multiplier`` on each of its entries is enough.
 
     Args:
-        data: whose inputs ``(S, d)`` are taken.
-        axes: how many.
+        data: data with the inputs ``(S, d)``.
+        axes: number of axes.
         noise_multiplier: as in :class:`~flowbridge.forcefields.private.budget.Release`.
         centre: ``(d,)``, public or from :func:`private_moments`; zero by default.
         seed: None for cryptographic noise.

@@ -29,7 +29,7 @@ class UnitData:
         inputs: ``(S, ...)``.
         targets: ``(S, ...)``: values, class numbers, forces.
         owners: ``(S,)``, a number for each sample that samples of the same unit share; None makes every sample a unit.
-        unit: what a unit is, for the ledger: ``frame``, ``trajectory``, ``molecule``, ``patient`` ...
+        unit: name of a unit, for the ledger: ``frame``, ``trajectory``, ``molecule``, ``patient`` ...
         per_step: samples that a drawn unit contributes in a step, chosen each time without replacement; None for all.
             Which ones is the unit's own affair: its contribution is clipped as before, and no privacy is claimed for it.
     """

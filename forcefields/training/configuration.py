@@ -49,7 +49,7 @@ class NoiseConfiguration(StrictModel):
 
 
 class CoarseTrainingConfiguration(StrictModel):
-    """How a coarse-grained force field is trained.
+    """Training of a coarse-grained force field.
 
     Attributes:
         method: ``force_matching`` on mapped forces, ``flow_matching`` on those of a flow that learned the frames without

@@ -42,7 +42,7 @@ class GraphFieldSettings(StrictModel):
 
 
 class _Pairs(NamedTuple):
-    """What the layers know of pairs: differences ``(P, B, D)``, distances ``(P, B, 1)``, radial features ``(P, B, K)``."""
+    """Inputs of the layers for pairs: differences ``(P, B, D)``, distances ``(P, B, 1)``, radial features ``(P, B, K)``."""
 
     difference: Tensor
     distance: Tensor

@@ -23,7 +23,7 @@ class PositionCoupling(RigidBijection):
     form a group, several steps in a row would be one: more comes from more couplings.
 
     Args:
-        features: what the conditioner sees; with a box.
+        features: inputs of the conditioner; with a box.
         conditioner: six outputs for each body.
         moved: ``(M,)`` true for bodies to move; the first, which carries the frame, never moves.
     """
@@ -66,7 +66,7 @@ class OrientationCoupling(RigidBijection):
     The conditioner sees all positions, and the orientations of the bodies that are not turned.
 
     Args:
-        features: what the conditioner sees.
+        features: inputs of the conditioner.
         conditioner: as many outputs for each body as the map has parameters.
         turned: ``(M,)`` true for bodies to turn.
         mapping: family of maps.

@@ -72,7 +72,7 @@ class ConvexGradients:
 
     Args:
         components: quadratic forms of each function.
-        closed: which direction is closed form, ``"inverse"`` (data -> latent) or ``"forward"``.
+        closed: direction in closed form, ``"inverse"`` (data -> latent) or ``"forward"``.
         seed: random seed of the first quadratic forms, which must differ to become different.
         first_exponent: exponent of the power mean for zero parameters.
         least_exponent: its lower bound, at least 1/2.

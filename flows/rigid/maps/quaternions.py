@@ -15,7 +15,7 @@ from torch import Tensor
 from ....core.errors import CoordinateError
 
 NORM_TOLERANCE = 1e-4
-"""How far the norm of a quaternion may be from one: float32 arithmetic stays below, a vector that is none does not."""
+"""Largest deviation of the norm of a quaternion from one; float32 arithmetic stays below it."""
 
 CHART_LOG_VOLUME = -2.0 * math.log(math.pi)
 

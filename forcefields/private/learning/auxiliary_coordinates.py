@@ -39,7 +39,7 @@ class AuxiliaryCoordinates:
     """Clipped coefficients of a feed-forward network's layers.
 
     Args:
-        network: whose ``dense_layers`` are trained.
+        network: network whose ``dense_layers`` are trained.
         order: 1, or 2 with curvatures.
         coordinate_steps: Adam steps on the z.
         coordinate_rate: their learning rate.

@@ -53,7 +53,7 @@ class AuxiliaryForceMatching:
     """Clipped coefficients of the layers of a force field's network on invariant features.
 
     Args:
-        force_field: whose network is trained; from :func:`.force_matching.public_force_field`.
+        force_field: force field whose network is trained; from :func:`.force_matching.public_force_field`.
         coordinate_steps: steps on the auxiliary coordinates; None for one each hidden layer.
         coordinate_rate: their size.
         order: 1, or 2 with curvatures.

@@ -21,7 +21,7 @@ from .sample_gradients import SampleGradients
 
 
 class Learner(Protocol):
-    """What is trained, seen as clipped sums: :class:`.AuxiliaryCoordinates`, :class:`.AuxiliaryForceMatching` or
+    """A trained model as a source of clipped sums: :class:`.AuxiliaryCoordinates`, :class:`.AuxiliaryForceMatching` or
     :class:`.SampleGradients`.
     """
 

@@ -23,7 +23,7 @@ class SampleGradients:
     """Clipped sums of gradients of any module whose loss is a sum over samples.
 
     Args:
-        module: whose parameters are trained.
+        module: trained module.
         loss: loss of one sample; evaluated under ``torch.func.vmap``, so without control flow that depends on values.
 
     Raises:
