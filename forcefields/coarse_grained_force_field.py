@@ -178,7 +178,6 @@ class CoarseGrainedForceField(Potential):
         return Strain(bead, float(total[bead]), max(sizes, key=lambda name: sizes[name]))
 
     def describe_strain(self, positions: Tensor) -> str:
-        """See :meth:`Potential.describe_strain`."""
         worst = self.worst_strain(positions)
         return (
             f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.metadata.particles.label(worst.bead)}, from "
@@ -198,7 +197,6 @@ class CoarseGrainedForceField(Potential):
         return temperature
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         network = self.network_configuration
         if network is None and self.network is not None:
             raise ConfigurationError(
@@ -214,7 +212,6 @@ class CoarseGrainedForceField(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
                 f"the force field was stored in revision {configuration.get('revision')} of its parameters, this "

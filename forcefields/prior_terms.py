@@ -63,7 +63,6 @@ class HarmonicBonds(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic(distances(positions, self.beads) - self.lengths, self.stiffness)
 
 
@@ -78,7 +77,6 @@ class MorseBonds(PriorTerm):
     widths: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         stretch = distances(positions, self.beads) - self.lengths
         return self.depths * (1.0 - torch.exp(-self.widths * stretch)).square()
 
@@ -93,7 +91,6 @@ class HarmonicAngles(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic(angles(positions, self.beads) - self.centres, self.stiffness)
 
 
@@ -107,7 +104,6 @@ class FourierTorsions(PriorTerm):
     sines: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         cosine, sine = torsion_cosines(positions, self.beads)
         c, s = cosine, sine
         energy = self.cosines[:, 0] * c + self.sines[:, 0] * s
@@ -117,7 +113,6 @@ class FourierTorsions(PriorTerm):
         return energy
 
     def shape(self) -> dict[str, Any]:
-        """See :meth:`PriorTerm.shape`."""
         return {**super().shape(), "harmonics": self.cosines.shape[1]}
 
 
@@ -131,7 +126,6 @@ class ExcludedVolume(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic((self.ranges - distances(positions, self.beads)).clamp_min(0.0), self.stiffness)
 
 
@@ -192,7 +186,6 @@ class PriorEnergy(Potential):
         return next((term for term in self.prior_terms if term.kind == kind), None)
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         return {
             "beads": self.metadata.particles.to_dict(),
             "temperature": self.metadata.temperature,
@@ -201,7 +194,6 @@ class PriorEnergy(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         temperature = configuration["temperature"]
         return cls(
             Particles.from_dict(configuration["beads"]),

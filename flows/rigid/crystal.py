@@ -56,7 +56,6 @@ class RigidChain(RigidBijection):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         log_det = value.displacements.new_zeros(len(value.displacements))
         for layer in self.layers:
             value, change = layer(value)
@@ -64,7 +63,6 @@ class RigidChain(RigidBijection):
         return RigidMapResult(value, log_det)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         log_det = value.displacements.new_zeros(len(value.displacements))
         for layer in cast(Iterable[RigidBijection], reversed(self.layers)):
             value, change = layer.inverse(value)

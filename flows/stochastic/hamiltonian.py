@@ -53,7 +53,6 @@ class HamiltonianKernel(Kernel):
         self.accept = accept
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
-        """See :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         log_ratio = value.new_zeros(len(value))
         if not self.accept:

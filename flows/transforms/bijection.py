@@ -74,7 +74,6 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         log_det = value.new_zeros(value.shape[0])
         for bijection in self.bijections:
             value, change = bijection(value, context)
@@ -82,7 +81,6 @@ class Chain(Bijection):
         return Transformed(value, log_det)
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         log_det = value.new_zeros(value.shape[0])
         for bijection in cast(Iterable[Bijection], reversed(self.bijections)):
             value, change = bijection.inverse(value, context)

@@ -73,17 +73,14 @@ class Coupling(Bijection):
         return self.order.inverse(torch.cat([new, ordered[:, count:]], dim=-1)), log_slope
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=True)
         return Transformed(mapped, log_slope.sum(-1))
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         return Transformed(mapped, log_slope.sum(-1))
 
     def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """See :meth:`Bijection.layer_inverse`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         count = self.sizes[0]
         unchanged = value.shape[1] - count

@@ -49,6 +49,5 @@ class InvertibleLinear(Bijection):
         return Transformed(self.weight.solve(shifted), -self.weight.log_abs_det().expand(len(value)))
 
     def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Mixing:
-        """See :meth:`Bijection.layer_inverse`."""
         # The derivative is W^-1.
         return Mixing(*self.inverse(value), self.weight.multiply_transposed)

@@ -100,7 +100,6 @@ class GraphField(VectorField):
         self.kernels = normal_layer(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
         pairs, biases = self._pairs(x), self._time_biases(time, x)
         message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
         received = self.geometry.gather(silu(message + biases.message))

@@ -59,7 +59,6 @@ class KernelField(VectorField):
         self.biases = nn.Parameter(torch.zeros(settings.times))
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
         difference, distance = self.geometry.separations(x)
         kernels, _ = _normalised(distance, self.centres, self.log_widths)
         return self._moved(difference, self._combined(kernels, time, constant=True))

@@ -43,7 +43,6 @@ class NetworkField(VectorField):
         self.network = nn.Sequential(*modules[:-1])
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         centred = x - x.mean(1, keepdim=True)
         velocity = self.network(torch.cat([centred.flatten(1), t], 1)).view(x.shape)

@@ -46,11 +46,9 @@ class PositionCoupling(RigidBijection):
         )
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         return self._moved(value, 1.0)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         return self._moved(value, -1.0)
 
     def _moved(self, value: CrystalCoordinates, direction: float) -> RigidMapResult:
@@ -83,11 +81,9 @@ class OrientationCoupling(RigidBijection):
         self.register_buffer("shown", torch.stack([torch.ones_like(hidden), 1.0 - hidden], dim=-1), persistent=False)
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         return self._turned(value, self.mapping.forward)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         return self._turned(value, self.mapping.inverse)
 
     def _turned(self, value: CrystalCoordinates, mapping: Callable[[Tensor, Tensor], Transformed]) -> RigidMapResult:
