@@ -156,12 +156,13 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
 
 def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
     """Fit charges to the electrostatic potential, write the force field, and return rows for the table."""
-    from ..integrations.openmm.systems.potential_charges import topology_of, write_force_field
+    from ..integrations.openmm.systems.potential_charges import write_force_field
+    from ..integrations.openmm.systems.topologies import molecule_topology
 
     found = potential_charges(calculator.properties)
     neighbours = build_neighbor_list(atoms, natural_cutoffs(atoms), self_interaction=False, bothways=False)
     bonds = [(i, int(j)) for i in range(len(atoms)) for j in neighbours.get_neighbors(i)[0]]
-    topology = topology_of(list(atoms.symbols), bonds)
+    topology = molecule_topology(list(atoms.symbols), bonds)
     write_force_field(file, topology, found.charges.value)
     labels = calculator.properties.molecule.labels()
     rows = [

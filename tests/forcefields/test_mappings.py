@@ -16,9 +16,9 @@ from flowbridge.forcefields.beads.mappings import (
     identity_mapping,
     slice_mapping,
 )
+from flowbridge.integrations.openmm.systems.topologies import openmm_topology
 from flowbridge.integrations.mdtraj.bead_selections import (
     mapping_from_selections,
-    openmm_topology,
     write_bead_pdb,
 )
 from flowbridge.integrations.mdtraj.exports import topology_from_particles
