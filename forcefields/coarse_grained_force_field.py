@@ -37,8 +37,8 @@ class CoarseGrainedForceField(Potential):
         temperature: K.
         prior: terms in closed form.
         configuration: of the network; None for the prior alone; or a network, a module from positions ``(B, n, 3)`` nm to
-            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be
-            kept in a model file.
+            energies ``(B,)`` in kT (see :class:`~flowbridge.integrations.external_networks.ExternalNetwork`). That one cannot
+            be kept in a model file.
         examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
     """
 

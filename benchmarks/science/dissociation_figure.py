@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from ase.units import Bohr, Hartree
+from ase.units import Bohr, Debye, Hartree
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend is chosen before
 
-_DEBYE = 2.541746  # of one e bohr
+_DEBYE = Bohr / Debye  # of one e bohr
 _MEASURED, _REFERENCE = "#c8552f", "#2d4a73"
 
 

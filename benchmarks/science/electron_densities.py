@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.units import Bohr, Debye
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettin
 from ..harness import RESULTS, machine
 from .dissociation_figure import draw_dissociation
 
-DEBYE = 2.541746  # of one e bohr
+DEBYE = Bohr / Debye  # of one e bohr
 FILE = RESULTS / "electron_densities.json"
 FIGURE = Path("docs/images/lih_dissociation.png")
 WORK = Path("runs/electron_densities")

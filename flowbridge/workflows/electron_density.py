@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
-from ase.units import Bohr, Hartree
+from ase.units import Bohr, Debye, Hartree
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -29,7 +29,6 @@ from ..calculators.qmc.storage import save_density, save_wave_function
 from ..core.atomic_files import write_whole
 from ..core.errors import ConfigurationError
 
-DEBYE = 0.2081943  # e Angstrom
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
 
@@ -133,7 +132,7 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
     add("potential energy", "Hartree", *samples.average(samples.potential))
     add("variance of the local energy", "Hartree²", samples.variance, None)
     atoms = list(range(len(labels)))
-    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / DEBYE)
+    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / Debye)
     add_all([f"quadrupole {axis}{axis}" for axis in "xyz"], "e bohr²", "quadrupole", [(0, 0), (1, 1), (2, 2)])
     add_all(["<r²>"], "bohr²", "second_moment", [()])
     add_all([f"charge (Hirshfeld) of {label}" for label in labels], "e", "hirshfeld_charges", atoms)

@@ -16,12 +16,12 @@ from flowbridge.forcefields.beads.mappings import (
     identity_mapping,
     slice_mapping,
 )
-from flowbridge.integrations.openmm.systems.topologies import openmm_topology
 from flowbridge.integrations.mdtraj.bead_selections import (
     mapping_from_selections,
     write_bead_pdb,
 )
 from flowbridge.integrations.mdtraj.exports import topology_from_particles
+from flowbridge.integrations.openmm.systems.topologies import openmm_topology
 
 
 class TestNamed:

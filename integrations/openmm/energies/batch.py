@@ -139,7 +139,7 @@ def evaluate_batch(context: openmm.Context, batch: ConfigurationBatch, current: 
             batch.fail(int(index), f"{type(error).__name__}: {error}")
     for index in np.flatnonzero(~batch.finite):
         if index not in batch.failures:
-            batch.fail(int(index), _reason(batch, index))
+            batch.fail(int(index), _reason(batch, int(index)))
 
 
 def _reason(batch: ConfigurationBatch, index: int) -> str:
