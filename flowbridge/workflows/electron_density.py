@@ -72,7 +72,7 @@ def compute_and_print(request: DensityRequest) -> None:
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("", total=1, stage="starting", message="")
 
-        def announce(progress: density_run.Progress) -> None:
+        def announce(progress: density_run.DensityProgress) -> None:
             bar.update(
                 task, completed=progress.done, total=progress.total, stage=progress.stage, message=progress.message
             )

@@ -37,7 +37,7 @@ class FourierBias:
         """
         points = np.linspace(-math.pi, math.pi, len(grid))[:-1]
         if not 0 < harmonics <= (len(points) - 1) // 2:
-            raise ConfigurationError(f"{len(points)} points cannot resolve {harmonics} harmonics")
+            raise ConfigurationError(f"{len(points)} points cannot tell {harmonics} harmonics apart")
         orders = np.arange(1, harmonics + 1)
         cosines = 2.0 * (grid[:-1, None] * np.cos(np.outer(points, orders))).mean(0)
         sines = 2.0 * (grid[:-1, None] * np.sin(np.outer(points, orders))).mean(0)
