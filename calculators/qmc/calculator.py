@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ class QMCCalculator(Calculator):
         """
         if "forces" in properties and self.parameters["forces"] != HELLMANN_FEYNMAN:
             raise PropertyNotImplementedError(
-                f"forces are computed where they are asked for by name, QMCCalculator(forces={HELLMANN_FEYNMAN!r}): they are "
+                f"forces are computed only if requested by name, QMCCalculator(forces={HELLMANN_FEYNMAN!r}): they are "
                 "noisy, and lack the Pulay term, so that they serve analysis and neither relaxation nor dynamics"
             )
         super().calculate(atoms, properties, system_changes)
@@ -326,13 +325,16 @@ def molecule_of(atoms: Atoms, charge: int | None = None, spin: int | None = None
 
 def _settings(parameters: dict[str, Any]) -> RunSettings:
     space = parameters["active_space"]
-    settings = RunSettings(
+    return RunSettings(
         trial=TrialSettings(
             parameters["orbitals"],
             parameters["basis"],
             bool(parameters["jastrow"]),
             None if space is None else (int(space[0]), int(space[1])),
             int(parameters["virtual"]),
+        ),
+        optimisation=OptimisationSettings(
+            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
         ),
         sampling=SamplingSettings(
             parameters["walkers"], parameters["equilibration"], parameters["sweeps"], parameters["interval"]
@@ -341,12 +343,6 @@ def _settings(parameters: dict[str, Any]) -> RunSettings:
         fit=DensityFitSettings(parameters["likelihood"]),
         response=bool(parameters["response"]),
         seed=int(parameters["seed"]),
-    )
-    return replace(
-        settings,
-        optimisation=OptimisationSettings(
-            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
-        ),
     )
 
 

@@ -147,7 +147,8 @@ class DensityRun:
     def optimisation(self) -> OptimisationState:
         """The optimised wave function with its walkers."""
         settings = self.settings
-        file = self._file("wave_function", asdict(settings.trial), asdict(settings.optimisation), self._walkers())
+        walkers = {"walkers": settings.sampling.walkers}
+        file = self._file("wave_function", asdict(settings.trial), asdict(settings.optimisation), walkers)
         state = _loaded(file, lambda path: load_optimisation(path, self.molecule))
         if state is None:
             trial = self._given_wave_function or self._trial
@@ -302,9 +303,6 @@ class DensityRun:
         fitted = fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
         response = self.parameter_steps
         return fitted if response is None else with_response(fitted, self.samples, response, self.grid, spin)
-
-    def _walkers(self) -> dict[str, int]:
-        return {"walkers": self.settings.sampling.walkers}
 
     def _file(self, name: str, *parts: Any) -> Path | None:
         if self.folder is None or (self._given_wave_function is not None and name == "wave_function"):

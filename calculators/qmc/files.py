@@ -33,7 +33,7 @@ from ...core.errors import ModelFileError
 FORMAT, VERSION = "flowbridge-qmc", 1
 
 _BLANK = "0" * 64
-_REMEDY = "Give a file that flowbridge wrote, or compute it anew"
+_REMEDY = "Give a file that flowbridge wrote, or compute it again"
 
 
 def write_file(

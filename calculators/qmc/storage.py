@@ -255,7 +255,7 @@ def _reading(path: PathLike, kind: str) -> Iterator[tuple[dict[str, Any], dict[s
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(
             f"{Path(path).absolute()}: lacks something, or does not fit together ({type(error).__name__}: {error}). "
-            "Compute it anew"
+            "Compute it again"
         ) from error
 
 

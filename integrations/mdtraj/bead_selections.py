@@ -28,7 +28,7 @@ def mapping_from_selections(
         complete: whether to refuse selections that leave atoms out (centres of mass only).
 
     Raises:
-        ConfigurationError: for selections that mdtraj cannot read, that match nothing, or share atoms.
+        ConfigurationError: for selections that mdtraj cannot read, that match nothing, or overlap.
     """
     atoms = particles_from_mdtraj(topology)
     groups = [_selected(topology, name, selection) for name, selection in beads.items()]

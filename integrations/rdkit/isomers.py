@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from ...core.errors import ConfigurationError, MissingDependencyError
 from ...flows.molecules.formulas import ELEMENTS, Formula
+from .molecular_graphs import BOND_TYPES
 
 try:
     from rdkit import Chem
 except ImportError as error:
     raise MissingDependencyError("isomers need RDKit: pip install 'flowbridge[molecules]'") from error
 
-_ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _LARGEST = 200_000  # graphs of one level; more take too much memory and time
 
 _Graphs = dict[str, Chem.RWMol]
@@ -52,7 +52,7 @@ def _with_one_more_atom(graphs: Iterable[Chem.RWMol], allowed: dict[str, int]) -
                 continue
             for place in _unsaturated_atoms(graph):
                 grown = Chem.RWMol(graph)
-                grown.AddBond(place, grown.AddAtom(Chem.Atom(symbol)), _ORDERS[1])
+                grown.AddBond(place, grown.AddAtom(Chem.Atom(symbol)), BOND_TYPES[1])
                 yield grown
 
 
@@ -64,9 +64,9 @@ def _with_one_more_bond(graphs: Iterable[Chem.RWMol]) -> Iterator[Chem.RWMol]:
                 grown = Chem.RWMol(graph)
                 bond = grown.GetBondBetweenAtoms(i, j)
                 if bond is None:
-                    grown.AddBond(i, j, _ORDERS[1])
-                elif int(bond.GetBondTypeAsDouble()) < len(_ORDERS):
-                    bond.SetBondType(_ORDERS[int(bond.GetBondTypeAsDouble()) + 1])
+                    grown.AddBond(i, j, BOND_TYPES[1])
+                elif int(bond.GetBondTypeAsDouble()) < len(BOND_TYPES):
+                    bond.SetBondType(BOND_TYPES[int(bond.GetBondTypeAsDouble()) + 1])
                 else:
                     continue
                 yield grown

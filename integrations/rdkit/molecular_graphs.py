@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("molecular graphs need RDKit: pip install 'flowbridge[molecules]'") from error
 
-_ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 _ATTEMPTS = 20  # to embed a molecule
 _ITERATIONS = 2000  # of a relaxation by MMFF94
 _ANGSTROM = units.Angstrom / units.nm
@@ -57,7 +57,7 @@ def molecule_of(
         atom.SetNoImplicit(True)
         molecule.AddAtom(atom)
     for i, j, order in bonds:
-        molecule.AddBond(int(i), int(j), _ORDERS[order])
+        molecule.AddBond(int(i), int(j), BOND_TYPES[order])
     try:
         Chem.SanitizeMol(molecule)
     except (Chem.KekulizeException, Chem.AtomValenceException) as error:

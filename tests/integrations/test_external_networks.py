@@ -242,7 +242,7 @@ def test_a_prior_is_added(bead_frames):
         NetworkPotential(Pairs(), FORMALDEHYDE, energy="kT", evaluate=call_pairs)
 
 
-def test_a_foreign_network_learns_forces(bead_frames, tmp_path):
+def test_an_external_network_learns_forces(bead_frames, tmp_path):
     """Labels of a network whose parameters are known: training from others finds its forces."""
     mapping, frames = bead_frames
     x = torch.from_numpy(frames)

@@ -169,7 +169,8 @@ def _averages(
 
 def _solutions(averages: _Averages, normaliser: GridNormaliser, likelihood: float) -> Tensor:
     """Return the solution for all walkers and those with one group left out, ``(1 + G, Q)``, which start from it."""
-    solution = _solved(*(part[0] for part in averages), normaliser, likelihood)
+    matrix, vector, mean = (part[0] for part in averages)
+    solution = _solved(matrix, vector, mean, normaliser, likelihood)
     curvature = normaliser.moments(solution)[1]  # for all replicas, whose solutions are close
     found = [solution]
     for matrix, vector, mean in zip(*(part[1:] for part in averages), strict=True):

@@ -106,7 +106,7 @@ class NeuralDensity(DensityModel):
 
     Args:
         molecule: nuclei and electrons.
-        electrons: what it integrates to, once it was fitted.
+        electrons: integral of the density after the fit.
         width: of the network.
         refit: coefficients c ``(1 + R, Q)`` of the features and shifts ``(1 + R,)``, the fit first, then jackknife replicas;
             None for zeros.

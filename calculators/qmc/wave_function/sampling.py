@@ -323,31 +323,28 @@ def sample(
         NonFiniteEnergyError: for a NaN or infinite local energy.
     """
     if recorded is not None and recorded.log_absolute is None:
-        raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start anew")
-    shape = (settings.sweeps, *sampler.positions.shape)
-    positions, scores = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
-    kinetic, potential, log_absolute = torch.empty(3, *shape[:2], dtype=torch.float64)
+        raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start again")
+    whole, flat = (settings.sweeps, *sampler.positions.shape), (settings.sweeps, len(sampler.positions))
+    shapes = {"positions": whole, "scores": whole, "kinetic": flat, "potential": flat, "log_absolute": flat}
+    arrays = {name: torch.empty(shape, dtype=torch.float64) for name, shape in shapes.items()}
     done = 0
-    if recorded is not None and recorded.log_absolute is not None:
+    if recorded is not None:
         done = min(len(recorded.positions), settings.sweeps)
-        positions[:done], scores[:done] = recorded.positions[:done], recorded.scores[:done]
-        kinetic[:done], potential[:done] = recorded.kinetic[:done], recorded.potential[:done]
-        log_absolute[:done] = recorded.log_absolute[:done]
+        for name, array in arrays.items():
+            array[:done] = getattr(recorded, name)[:done]
 
     def so_far(count: int) -> ElectronSamples:
-        return ElectronSamples(
-            sampler.wave_function.molecule,
-            positions[:count], scores[:count], kinetic[:count], potential[:count],
-            sampler.acceptance if sampler.acceptance or recorded is None else recorded.acceptance,
-            log_absolute[:count],
-        )  # fmt: skip
+        acceptance = sampler.acceptance if sampler.acceptance or recorded is None else recorded.acceptance
+        parts = {name: array[:count] for name, array in arrays.items()}
+        return ElectronSamples(sampler.wave_function.molecule, acceptance=acceptance, **parts)
 
     for sweep in range(done, settings.sweeps):
         for _ in range(settings.interval):
             sampler.move()
         found = sampler.wave_function.local_energy(sampler.positions)
-        positions[sweep], scores[sweep] = sampler.positions, 2.0 * found.gradient
-        kinetic[sweep], potential[sweep], log_absolute[sweep] = found.kinetic, found.potential, found.log_absolute
+        values = (sampler.positions, 2.0 * found.gradient, found.kinetic, found.potential, found.log_absolute)
+        for array, value in zip(arrays.values(), values, strict=True):
+            array[sweep] = value
         if progress is not None:
             progress(sweep + 1)
         if checkpoint is not None and (sweep + 1) % 20 == 0:

@@ -70,8 +70,8 @@ def _combinations(
             image = places.index(int(images[center]))
             average[image * size : (image + 1) * size, position * size : (position + 1) * size] += block
     vectors, strengths, _ = torch.linalg.svd(average / len(operations) @ allowed.double(), full_matrices=False)
-    kept = vectors[:, strengths > 0.5]
-    return torch.where(kept.abs() > 1e-9, kept, torch.zeros_like(kept))  # zeros are not evaluated
+    found = vectors[:, strengths > 0.5]
+    return torch.where(found.abs() > 1e-9, found, torch.zeros_like(found))  # zeros are not evaluated
 
 
 def _moments(centers: Tensor, grid: Quadrature, density: Tensor) -> list[Tensor]:
@@ -98,7 +98,7 @@ def _directions(moments: Tensor) -> Tensor:
 
 
 def _operations(centers: Tensor, moments: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return rotations ``(3, 3)`` with the images ``(A,)`` of the nuclei that leave the density as it is."""
+    """Return rotations ``(3, 3)`` with the images ``(A,)`` of the nuclei that leave the density unchanged."""
     found = []
     away = centers - centers.mean(0)
     for rotation in _candidates(away):

@@ -67,7 +67,7 @@ class TrialSettings:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial wave function and the orbitals it was made from.
+    """A trial wave function and its original orbitals.
 
     Attributes:
         wave_function: wave function to optimise or to sample.

@@ -80,7 +80,7 @@ class SystemEnergy(ABC):
 
         Raises:
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
-            WorkerError: when worker processes were asked for and cannot work.
+            WorkerError: when requested worker processes cannot work.
         """
         batch = ConfigurationBatch.checked(positions, cell, self.particles, self.periodic)
         done = np.zeros(len(batch), dtype=bool)

@@ -62,7 +62,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class PlanConstraints:
-    """What the user asked of a plan; None where it is free."""
+    """Constraints of the user on a plan; None where it is free."""
 
     platform: str | None = None
     workers: int | None = None

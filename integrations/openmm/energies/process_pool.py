@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Generator
 from typing import IO, Any, NamedTuple, cast
 
-import numpy as np
 import openmm
 
 from ....core.errors import WorkerError
@@ -43,7 +42,7 @@ class ProcessPool:
 
     @staticmethod
     def possible() -> bool:
-        """Return whether processes can share open files with those that they start."""
+        """Return whether processes can share open files with their child processes."""
         return os.name == "posix"
 
     def evaluate(self, batch: ConfigurationBatch, start: int = 0) -> Generator[tuple[int, int], None, None]:
@@ -104,18 +103,16 @@ class ProcessPool:
             )
         current = int(process.memory.current[0])
         if process.chunks and current >= 0:
-            buffer, start, stop = process.chunks.popleft()
+            _, start, stop = process.chunks.popleft()
             culprit = start + current
-            # Its results so far are in the memory, except for the reasons of failures.
-            for index in process.salvage(buffer, batch, start, culprit):
-                pending.give_back(index, index + 1)
+            pending.give_back(start, culprit)
+            pending.give_back(culprit + 1, stop)
             if culprit in suspects:
                 batch.fail(culprit, f"the process that evaluated it {cause}, twice")
                 process.finished.append((culprit, culprit + 1))
             else:
                 suspects.add(culprit)
                 pending.give_back(culprit, culprit + 1)
-            pending.give_back(culprit + 1, stop)
         for chunk in process.chunks:
             pending.give_back(chunk.start, chunk.stop)
         process.chunks.clear()
@@ -209,14 +206,6 @@ class _Process:
             pending.cost = answer["seconds"] / (stop - start)
             self._free.append(buffer)
         return bool(data)
-
-    def salvage(self, buffer: int, batch: ConfigurationBatch, start: int, stop: int) -> list[int]:
-        """Copy the results that a dead process left for ``start`` to ``stop``; return the indices without a result."""
-        there = self.memory.batch(buffer, stop - start, with_cells=False)
-        usable = there.finite
-        batch.energies[start:stop], batch.forces[start:stop] = there.energies, there.forces
-        self.finished.extend((start + int(index), start + int(index) + 1) for index in np.flatnonzero(usable))
-        return [start + int(index) for index in np.flatnonzero(~usable)]
 
     def cause_of_death(self) -> str:
         """Return a description of how the process ended."""

@@ -242,9 +242,10 @@ def superposed(moved: FloatArray, reference: FloatArray, weights: FloatArray) ->
         reference: configuration to superpose it on.
         weights: weights ``(N,)``, not negative.
     """
-    shares = weights / weights.sum()
-    a, b = shares @ moved, shares @ reference
-    u, _, vt = np.linalg.svd((moved - a).T @ (shares[:, None] * (reference - b)))
+    fractions = weights / weights.sum()
+    a, b = fractions @ moved, fractions @ reference
+    # SciPy's Rotation.align_vectors warns for linear molecules.
+    u, _, vt = np.linalg.svd((moved - a).T @ (fractions[:, None] * (reference - b)))
     turn = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     result: FloatArray = (moved - a) @ (u @ turn @ vt) + b
     return result

@@ -92,8 +92,8 @@ def run_langevin(run: LangevinRun) -> Trajectory:
     context.setPositions(run.positions)
     context.setVelocitiesToTemperature(run.temperature, run.seed)
     integrator.step(run.equilibration_steps)
-    kept = len(run.positions) if run.saved_particles is None else run.saved_particles
-    shape = (run.frames, kept, 3)
+    count = len(run.positions) if run.saved_particles is None else run.saved_particles
+    shape = (run.frames, count, 3)
     positions, forces, energies = np.empty(shape), np.empty(shape), np.empty(run.frames)
     all_positions, all_forces = np.empty_like(run.positions), np.empty_like(run.positions)
     arguments = {} if run.energy_groups is None else {"groups": set(run.energy_groups)}
@@ -101,7 +101,7 @@ def run_langevin(run: LangevinRun) -> Trajectory:
         integrator.step(run.frame_interval)
         state = context.getState(getPositions=True, getForces=True, getEnergy=True, **arguments)
         copy_vectors(state, all_positions, all_forces)
-        positions[frame], forces[frame] = all_positions[:kept], all_forces[:kept]
+        positions[frame], forces[frame] = all_positions[:count], all_forces[:count]
         energies[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     if not np.isfinite(energies).all():
         first = int(np.flatnonzero(~np.isfinite(energies))[0])

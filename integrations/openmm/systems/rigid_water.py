@@ -156,7 +156,7 @@ class RigidSystemEnergy:
     Args:
         system: the System.
         platform: see :class:`~flowbridge.integrations.openmm.energies.batched.OpenMMEnergy`.
-        workers: see the same.
+        workers: see the same class.
     """
 
     def __init__(self, system: openmm.System, platform: str | None = None, workers: int | None = None) -> None:
