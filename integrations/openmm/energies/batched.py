@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import openmm
@@ -49,6 +49,10 @@ class SystemEnergy(ABC):
         self.periodic: bool = system.usesPeriodicBoundaryConditions()
         self._lock = threading.Lock()
 
+    def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
+        """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
+        return self.evaluated(positions, cell, forces=False).energies
+
     def energies_and_forces(
         self, positions: FloatArray, cell: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
@@ -82,7 +86,21 @@ class SystemEnergy(ABC):
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
             WorkerError: when requested worker processes cannot work.
         """
-        batch = ConfigurationBatch.checked(positions, cell, self.particles, self.periodic)
+        batch = self.evaluated(positions, cell, progress=progress, stop=stop)
+        forces = cast(FloatArray, batch.forces)
+        return EnergyEvaluation(batch.energies, forces, dict(sorted(batch.failures.items())))
+
+    def evaluated(
+        self,
+        positions: FloatArray,
+        cell: FloatArray | None = None,
+        *,
+        forces: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> ConfigurationBatch:
+        """Return configurations with their results, without forces if ``forces`` is False; see :meth:`evaluate`."""
+        batch = ConfigurationBatch.checked(positions, cell, self.particles, self.periodic, forces)
         done = np.zeros(len(batch), dtype=bool)
         with self._lock, closing(self._work(batch)) as work:
             for first, last in work:
@@ -93,7 +111,7 @@ class SystemEnergy(ABC):
                     break
         for index in np.flatnonzero(~done):
             batch.fail(int(index), "not evaluated: the evaluation was stopped before")
-        return EnergyEvaluation(batch.energies, batch.forces, dict(sorted(batch.failures.items())))
+        return batch
 
     @abstractmethod
     def _work(self, batch: ConfigurationBatch) -> Generator[tuple[int, int], None, None]:

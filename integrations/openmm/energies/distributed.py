@@ -12,7 +12,7 @@ import openmm
 from ....core.errors import ConfigurationError
 from ....core.execution.executors import Executor
 from .batch import ConfigurationBatch, FloatArray
-from .batched import EnergyEvaluation, OpenMMEnergy, SystemEnergy
+from .batched import OpenMMEnergy, SystemEnergy
 from .plans import PlanConstraints, fastest_plan
 
 _JOBS_PER_WORKER = 4  # so that fast workers take over from slow ones
@@ -29,6 +29,7 @@ class _Job:
     platform: str
     positions: FloatArray
     cells: FloatArray | None
+    forces: bool
 
 
 @lru_cache(maxsize=4)
@@ -37,8 +38,9 @@ def _evaluator(system_xml: str, platform: str) -> OpenMMEnergy:
     return OpenMMEnergy(openmm.XmlSerializer.deserialize(system_xml), platform, workers=1, kind="processes")
 
 
-def _evaluate(job: _Job) -> tuple[int, EnergyEvaluation]:
-    return job.start, _evaluator(job.system_xml, job.platform).evaluate(job.positions, job.cells)
+def _evaluate(job: _Job) -> tuple[int, FloatArray, FloatArray | None, dict[int, str]]:
+    done = _evaluator(job.system_xml, job.platform).evaluated(job.positions, job.cells, forces=job.forces)
+    return job.start, done.energies, done.forces, done.failures
 
 
 class DistributedEnergy(SystemEnergy):
@@ -63,12 +65,10 @@ class DistributedEnergy(SystemEnergy):
     def _work(self, batch: ConfigurationBatch) -> Generator[tuple[int, int], None, None]:
         # A generator in fact, whose closing cancels what is not done.
         with closing(self._executor(_evaluate, self._jobs(batch))) as results:  # type: ignore[type-var]
-            for start, evaluation in results:
-                stop = start + len(evaluation.energies)
-                batch.energies[start:stop] = evaluation.energies
-                batch.forces[start:stop] = evaluation.forces
-                batch.failures.update({start + index: reason for index, reason in evaluation.failures.items()})
-                yield start, stop
+            for start, energies, forces, failures in results:
+                batch.take(start, energies, forces)
+                batch.failures.update({start + index: reason for index, reason in failures.items()})
+                yield start, start + len(energies)
 
     def _jobs(self, batch: ConfigurationBatch) -> list[_Job]:
         if not len(batch):
@@ -77,7 +77,10 @@ class DistributedEnergy(SystemEnergy):
             self.platform = self._fastest_platform(batch)
         size = min(max(_SMALLEST, -(-len(batch) // (_JOBS_PER_WORKER * self._executor.workers))), _LARGEST)
         parts = [(start, batch.part(start, start + size)) for start in range(0, len(batch), size)]
-        return [_Job(start, self._system_xml, self.platform, part.positions, part.cells) for start, part in parts]
+        forces = batch.forces is not None
+        return [
+            _Job(start, self._system_xml, self.platform, part.positions, part.cells, forces) for start, part in parts
+        ]
 
     def _fastest_platform(self, batch: ConfigurationBatch) -> str:
         sample = batch.usable_sample(_SAMPLE)

@@ -174,12 +174,13 @@ class _Process:
         while self._free and (taken := pending.take()) is not None:
             start, stop = taken
             buffer = self._free.pop()
-            there = self.memory.batch(buffer, stop - start, batch.cells is not None)
+            cells, forces = batch.cells is not None, batch.forces is not None
+            there = self.memory.batch(buffer, stop - start, cells, forces)
             there.positions[:] = batch.positions[start:stop]
             if there.cells is not None and batch.cells is not None:
                 there.cells[:] = batch.cells[start:stop]
             self.chunks.append(_Chunk(buffer, start, stop))
-            self._order(f"{buffer} {stop - start} {int(batch.cells is not None)}")
+            self._order(f"{buffer} {stop - start} {int(cells)} {int(forces)}")
 
     def collect(self, batch: ConfigurationBatch, pending: ChunkQueue) -> bool:
         """Copy the results that have arrived; return False when the process has ended.
@@ -199,8 +200,8 @@ class _Process:
                 self.ready = True
                 continue
             buffer, start, stop = self.chunks.popleft()
-            there = self.memory.batch(buffer, stop - start, with_cells=False)
-            batch.energies[start:stop], batch.forces[start:stop] = there.energies, there.forces
+            there = self.memory.batch(buffer, stop - start, False, batch.forces is not None)
+            batch.take(start, there.energies, there.forces)
             batch.failures.update({start + index: reason for index, reason in answer["failures"]})
             self.finished.append((start, stop))
             pending.cost = answer["seconds"] / (stop - start)

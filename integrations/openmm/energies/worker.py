@@ -53,10 +53,10 @@ class SharedBuffers:
         """Return the number of bytes needed."""
         return 8 * (1 + BUFFERS * BUFFER_SIZE * (3 * particles + 9 + 1 + 3 * particles))
 
-    def batch(self, buffer: int, count: int, with_cells: bool) -> ConfigurationBatch:
+    def batch(self, buffer: int, count: int, with_cells: bool, with_forces: bool) -> ConfigurationBatch:
         """Return a view of the first ``count`` configurations of a buffer."""
         positions, cells, energies, forces = (array[:count] for array in self._arrays[buffer])
-        return ConfigurationBatch(positions, cells if with_cells else None, energies, forces)
+        return ConfigurationBatch(positions, cells if with_cells else None, energies, forces if with_forces else None)
 
 
 def serve(orders: TextIO, answers: TextIO) -> None:
@@ -71,8 +71,8 @@ def serve(orders: TextIO, answers: TextIO) -> None:
     memory.current[0] = -1
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in orders:
-        buffer, count, with_cells = map(int, line.split())
-        batch = memory.batch(buffer, count, bool(with_cells))
+        buffer, count, with_cells, with_forces = map(int, line.split())
+        batch = memory.batch(buffer, count, bool(with_cells), bool(with_forces))
         begin = time.perf_counter()
         evaluate_batch(context, batch, memory.current)
         memory.current[0] = -1
