@@ -117,7 +117,12 @@ def mbar_from_reduced_potentials(
                     f"effective samples of it (needed: {minimum_effective_samples:g}). "
                     "Sample it, or states in between"
                 )
-        _require_solution(energies, numbers, np.asarray(mbar.f_k, dtype=np.float64))
+        distance = distance_to_solution(energies, numbers, np.asarray(mbar.f_k, dtype=np.float64))
+        if not distance <= CONVERGENCE_TOLERANCE:
+            raise ConvergenceError(
+                f"MBAR stopped about {distance:.2g} kT from its solution (allowed: {CONVERGENCE_TOLERANCE:g}): "
+                "give it more iterations, or look for states that hardly overlap"
+            )
         result = mbar.compute_free_energy_differences()
     errors = np.asarray(result["dDelta_f"], dtype=np.float64)
     if not np.isfinite(errors).all():
@@ -211,17 +216,6 @@ def distance_to_solution(
         return 0.0
     step = np.linalg.lstsq(hessian[1:, 1:], gradient[1:], rcond=None)[0]
     return float(np.abs(step).max())
-
-
-def _require_solution(
-    energies: FloatArray, counts: np.ndarray[Any, np.dtype[np.int64]], free_energies: FloatArray
-) -> None:
-    distance = distance_to_solution(energies, counts, free_energies)
-    if not distance <= CONVERGENCE_TOLERANCE:
-        raise ConvergenceError(
-            f"MBAR stopped about {distance:.2g} kT from its solution (allowed: {CONVERGENCE_TOLERANCE:g}): "
-            "give it more iterations, or look for states that hardly overlap"
-        )
 
 
 def mbar_from_samples(

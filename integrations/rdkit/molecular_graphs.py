@@ -116,12 +116,12 @@ def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray
     return RelaxedByMMFF(np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM, energy)
 
 
-def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:
+def draw_svg(smiles: str) -> str:
     """Return a picture of a molecule as SVG for HTML pages; raises ConfigurationError for an invalid SMILES string."""
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise ConfigurationError(f"RDKit cannot read the SMILES {smiles!r}")
-    drawer = rdMolDraw2D.MolDraw2DSVG(width, height)
+    drawer = rdMolDraw2D.MolDraw2DSVG(200, 150)
     options: Any = drawer.drawOptions()
     options.clearBackground = False
     options.fixedBondLength = 28.0

@@ -17,6 +17,7 @@ from openmm import app, unit
 from ....core.atomic_files import write_whole
 from ....core.errors import ConfigurationError
 
+_DIGITS = 6  # decimals of the charges
 # Element: distance of the minimum in Angstrom, depth in kcal/mol.
 _UFF = {
     1: (2.886, 0.044), 2: (2.362, 0.056), 3: (2.451, 0.025), 4: (2.745, 0.085), 5: (4.083, 0.180),
@@ -24,9 +25,7 @@ _UFF = {
 }  # fmt: skip
 
 
-def write_force_field(
-    path: str | os.PathLike[str], topology: app.Topology, charges: ArrayLike, *, digits: int = 6
-) -> None:
+def write_force_field(path: str | os.PathLike[str], topology: app.Topology, charges: ArrayLike) -> None:
     """Write a force field for one residue, with charges of its own and UFF's Lennard-Jones parameters.
 
     Charges are rounded so that the residue keeps its integer total charge; the first atom takes the remainder.
@@ -35,7 +34,6 @@ def write_force_field(
         path: path of the XML file.
         topology: topology of a molecule of one residue, with its bonds, in the order of the charges.
         charges: ``(A,)`` in e.
-        digits: number of decimals of the charges.
 
     Raises:
         ConfigurationError: for several residues, as many charges as there are not atoms, two atoms of one name, or an
@@ -51,8 +49,8 @@ def write_force_field(
     names = [atom.name for atom in atoms]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"atoms of a residue need different names, got {', '.join(names)}")
-    rounded = np.round(values, digits)
-    rounded[0] = np.round(rounded[0] + round(float(values.sum())) - rounded.sum(), digits)
+    rounded = np.round(values, _DIGITS)
+    rounded[0] = np.round(rounded[0] + round(float(values.sum())) - rounded.sum(), _DIGITS)
     root = ElementTree.Element("ForceField")
     types = ElementTree.SubElement(root, "AtomTypes")
     residue = ElementTree.SubElement(ElementTree.SubElement(root, "Residues"), "Residue", name=residues[0].name)
@@ -68,7 +66,7 @@ def write_force_field(
                 "mass": f"{atom.element.mass.value_in_unit(unit.dalton):.6g}",
             },
         )  # fmt: skip
-        ElementTree.SubElement(residue, "Atom", name=atom.name, type=kind, charge=f"{charge:.{digits}f}")
+        ElementTree.SubElement(residue, "Atom", name=atom.name, type=kind, charge=f"{charge:.{_DIGITS}f}")
         distance, depth = _UFF[atom.element.atomic_number]
         sigma = (distance * unit.angstrom).value_in_unit(unit.nanometer) / 2 ** (1 / 6)
         epsilon = (depth * unit.kilocalorie_per_mole).value_in_unit(unit.kilojoule_per_mole)
