@@ -38,7 +38,7 @@ class CoarseGrainedForceField(Potential):
         prior: terms in closed form.
         configuration: configuration of the network; None for the prior alone; or a network, a module from positions
             ``(B, n, 3)`` nm to energies ``(B,)`` in kT (see
-            :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be kept in a model file.
+            :class:`~flowbridge.integrations.external_networks.ExternalNetwork`). That one cannot be kept in a model file.
         examples: frames ``(32, n, 3)`` nm, representative of those the model is used on.
     """
 

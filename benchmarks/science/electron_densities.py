@@ -27,7 +27,7 @@ from rich.table import Table
 
 from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
 from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.density_run import DensityRun, Progress, RunSettings
+from flowbridge.calculators.qmc.density_run import DensityProgress, DensityRun, RunSettings
 from flowbridge.calculators.qmc.electronic_structure import mean_field, reference_density, require_pyscf
 from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.properties.properties import DensityProperties
@@ -76,7 +76,7 @@ def run_of(name: str, molecule: Molecule, settings: RunSettings) -> tuple[Densit
     """Return a run with everything computed, and what all cases report."""
     console = Console(stderr=True)
 
-    def announce(progress: Progress) -> None:
+    def announce(progress: DensityProgress) -> None:
         if progress.message and console.is_terminal:
             console.print(f"{name}: {progress.stage} {progress.message}", highlight=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
-from ase.units import Bohr, Hartree
+from ase.units import Bohr, Debye, Hartree
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -29,7 +29,6 @@ from ..calculators.qmc.storage import save_density, save_wave_function
 from ..core.atomic_files import write_whole
 from ..core.errors import ConfigurationError
 
-DEBYE = 0.2081943  # e Angstrom
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
 
@@ -73,7 +72,7 @@ def compute_and_print(request: DensityRequest) -> None:
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("", total=1, stage="starting", message="")
 
-        def announce(progress: density_run.Progress) -> None:
+        def announce(progress: density_run.DensityProgress) -> None:
             bar.update(
                 task, completed=progress.done, total=progress.total, stage=progress.stage, message=progress.message
             )
@@ -133,7 +132,7 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
     add("potential energy", "Hartree", *samples.average(samples.potential))
     add("variance of the local energy", "Hartree²", samples.variance, None)
     atoms = list(range(len(labels)))
-    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / DEBYE)
+    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / Debye)
     add_all([f"quadrupole {axis}{axis}" for axis in "xyz"], "e bohr²", "quadrupole", [(0, 0), (1, 1), (2, 2)])
     add_all(["<r²>"], "bohr²", "second_moment", [()])
     add_all([f"charge (Hirshfeld) of {label}" for label in labels], "e", "hirshfeld_charges", atoms)
@@ -156,12 +155,13 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
 
 def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
     """Fit charges to the electrostatic potential, write the force field, and return rows for the table."""
-    from ..integrations.openmm.systems.potential_charges import topology_of, write_force_field
+    from ..integrations.openmm.systems.potential_charges import write_force_field
+    from ..integrations.openmm.systems.topologies import molecule_topology
 
     found = potential_charges(calculator.properties)
     neighbours = build_neighbor_list(atoms, natural_cutoffs(atoms), self_interaction=False, bothways=False)
     bonds = [(i, int(j)) for i in range(len(atoms)) for j in neighbours.get_neighbors(i)[0]]
-    topology = topology_of(list(atoms.symbols), bonds)
+    topology = molecule_topology(list(atoms.symbols), bonds)
     write_force_field(file, topology, found.charges.value)
     labels = calculator.properties.molecule.labels()
     rows = [

@@ -8,7 +8,7 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.integrations.external_flows import as_potential
+from flowbridge.integrations.external_flows import DensityPotential
 from flowbridge.testing import ConformanceError, check_potential, examine_potential
 
 ARGON = Particles(("A", "B", "C"), (18, 18, 18), (39.9,) * 3)
@@ -60,7 +60,7 @@ class TestAccepted:
     def test_a_foreign_density_without_invariances(self):
         torch.manual_seed(1)
         flow = zuko.flows.NSF(9, transforms=1, bins=4, hidden_features=[8]).double()
-        potential = as_potential(flow(), ARGON, 300.0)
+        potential = DensityPotential(flow(), ARGON, 300.0)
         report = check_potential(potential, AT, invariances=())
         assert report["model file"].passed is None
         assert not examine_potential(potential, AT, adapters=False)["translation"].passed

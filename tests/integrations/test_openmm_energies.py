@@ -18,7 +18,7 @@ from openmm_contexts import context_of, evaluate
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, WorkerError
 from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.plans import Plan
+from flowbridge.integrations.openmm.energies.plans import EvaluationPlan
 from flowbridge.integrations.openmm.energies.system_potential import SystemPotential
 
 
@@ -76,12 +76,12 @@ def test_the_plan_is_remembered(system, alanine, monkeypatch):
     first = OpenMMEnergy(system)
     assert first.plan is None
     first.energies_and_forces(alanine.shaken(20))
-    assert isinstance(first.plan, Plan)
+    assert isinstance(first.plan, EvaluationPlan)
 
     def tried(*_):
         raise AssertionError("tried again")
 
-    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched.choose", tried)
+    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched.fastest_plan", tried)
     again = OpenMMEnergy(system)
     again.energies_and_forces(alanine.shaken(20))
     assert again.plan == first.plan
@@ -216,7 +216,7 @@ def test_workers_that_are_ended_from_outside_lose_nothing(deadly):
 
     def kill_one(done, total):
         if done > 20 and not killed:
-            killed.append(energy._team._processes[0].process)
+            killed.append(energy._pool._processes[0].process)
             killed[0].kill()
 
     killed = []
@@ -224,7 +224,7 @@ def test_workers_that_are_ended_from_outside_lose_nothing(deadly):
     assert killed
     assert failures == {}
     np.testing.assert_array_equal(energies, 0.0)
-    for process in energy._team._processes:
+    for process in energy._pool._processes:
         process.process.kill()
     assert energy.evaluate(positions).failures == {}
 

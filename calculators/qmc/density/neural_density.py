@@ -5,11 +5,11 @@
 The last term has the slope -2 Z_A at the nucleus and is constant away from it; everything else is smooth there. The network
 y sees, for each nucleus, the vector and s scaled by ``ln(1 + s)/s``. It is trained by regressing its gradient on the scores
 of electrons, plus noise-contrastive estimation for the relative weights of regions (the recipe of microsoft/oneqmc, MIT
-licence, written anew here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
+licence, reimplemented here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
 
-What enters linearly, the last layer, and the envelope to first order, is then fitted once more to all samples together
-(:mod:`~flowbridge.calculators.qmc.density.convex_fit`): that removes the noise of the last steps, and leaving out groups
-of walkers in turn gives the jackknife replicas that error bars need.
+The linear parts (the last layer, and the envelope to first order) are then refitted to all samples
+(:mod:`~flowbridge.calculators.qmc.density.convex_fit`). The refit removes the noise of the last steps, and fits without one
+group of walkers give the jackknife replicas of the error bars.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class NeuralDensity(DensityModel):
 
     Args:
         molecule: nuclei and electrons.
-        electrons: what it integrates to, once it was fitted.
+        electrons: integral of the density after the fit.
         width: of the network.
         refit: coefficients c ``(1 + R, Q)`` of the features and shifts ``(1 + R,)``, the fit first, then jackknife replicas;
             None for zeros.

@@ -30,8 +30,8 @@ from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_tra
 from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all, save_arrays
-from ...integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
-from ...integrations.openmm.sampling.torsion_bias import MetadynamicsRun, build_bias
+from ...integrations.openmm.sampling.fourier_bias import FourierBias
+from ...integrations.openmm.sampling.torsion_bias import BIAS_GROUP, MetadynamicsRun, build_bias
 from ...integrations.openmm.systems.go_model import GoModel
 from ...integrations.openmm.systems.input_files import MolecularSystem, load_system
 from ..stages import Stage, write_json

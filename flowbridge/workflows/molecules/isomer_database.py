@@ -19,7 +19,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.units import nm
 
-from ...calculators.molecule_evaluator import EvaluatorSettings, calculator_name, evaluator, make_calculator, one_thread
+from ...calculators.molecule_evaluator import (
+    EvaluatorSettings,
+    calculator_name,
+    evaluate_molecule,
+    make_calculator,
+    one_thread,
+)
 from ...calculators.vibrations import lowest_frequency
 from ...core.errors import ConfigurationError, CoordinateError
 from ...core.execution.executors import Executor
@@ -200,7 +206,7 @@ def _relax(job: _Job, formula: str, smiles: str) -> _Result:
         start = embed(smiles, random_number % 2**31)
     except CoordinateError:
         return _Result(formula, smiles, "no structure by distance geometry")
-    verdict = evaluator(job.calculator, EvaluatorSettings(), *start)
+    verdict = evaluate_molecule(job.calculator, EvaluatorSettings(), *start)
     if verdict.fault is not None:
         return _Result(formula, smiles, verdict.fault)
     bonds = find_bonds(start.numbers, verdict.positions)

@@ -1,4 +1,4 @@
-"""Particles of an OpenMM topology, as potentials and model files know them."""
+"""Particles of an OpenMM topology, as in potentials and model files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def particles_from_topology(topology: app.Topology, system: openmm.System | None
     """Return the :class:`~flowbridge.core.potential.Particles` of ``topology``.
 
     Args:
-        topology: OpenMM topology; bonds are taken from it.
-        system: where masses come from; element masses where it is None.
+        topology: OpenMM topology with bonds.
+        system: System with the masses; element masses where None.
 
     Raises:
         ConfigurationError: when a topology without a System has an atom without an element (its mass is unknown).

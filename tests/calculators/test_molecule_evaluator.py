@@ -26,18 +26,18 @@ class TestEnergies:
         from tblite.ase import TBLite
 
         atoms = Atoms(numbers=WATER[0], positions=WATER[1] * nm, calculator=TBLite(method="GFN2-xTB", verbosity=0))
-        (verdict,) = MoleculeEvaluator("gfn2", STILL)([WATER])
-        assert verdict.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
-        assert verdict.evaluations == 1
-        assert np.array_equal(verdict.positions, WATER[1])
+        (found,) = MoleculeEvaluator("gfn2", STILL)([WATER])
+        assert found.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+        assert found.evaluations == 1
+        assert np.array_equal(found.positions, WATER[1])
 
     def test_relaxation_ends_in_the_minimum(self):
-        (verdict,) = MoleculeEvaluator(lennard_jones, EvaluatorSettings(force=1e-4))([PAIR])
-        assert np.linalg.norm(verdict.positions[1] - verdict.positions[0]) == pytest.approx(
+        (found,) = MoleculeEvaluator(lennard_jones, EvaluatorSettings(force=1e-4))([PAIR])
+        assert np.linalg.norm(found.positions[1] - found.positions[0]) == pytest.approx(
             0.1 * 2 ** (1 / 6), abs=1e-5
         )
-        assert verdict.energy == pytest.approx(-0.5, abs=1e-6)
-        assert verdict.evaluations > 1
+        assert found.energy == pytest.approx(-0.5, abs=1e-6)
+        assert found.evaluations > 1
 
     def test_processes_give_the_same(self):
         molecules = [(PAIR[0], PAIR[1] * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)]
@@ -72,9 +72,9 @@ class TestFaults:
     )
     def test_a_calculator_that_fails(self, calculator, settings, reason):
         evaluator = MoleculeEvaluator(calculator, settings)
-        (verdict,) = evaluator([PAIR])
-        assert verdict.energy is None
-        assert reason in verdict.fault
+        (found,) = evaluator([PAIR])
+        assert found.energy is None
+        assert reason in found.fault
 
     def test_geometries_that_no_method_stands(self):
         near = (PAIR[0], PAIR[1] * 0.1)
@@ -97,9 +97,9 @@ class TestFaults:
 class TestMemory:
     def test_equal_geometries_are_computed_once(self):
         evaluator = MoleculeEvaluator(lennard_jones, STILL)
-        verdicts = evaluator([PAIR, turned(PAIR), (PAIR[0], PAIR[1] * 1.1), PAIR])
+        found = evaluator([PAIR, turned(PAIR), (PAIR[0], PAIR[1] * 1.1), PAIR])
         assert evaluator.evaluations == 2
-        assert verdicts[0].energy == verdicts[1].energy == verdicts[3].energy
+        assert found[0].energy == found[1].energy == found[3].energy
         assert evaluator([turned(PAIR, 5)])[0].known
         assert evaluator.evaluations == 2
 
@@ -112,7 +112,7 @@ class TestMemory:
         assert again.evaluations == 0
         assert np.allclose(again([PAIR])[0].positions, before[0].positions)
 
-    def test_other_settings_and_calculators_are_other_judgements(self, tmp_path):
+    def test_other_settings_and_calculators_are_other_evaluations(self, tmp_path):
         file = tmp_path / "evaluations.sqlite"
         MoleculeEvaluator(lennard_jones, file=file)([PAIR])
         still = MoleculeEvaluator(lennard_jones, STILL, file=file)

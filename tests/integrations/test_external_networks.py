@@ -18,7 +18,7 @@ from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prio
 from flowbridge.forcefields.training.augmented_flow import TeacherConfiguration
 from flowbridge.forcefields.training.configuration import CoarseTrainingConfiguration
 from flowbridge.forcefields.training.fitting import train_force_field
-from flowbridge.integrations.external_networks import Structures, foreign_network, network_potential
+from flowbridge.integrations.external_networks import ExternalNetwork, NetworkPotential, Structures
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 FORMALDEHYDE = Particles(("C", "O", "H1", "H2"), (6, 8, 1, 1), (12.011, 15.999, 1.008, 1.008))
@@ -50,7 +50,7 @@ def call_pairs(network, structures):
 def own():
     """A network that is called by a function."""
     network = Pairs()
-    found = network_potential(network, FORMALDEHYDE, energy="kcal/mol", evaluate=call_pairs)
+    found = NetworkPotential(network, FORMALDEHYDE, energy="kcal/mol", evaluate=call_pairs)
 
     def expected(x):
         energy = 0.0
@@ -86,7 +86,7 @@ def torchmdnet():
         energy, forces = network(torch.tensor(FORMALDEHYDE.atomic_numbers), torch.as_tensor(10.0 * x))
         return energy.item() / KILOJOULE, forces.detach().numpy() * 10.0 / KILOJOULE
 
-    return network_potential(network.eval(), FORMALDEHYDE), expected
+    return NetworkPotential(network.eval(), FORMALDEHYDE), expected
 
 
 def schnetpack():
@@ -116,7 +116,7 @@ def schnetpack():
         found = network(inputs)
         return found["energy"].item() / KILOJOULE, found["forces"].detach().numpy() * 10.0 / KILOJOULE
 
-    return network_potential(network.eval(), FORMALDEHYDE), expected
+    return NetworkPotential(network.eval(), FORMALDEHYDE), expected
 
 
 def mace_network():
@@ -146,7 +146,7 @@ def mace():
         atoms = ase.Atoms(FORMALDEHYDE.atomic_numbers, x * NM, calculator=calculator)
         return atoms.get_potential_energy() / KILOJOULE, atoms.get_forces() * NM / KILOJOULE
 
-    return network_potential(network, FORMALDEHYDE), expected
+    return NetworkPotential(network, FORMALDEHYDE), expected
 
 
 @pytest.fixture(params=[own, torchmdnet, schnetpack, mace], ids=lambda make: make.__name__, scope="module")
@@ -214,7 +214,7 @@ def test_settings_are_restored():
 
 def beads_of(frames: torch.Tensor, mapping) -> CoarseGrainedForceField:
     prior = fit_prior(mapping.beads, frames.numpy(), 300.0, PriorConfiguration(torsion_harmonics=2))
-    network = foreign_network(Pairs(), mapping.beads, types=range(1, 6), evaluate=call_pairs)
+    network = ExternalNetwork(Pairs(), mapping.beads, types=range(1, 6), evaluate=call_pairs)
     return CoarseGrainedForceField.untrained(prior, network, 300.0, frames)
 
 
@@ -229,20 +229,20 @@ def test_a_prior_is_added(bead_frames):
     x = torch.from_numpy(frames[:4])
     prior = fit_prior(mapping.beads, frames, 300.0, PriorConfiguration(torsion_harmonics=2))
     settings = {"energy": "kT", "types": range(1, 6), "evaluate": call_pairs}
-    both = network_potential(Pairs(), mapping.beads, prior=prior, **settings)
-    alone = network_potential(Pairs(), mapping.beads, temperature=300.0, **settings)
+    both = NetworkPotential(Pairs(), mapping.beads, prior=prior, **settings)
+    alone = NetworkPotential(Pairs(), mapping.beads, temperature=300.0, **settings)
     assert both.metadata.temperature == 300.0
     assert torch.allclose(both(x), alone(x) + prior(x), rtol=1e-12)
     assert torch.allclose(beads_of(torch.from_numpy(frames), mapping)(x), both(x), rtol=1e-12)
     with pytest.raises(
         ConfigurationError, match=r"the prior is of 5 particles .* the network of 4 particles \(C, O, H1, H2\)"
     ):
-        network_potential(Pairs(), FORMALDEHYDE, prior=prior, evaluate=call_pairs)
+        NetworkPotential(Pairs(), FORMALDEHYDE, prior=prior, evaluate=call_pairs)
     with pytest.raises(ConfigurationError, match="kT need a temperature"):
-        network_potential(Pairs(), FORMALDEHYDE, energy="kT", evaluate=call_pairs)
+        NetworkPotential(Pairs(), FORMALDEHYDE, energy="kT", evaluate=call_pairs)
 
 
-def test_a_foreign_network_learns_forces(bead_frames, tmp_path):
+def test_an_external_network_learns_forces(bead_frames, tmp_path):
     """Labels of a network whose parameters are known: training from others finds its forces."""
     mapping, frames = bead_frames
     x = torch.from_numpy(frames)
@@ -251,7 +251,7 @@ def test_a_foreign_network_learns_forces(bead_frames, tmp_path):
     start = Pairs()
     with torch.no_grad():
         start.weights.mul_(-0.5)
-    network = foreign_network(start, mapping.beads, types=range(1, 6), evaluate=call_pairs)
+    network = ExternalNetwork(start, mapping.beads, types=range(1, 6), evaluate=call_pairs)
     settings = CoarseTrainingConfiguration.model_validate(
         {"method": "force_matching", "student": {"steps": 150, "batch": 64, "learning_rate": 0.05}}
     )
@@ -269,46 +269,46 @@ class TestBadInput:
         with pytest.raises(
             ConfigurationError, match=r"a Linear of torch\.nn.* is no network of TorchMD-Net.*evaluate="
         ):
-            network_potential(nn.Linear(3, 1), FORMALDEHYDE)
+            NetworkPotential(nn.Linear(3, 1), FORMALDEHYDE)
 
     def test_beads_without_types(self):
         beads = Particles(("B1", "B2"), (0, 0), (50.0, 50.0))
         with pytest.raises(ConfigurationError, match=r"B1 .* is no chemical element: give types="):
-            network_potential(Pairs(), beads, evaluate=call_pairs)
+            NetworkPotential(Pairs(), beads, evaluate=call_pairs)
         with pytest.raises(ConfigurationError, match="types has 3 numbers for 2 particles"):
-            network_potential(Pairs(), beads, types=(1, 2, 3), evaluate=call_pairs)
+            NetworkPotential(Pairs(), beads, types=(1, 2, 3), evaluate=call_pairs)
 
     def test_energies_that_are_none(self):
         def by_atom(network, structures):
             return structures.positions.sum(1)
 
         with pytest.raises(ConfigurationError, match=r"shape \(8,\) for 2 molecules"):
-            network_potential(Pairs(), FORMALDEHYDE, evaluate=by_atom)
+            NetworkPotential(Pairs(), FORMALDEHYDE, evaluate=by_atom)
 
         def constant(network, structures):
             return torch.zeros(structures.copies)
 
         with pytest.raises(ConfigurationError, match="has no forces"):
-            network_potential(Pairs(), FORMALDEHYDE, evaluate=constant)
+            NetworkPotential(Pairs(), FORMALDEHYDE, evaluate=constant)
 
         def failing(network, structures):
             raise IndexError("type 8 is out of range")
 
         with pytest.raises(ConfigurationError, match=r"types \[1, 6, 8\]: IndexError: type 8 is out of range"):
-            network_potential(Pairs(), FORMALDEHYDE, evaluate=failing)
+            NetworkPotential(Pairs(), FORMALDEHYDE, evaluate=failing)
 
     def test_units(self):
         with pytest.raises(ConfigurationError, match="length must be one of angstrom, nm, bohr, got 'metre'"):
-            network_potential(Pairs(), FORMALDEHYDE, length="metre", evaluate=call_pairs)
+            NetworkPotential(Pairs(), FORMALDEHYDE, length="metre", evaluate=call_pairs)
         with pytest.raises(ConfigurationError, match=r"energy must be one of eV, .*, got 'calories'"):
-            network_potential(Pairs(), FORMALDEHYDE, energy="calories", evaluate=call_pairs)
-        potential = network_potential(Pairs(), FORMALDEHYDE, evaluate=call_pairs)
+            NetworkPotential(Pairs(), FORMALDEHYDE, energy="calories", evaluate=call_pairs)
+        potential = NetworkPotential(Pairs(), FORMALDEHYDE, evaluate=call_pairs)
         with pytest.raises(ConfigurationError, match="neither a cell"):
             potential(torch.as_tensor(POSITIONS[None]), torch.eye(3)[None])
 
     def test_elements_that_mace_does_not_know(self):
         argon = Particles(("Ar", "O"), (18, 8), (39.948, 15.999))
         with pytest.raises(ConfigurationError, match=r"knows elements \[1, 6, 8\], not \[18\]"):
-            network_potential(mace_network(), argon)
+            NetworkPotential(mace_network(), argon)
         with pytest.raises(ConfigurationError, match="no head 'metals'"):
-            network_potential(mace_network(), FORMALDEHYDE, head="metals")
+            NetworkPotential(mace_network(), FORMALDEHYDE, head="metals")

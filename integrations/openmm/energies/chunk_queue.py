@@ -1,4 +1,4 @@
-"""Cut a batch into pieces of about equal time, for workers that take one after the other."""
+"""A batch cut into chunks of about equal time, for workers that take one after the other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import threading
 from collections.abc import Iterator
 
 _FIRST = 4  # configurations, before the cost of one is known
-_SHORTEST = 0.1  # of the length aimed at: the pieces get shorter towards the end, but each has a price
+_SHORTEST = 0.1  # of the wanted length: chunks get shorter towards the end, but each has a price
 
 
-class Ranges:
-    """Hands out ranges of indices: about as long as ``seconds`` of work, shorter towards the end, so that all end together."""
+class ChunkQueue:
+    """Ranges of indices of about ``seconds`` of work each, shorter towards the end, so that all workers end together.
+
+    Args:
+        start: first index.
+        stop: index after the last one.
+        workers: number of workers that take chunks.
+        seconds: wanted time of a chunk.
+        largest: largest number of configurations in a chunk; None for no limit.
+    """
 
     def __init__(self, start: int, stop: int, workers: int, seconds: float, largest: int | None = None) -> None:
         self._left = collections.deque([(start, stop)] if stop > start else [])
@@ -20,7 +28,7 @@ class Ranges:
         self.cost: float | None = None
 
     def take(self) -> tuple[int, int] | None:
-        """Return the next range, None when there is none."""
+        """Return the next chunk, or None when there is none."""
         with self._lock:
             if not self._left:
                 return None
@@ -36,12 +44,12 @@ class Ranges:
             return start, end
 
     def give_back(self, start: int, stop: int) -> None:
-        """Take a range back that was not done."""
+        """Return a chunk that was not evaluated to the queue."""
         if stop > start:
             with self._lock:
                 self._left.append((start, stop))
 
     def rest(self) -> Iterator[tuple[int, int]]:
-        """Return all that is left, leaving nothing."""
+        """Remove and yield all that is left."""
         while self._left:
             yield self._left.popleft()

@@ -1,9 +1,8 @@
 """The symmetry of a density: functions on nuclei that it forbids would only add noise.
 
-Nothing is asked about point groups. An angular function on a nucleus is kept if the reference density has it there: around an
-atom of a linear molecule that leaves the axis, in a closed-shell atom nothing. Of rotations and reflections that map the
-nuclei onto each other those count that leave the density as it is, and functions are combined as these demand: equal atoms
-get equal ones.
+Point groups are not needed. An angular function on a nucleus is used if the reference density has it there: functions along the
+axis of a linear molecule, none in a closed-shell atom. Rotations and reflections that map the nuclei onto each other and leave
+the density unchanged are symmetry operations, and functions are combined accordingly: equivalent atoms get equal functions.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..electronic_structure import Quadrature
-from ..wave_function.atomic_functions import AtomicFunctions, Shell, solid_harmonics
+from .atomic_functions import AtomicFunctions, Shell, solid_harmonics
 
-_EXPONENTS = (0.1, 0.3, 1.0, 3.0)  # bohr^-2; of the Gaussians that look at the density near and far
+_EXPONENTS = (0.1, 0.3, 1.0, 3.0)  # bohr^-2; exponents of the Gaussians that probe the density near and far
 _DEGREES = (0, 1, 2)
 _THRESHOLD = 2e-3
 _SAME_PLACE = 1e-3  # bohr
@@ -31,8 +30,8 @@ def allowed_combinations(centers: Tensor, shells: Sequence[Shell], grid: Quadrat
     Args:
         centers: nuclei ``(A, 3)`` in bohr.
         shells: functions on them.
-        grid: to integrate on.
-        density: ``(P,)`` on the grid.
+        grid: quadrature.
+        density: density ``(P,)`` on the grid.
     """
     moments = _moments(centers, grid, density)
     operations = _operations(centers, moments)
@@ -71,19 +70,19 @@ def _combinations(
             image = places.index(int(images[center]))
             average[image * size : (image + 1) * size, position * size : (position + 1) * size] += block
     vectors, strengths, _ = torch.linalg.svd(average / len(operations) @ allowed.double(), full_matrices=False)
-    kept = vectors[:, strengths > 0.5]
-    return torch.where(kept.abs() > 1e-9, kept, torch.zeros_like(kept))  # zeros are not evaluated
+    found = vectors[:, strengths > 0.5]
+    return torch.where(found.abs() > 1e-9, found, torch.zeros_like(found))  # zeros are not evaluated
 
 
 def _moments(centers: Tensor, grid: Quadrature, density: Tensor) -> list[Tensor]:
-    """Return for each degree ``(A, E, 2 degree + 1)``: the density's shares in functions on each nucleus, up to one."""
+    """Return the density's relative moments with functions on each nucleus, ``(A, E, 2 degree + 1)`` for each degree."""
     found = []
     for degree in _DEGREES:
         shells = [Shell(center, degree, "gaussian", a) for center in range(len(centers)) for a in _EXPONENTS]
         probes = AtomicFunctions(centers, shells)
         totals = torch.zeros(probes.count, dtype=torch.float64)
         norms = torch.zeros_like(totals)
-        for points, weights in zip(grid.points.split(8192), (grid.weights * density).split(8192), strict=True):
+        for points, weights in Quadrature(grid.points, grid.weights * density).blocks():
             values = probes.evaluate(points).values
             totals += values @ weights
             norms += values.abs() @ weights.abs()
@@ -99,7 +98,7 @@ def _directions(moments: Tensor) -> Tensor:
 
 
 def _operations(centers: Tensor, moments: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return rotations ``(3, 3)`` with the images ``(A,)`` of the nuclei that leave the density as it is."""
+    """Return rotations ``(3, 3)`` with the images ``(A,)`` of the nuclei that leave the density unchanged."""
     found = []
     away = centers - centers.mean(0)
     for rotation in _candidates(away):
@@ -117,10 +116,10 @@ def _operations(centers: Tensor, moments: list[Tensor]) -> list[tuple[Tensor, Te
 
 
 def _candidates(away: Tensor) -> list[Tensor]:
-    """Return orthogonal matrices, among them all that map the places ``away`` ``(A, 3)`` onto each other.
+    """Return orthogonal matrices, including all that map the places ``away`` ``(A, 3)`` onto each other.
 
-    In a line, where there is no end of them, only the inversion beside the identity: what turns about the axis is left out
-    with the angular functions.
+    A line, which has infinitely many, gets the identity and the inversion: angular functions around the axis are excluded
+    already.
     """
     frames = [
         (first, second, torch.linalg.cross(first, second))
@@ -138,7 +137,7 @@ def _candidates(away: Tensor) -> list[Tensor]:
 
 
 def _harmonic_rotation(rotation: Tensor, degree: int) -> Tensor:
-    """Return ``(M, M)``: how solid harmonics on a nucleus turn into those on its image."""
+    """Return the matrix ``(M, M)`` from solid harmonics on a nucleus to those on its image."""
     points = torch.randn(3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     here = torch.stack(solid_harmonics(points, degree)[0]).T
     turned = torch.stack(solid_harmonics(rotation.T @ points, degree)[0]).T

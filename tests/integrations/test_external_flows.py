@@ -16,7 +16,7 @@ from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
-from flowbridge.integrations.external_flows import as_potential
+from flowbridge.integrations.external_flows import DensityPotential
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 TEMPERATURE = 310.0
@@ -112,7 +112,7 @@ def made(request):
                 parameter.shape, generator=torch.Generator().manual_seed(4), dtype=parameter.dtype
             )
     context = torch.tensor([0.5, -1.0]).double() if request.param is zuko_conditional else None
-    return as_potential(density, PARTICLES, TEMPERATURE, context=context), log_prob
+    return DensityPotential(density, PARTICLES, TEMPERATURE, context=context), log_prob
 
 
 def test_the_energy_is_that_of_the_density(made):
@@ -190,7 +190,7 @@ def test_over_internal_coordinates(alanine):
             return model.flow.log_prob(Coordinates(x[:, :count], x[:, count:]))
 
     positions = torch.as_tensor(alanine.shaken(3, seed=5))
-    potential = as_potential(
+    potential = DensityPotential(
         Same(), alanine.particles, TEMPERATURE, coordinates=model.coordinates.inverse, example=positions
     )
     assert torch.allclose(potential(positions), model(positions), rtol=1e-12)
@@ -199,31 +199,31 @@ def test_over_internal_coordinates(alanine):
 class TestBadInput:
     def test_no_density(self):
         with pytest.raises(ConfigurationError, match="a dict is no density"):
-            as_potential({}, PARTICLES, TEMPERATURE)
+            DensityPotential({}, PARTICLES, TEMPERATURE)
 
     def test_another_number_of_coordinates(self):
         normal = torch.distributions.MultivariateNormal(torch.zeros(6), torch.eye(6))
         with pytest.raises(ConfigurationError, match="cannot be evaluated for 9 numbers, 3 for each of 3 particles"):
-            as_potential(normal, PARTICLES, TEMPERATURE)
+            DensityPotential(normal, PARTICLES, TEMPERATURE)
 
     def test_one_number_for_each_coordinate(self):
         with pytest.raises(ConfigurationError, match=r"log-probabilities of shape \(2, 9\).*Independent"):
-            as_potential(torch.distributions.Normal(0.0, 1.0), PARTICLES, TEMPERATURE)
+            DensityPotential(torch.distributions.Normal(0.0, 1.0), PARTICLES, TEMPERATURE)
 
     def test_defined_for_some_configurations(self):
         uniform = torch.distributions.Uniform(torch.zeros(9), torch.ones(9), validate_args=True)
         cube = torch.distributions.Independent(uniform, 1)
         with pytest.raises(ConfigurationError, match="give one as example="):
-            as_potential(cube, PARTICLES, TEMPERATURE)
+            DensityPotential(cube, PARTICLES, TEMPERATURE)
         inside = torch.full((1, 3, 3), 0.5, dtype=torch.float64)
-        assert float(as_potential(cube, PARTICLES, TEMPERATURE, example=inside)(inside)) == 0.0
+        assert float(DensityPotential(cube, PARTICLES, TEMPERATURE, example=inside)(inside)) == 0.0
 
     @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
     def test_temperature(self, temperature):
         with pytest.raises(ConfigurationError, match="temperature must be positive"):
-            as_potential(BgflowLike(), PARTICLES, temperature)
+            DensityPotential(BgflowLike(), PARTICLES, temperature)
 
     def test_cell(self):
-        potential = as_potential(BgflowLike(), PARTICLES, TEMPERATURE)
+        potential = DensityPotential(BgflowLike(), PARTICLES, TEMPERATURE)
         with pytest.raises(ConfigurationError, match="neither a cell"):
             potential(random_positions(1), torch.eye(3)[None])
