@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -13,8 +12,10 @@ from torch import Tensor
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError, ConvergenceError
-from ..boltzmann.training.processes import Processes
-from ..boltzmann.training.stage_training import StageTraining, run_stage
+from ...core.training.objective import StageObjective
+from ...core.training.processes import Processes
+from ...core.training.streams import random_stream
+from ...core.training.trainer import train
 from .alignment import Coupled, couple
 from .continuous_flow import ContinuousFlow
 from .fields.compiled_field import compiled
@@ -99,7 +100,7 @@ class ContinuousFlowTraining(StrictModel):
     log_interval: PositiveInt = 25
 
 
-class FlowMatchingTraining(StageTraining):
+class FlowMatchingTraining(StageObjective):
     """Flow matching of a continuous flow.
 
     Args:
@@ -112,7 +113,7 @@ class FlowMatchingTraining(StageTraining):
     """
 
     stage: FlowMatchingStage
-    flow: ContinuousFlow
+    module: ContinuousFlow
 
     def __init__(
         self,
@@ -134,14 +135,14 @@ class FlowMatchingTraining(StageTraining):
         self._pool: Coupled | None = None
         self._pool_number = -1
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the field on one batch of lines, at evenly spread random times."""
-        stage, generator = self.stage, self.generator()
+        stage = self.stage
         lines = self._lines()
-        chosen = self.share(torch.randint(len(lines.start), (stage.batch,), generator=generator))
+        chosen = self.processes.share(torch.randint(len(lines.start), (stage.batch,), generator=generator))
         start, end = lines.start[chosen], lines.end[chosen]
         time = (torch.rand(1, generator=generator) + torch.arange(stage.batch) / stage.batch) % 1.0
-        time = self.share(time.to(start.dtype))
+        time = self.processes.share(time.to(start.dtype))
         fraction = time[:, None, None]
         velocity = self.field(time, (1.0 - fraction) * start + fraction * end)
         loss: Tensor = (velocity - (end - start)).square().sum((1, 2)).mean()
@@ -151,22 +152,22 @@ class FlowMatchingTraining(StageTraining):
     def _lines(self) -> Coupled:
         """Return the pool of the current step, which is a function of the seed and its number alone."""
         stage = self.stage
-        number = self.global_step // max(1, stage.pool * stage.pool_uses // stage.batch)
+        number = self.step // max(1, stage.pool * stage.pool_uses // stage.batch)
         if self._pool is None or number != self._pool_number:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number + _POOL_OFFSET)
+            generator = random_stream(self.seed, number, _POOL_OFFSET)
             chosen = torch.randint(len(self.samples), (stage.pool,), generator=generator)
-            start = self.flow.prior.sample(stage.pool, generator, self.samples.dtype)
+            start = self.module.prior.sample(stage.pool, generator, self.samples.dtype)
             end = self.samples[chosen]
             self._pool = couple(start, end, stage.group) if stage.alignment else Coupled(start, end)
             self._pool_number = number
         return self._pool
 
 
-class ContinuousLikelihoodTraining(StageTraining):
+class ContinuousLikelihoodTraining(StageObjective):
     """Maximum likelihood of a continuous flow; arguments as for :class:`FlowMatchingTraining`."""
 
     stage: LikelihoodStage
-    flow: ContinuousFlow
+    module: ContinuousFlow
 
     def __init__(
         self,
@@ -181,17 +182,16 @@ class ContinuousLikelihoodTraining(StageTraining):
         self.field = compiled(flow.field, compilation)
         self.samples = samples
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
-        generator = self.generator()
-        chosen = self.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
+        chosen = self.processes.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent, divergence, defect = runge_kutta(self.field, self.samples[chosen], times[::-1])
-        nll = -(self.flow.prior.log_prob(latent) + divergence).mean()
+        nll = -(self.module.prior.log_prob(latent) + divergence).mean()
         loss: Tensor = nll + self.stage.smoothness * defect.mean()
         if not torch.isfinite(loss):
             raise ConvergenceError(
-                f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate, or take more "
+                f"the likelihood of step {self.step} is {loss.item()}: lower the learning rate, or take more "
                 "solver steps"
             )
         self.record(nll=float(nll.detach()))
@@ -242,12 +242,13 @@ def train_continuous_flow(
     centred = without_mean(samples.double()).to(flow.dtype)
     stages = _stages(flow, centred, settings, energy, seed)
     # Each stage is made when the one before it is done: its averages start from the parameters that are there.
-    return {name: run_stage(stage, name, settings.checkpoint_interval, folder, show_progress) for name, stage in stages}
+    interval = settings.checkpoint_interval
+    return {name: train(stage, folder / name, interval, show_progress) for name, stage in stages}
 
 
 def _stages(
     flow: ContinuousFlow, samples: Tensor, settings: ContinuousFlowTraining, energy: ReducedEnergy | None, seed: int
-) -> Iterator[tuple[str, StageTraining]]:
+) -> Iterator[tuple[str, StageObjective]]:
     interval, mode = settings.log_interval, settings.compilation
     yield "matching", FlowMatchingTraining(flow, settings.matching, samples, seed, interval, mode)
     for number, likelihood in enumerate(settings.likelihood):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ...core.training.objective import Objective
+from ...core.training.trainer import Trainer
 from .stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
-
-_SEEDS = 1_000_003  # between the batches of one step and those of the next
 
 
 @dataclass(frozen=True)
@@ -74,50 +76,57 @@ def train_paths(
     """
     if data is None and any(stage.likelihood_weight for stage in stages):
         raise ConfigurationError("a stage with a likelihood needs data: give some, or set its likelihood_weight to 0")
-    losses: list[float] = []
-    first, done, plan = 0, 0, [asdict(stage) for stage in stages]
-    if checkpoint is not None and checkpoint.is_file():
-        first, done, losses = _resume(checkpoint, flow, plan, seed)
-    for index in range(first, len(stages)):
-        stage = stages[index]
-        optimiser = torch.optim.Adam(flow.parameters(), lr=stage.learning_rate)
-        begin = done if index == first else 0
-        if begin and checkpoint is not None:
-            load_checkpoint(checkpoint, flow, optimiser)
-        for step in range(begin, stage.steps):
-            generator = torch.Generator().manual_seed(seed * _SEEDS + len(losses))
-            loss = _loss(flow, data, stage, generator)
-            optimiser.zero_grad()
-            loss.backward()
-            if stage.gradient_norm is not None:
-                torch.nn.utils.clip_grad_norm_(flow.parameters(), stage.gradient_norm)
-            optimiser.step()
-            losses.append(float(loss.detach()))
-            if report is not None:
-                report(len(losses) - 1, losses[-1])
-            if checkpoint is not None and ((step + 1) % checkpoint_interval == 0 or step + 1 == stage.steps):
-                progress = {"plan": plan, "seed": seed, "stage": index, "step": step + 1, "losses": losses}
-                save_checkpoint(checkpoint, flow, optimiser, progress)
-    return losses
+    objective = PathObjective(flow, data, stages, seed)
+    trainer = Trainer(objective)
+    for done in trainer.steps(checkpoint, checkpoint_interval):
+        if report is not None:
+            report(done - 1, objective.curve[-1]["loss"])
+    trainer.finish()
+    return [point["loss"] for point in objective.curve]
 
 
-def _resume(
-    checkpoint: Path, flow: StochasticFlow, plan: list[dict[str, object]], seed: int
-) -> tuple[int, int, list[float]]:
-    """Put the flow where a checkpoint left it; return stage, steps of that stage, and all losses so far."""
-    progress = load_checkpoint(checkpoint, flow, torch.optim.Adam(flow.parameters()))
-    if progress["plan"] != plan or progress["seed"] != seed:
-        raise ConfigurationError(
-            f"{checkpoint}: was written for other stages or another seed ({progress['seed']}); remove it to begin anew"
-        )
-    return int(progress["stage"]), int(progress["step"]), [float(value) for value in progress["losses"]]
+class PathObjective(Objective):
+    """The path losses of several stages; each begins with a fresh Adam. Arguments as for :func:`train_paths`."""
 
+    module: StochasticFlow
 
-def _loss(flow: StochasticFlow, data: Tensor | None, stage: PathStage, generator: torch.Generator) -> Tensor:
-    total = torch.zeros(())
-    if stage.likelihood_weight and data is not None:
-        chosen = torch.randint(len(data), (stage.batch,), generator=generator)
-        total = total + stage.likelihood_weight * path_likelihood(flow, data[chosen], generator)
-    if stage.kullback_leibler_weight:
-        total = total + stage.kullback_leibler_weight * path_kullback_leibler(flow, stage.batch, generator)
-    return total
+    def __init__(self, flow: StochasticFlow, data: Tensor | None, stages: Sequence[PathStage], seed: int) -> None:
+        self.data, self.stages = data, tuple(stages)
+        self._ends = list(accumulate(stage.steps for stage in self.stages))
+        super().__init__(flow, self._ends[-1] if self._ends else 0, seed)
+
+    def _stage(self, step: int) -> PathStage:
+        return next(stage for stage, end in zip(self.stages, self._ends, strict=True) if step < end)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Return Adam, whose learning rates come from the schedule."""
+        return torch.optim.Adam(self.module.parameters(), lr=1.0)
+
+    def schedule(self, step: int) -> float:
+        """Return the learning rate of the step's stage."""
+        return self._stage(step).learning_rate
+
+    def gradient_clip(self) -> float:
+        """Return that of the current stage."""
+        limit = self._stage(self.step).gradient_norm
+        return math.inf if limit is None else limit
+
+    def begin_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Let the optimiser forget at the beginning of a stage what it learned in the one before."""
+        if self.step in self._ends:
+            optimiser.state.clear()
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the weighted sum of the losses of the current stage."""
+        stage, total = self._stage(self.step), torch.zeros(())
+        if stage.likelihood_weight and self.data is not None:
+            chosen = torch.randint(len(self.data), (stage.batch,), generator=generator)
+            total = total + stage.likelihood_weight * path_likelihood(self.module, self.data[chosen], generator)
+        if stage.kullback_leibler_weight:
+            total = total + stage.kullback_leibler_weight * path_kullback_leibler(self.module, stage.batch, generator)
+        self.record(loss=float(total.detach()))
+        return total
+
+    def identity(self) -> dict[str, Any]:
+        """Return the stages besides."""
+        return {**super().identity(), "stages": [asdict(stage) for stage in self.stages]}

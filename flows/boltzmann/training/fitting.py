@@ -12,13 +12,13 @@ from torch import Tensor
 from ....core.compilation.programs import resolved
 from ....core.energy import BatchedEnergy
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
+from ....core.training import trainer
+from ....core.training.processes import Processes
 from ..generator import BoltzmannGenerator
 from ..molecule_coordinates import Coordinates
 from .configuration import TrainingConfiguration
 from .coverage import coverage_biases, find_wells
 from .modules import LikelihoodTraining, RefinementTraining
-from .processes import Processes
-from .stage_training import run_stage
 from .target import TargetDensity, TorsionBias
 
 _COVERAGE_SAMPLES = 20_000
@@ -104,7 +104,8 @@ def train(
         _compilation(settings, settings.likelihood.steps),
         None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
-    curves = {"likelihood": run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)}
+    interval = settings.checkpoint_interval
+    curves = {"likelihood": trainer.train(likelihood, folder / "likelihood", interval, show_progress)}
     biases: tuple[TorsionBias, ...] = ()
     if settings.refinement.steps:
         # Every process has found them, but energies may round differently on another machine.
@@ -114,7 +115,7 @@ def train(
             model.flow, settings.refinement, biased, frames, seed, settings.log_interval,
             _compilation(settings, settings.refinement.steps),
         )  # fmt: skip
-        curves["refinement"] = run_stage(refinement, "refinement", settings.checkpoint_interval, folder, show_progress)
+        curves["refinement"] = trainer.train(refinement, folder / "refinement", interval, show_progress)
     return TrainingResult(curves, biases)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError, ConvergenceError
-from ...boltzmann.training.stage_training import StageTraining, run_stage
+from ....core.training.objective import StageObjective
+from ....core.training.trainer import train
 from ..builder import MoleculeBuilder
 from ..molecule_sets import MoleculeSet
 
@@ -42,11 +42,11 @@ class ImitationStage(StrictModel):
     gradient_clip: PositiveFloat = 10.0
 
 
-class ImitationTraining(StageTraining):
+class ImitationTraining(StageObjective):
     """One stage of imitation.
 
     Args:
-        flow: the builder, trained in place.
+        builder: trained in place.
         stage: its schedule.
         molecules: to imitate.
         weights: ``(B,)``, how often each is drawn.
@@ -55,39 +55,36 @@ class ImitationTraining(StageTraining):
     """
 
     stage: ImitationStage
-    flow: MoleculeBuilder
+    module: MoleculeBuilder
 
     def __init__(
         self,
-        flow: MoleculeBuilder,
+        builder: MoleculeBuilder,
         stage: ImitationStage,
         molecules: MoleculeSet,
         weights: Tensor,
         seed: int,
         log_interval: int,
     ) -> None:
-        super().__init__(flow, stage, seed, log_interval)
+        super().__init__(builder, stage, seed, log_interval)
         self.molecules = molecules
         self.weights = weights
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return the mean negative log-likelihood of the choices of one batch; ConvergenceError where it is not finite."""
-        generator = self.generator()
         chosen = torch.multinomial(self.weights, self.stage.batch, replacement=True, generator=generator)
         molecules = self.molecules.select(chosen)
         molecules = molecules.permuted(molecules.draw_orders(generator).rows)
         steps = self._steps(molecules, generator)
         by_size = steps.argsort()
         terms = sum(
-            imitation_terms(self.flow, molecules.select(rows), steps[rows], generator).sum(1)
+            imitation_terms(self.module, molecules.select(rows), steps[rows], generator).sum(1)
             for rows in by_size.chunk(_PARTS)
         )
         terms = -torch.as_tensor(terms) / self.stage.batch
         loss: Tensor = terms.sum()
         if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate"
-            )
+            raise ConvergenceError(f"the likelihood of step {self.step} is {loss.item()}: lower the learning rate")
         self.record(nll=float(loss.detach()), **dict(zip(_TERMS, terms.detach().tolist(), strict=True)))
         return loss
 
@@ -158,4 +155,4 @@ def imitate(
             f"weights must be {len(molecules.counts)} numbers, not negative and not all zero, got {tuple(weights.shape)}"
         )
     training = ImitationTraining(builder, stage, molecules, weights, seed, log_interval)
-    return run_stage(training, "imitation", checkpoint_interval, folder, show_progress)
+    return train(training, folder / "imitation", checkpoint_interval, show_progress)
