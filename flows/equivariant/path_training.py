@@ -8,9 +8,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ...core.configuration import StrictModel
 from ...core.errors import ConvergenceError
-from ...core.training.objective import StageObjective
+from ...core.training.objective import CosineStage, StageObjective
 from .continuous_flow import ContinuousFlow
 from .fields.compiled_field import compiled
 from .ordinary_equations import carried, carried_with_gradient, displaced_times
@@ -19,18 +18,13 @@ ReducedEnergy = Callable[[Tensor], Tensor]
 """Energies ``(B,)`` in kT of reduced positions ``(B, N, D)``, differentiable: minus the logarithm of the target density."""
 
 
-class PathGradientStage(StrictModel):
+class PathGradientStage(CosineStage):
     """Path gradients of the divergence of the flow from the target, on samples of the target.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: samples a step.
         solver_steps: of the Runge-Kutta rule to the prior; one of them is cut in two at random.
         outlier: longest pull on a sample, in medians of the batch.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: PositiveInt = 500

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError, ConvergenceError
-from ...core.training.objective import StageObjective
+from ...core.training.objective import CosineStage, StageObjective
 from ...core.training.processes import Processes
 from ...core.training.streams import random_stream
 from ...core.training.trainer import train
@@ -26,21 +26,16 @@ from .path_training import PathGradientStage, PathGradientTraining, ReducedEnerg
 _POOL_OFFSET = 700_000_001  # separates the random streams of couplings and batches
 
 
-class FlowMatchingStage(StrictModel):
+class FlowMatchingStage(CosineStage):
     """Regression of the field on straight lines from prior points to samples (arXiv 2210.02747, 2306.15030).
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: lines a step.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
         alignment: whether a line joins a prior point with the permuted and rotated image of a sample that is nearest to it; for
             a field without these symmetries it must be off.
         group: prior points and samples among which partners are assigned.
         pool: lines that are made at once.
         pool_uses: how often each is used, at one random time after another, before new ones are made.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 4000
@@ -55,18 +50,13 @@ class FlowMatchingStage(StrictModel):
     gradient_clip: PositiveFloat = 50.0
 
 
-class LikelihoodStage(StrictModel):
+class LikelihoodStage(CosineStage):
     """Maximum likelihood, differentiated through the steps of the solver ("discretise, then optimise").
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: samples a step.
         solver_steps: of the Runge-Kutta rule from data to prior; one of them is cut in two at random.
         smoothness: weight of the solver's defect, which keeps the field one that few steps solve.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 300

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.training.checkpoints import checkpoint_in
-from ...core.training.objective import Objective, cosine, warming_up
+from ...core.training.objective import Objective, Plan, cosine, warming_up
 from ...core.training.trainer import Trainer
 from .configuration import TrainingConfiguration
 from .crystal import CrystalCoordinates, RigidBijection
@@ -132,7 +133,7 @@ def train_by_work(
     def held_out_work(averaged: RigidBijection, frames: Frames) -> float:
         return summary(works_of(averaged, frames.coordinates, frames.reduced, target)).mean
 
-    evaluate = None if held_out is None else lambda averaged: held_out_work(averaged, held_out)
+    evaluate = None if held_out is None else partial(held_out_work, frames=held_out)
     return _train(flow, loss, settings, folder, seed, evaluate, progress)
 
 
@@ -160,11 +161,7 @@ def train_by_likelihood(
         chosen = torch.randint(len(frames.displacements), (settings.batch,), generator=generator)
         return negative_log_likelihood(flow, with_random_signs(selected(frames, chosen), generator))
 
-    def held_out_likelihood(averaged: RigidBijection, coordinates: CrystalCoordinates) -> float:
-        with torch.no_grad():
-            return float(negative_log_likelihood(averaged, coordinates))
-
-    evaluate = None if held_out is None else lambda averaged: held_out_likelihood(averaged, held_out)
+    evaluate = None if held_out is None else partial(negative_log_likelihood, coordinates=held_out)
     return _train(flow, loss, settings, folder, seed, evaluate, progress)
 
 
@@ -175,93 +172,41 @@ def with_random_signs(coordinates: CrystalCoordinates, generator: torch.Generato
     return CrystalCoordinates(displacements, orientations * signs.unsqueeze(-1))
 
 
-class RigidObjective(Objective):
-    """A loss of a flow of rigid bodies, with a learning rate for its networks and one for its harmonic maps.
-
-    Args:
-        flow: trained in place.
-        loss: of the current step, drawn with its random stream.
-        settings: schedule.
-        seed: random seed of the batches.
-        held_out: loss of held-out samples under a flow; None where there are none.
-    """
-
-    module: RigidBijection
-    evaluates_start = True
-
-    def __init__(
-        self,
-        flow: RigidBijection,
-        loss: Callable[[int, torch.Generator], Tensor],
-        settings: TrainingConfiguration,
-        seed: int,
-        held_out: Callable[[RigidBijection], float] | None,
-    ) -> None:
-        super().__init__(flow, settings.steps, seed, settings.checkpoint_interval)
-        self.settings, self._loss, self._held_out = settings, loss, held_out
-        self.decay = warming_up(settings.average)
-        self._groups = _parameter_groups(flow, settings)
-        self._window: list[float] = []
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam([{"params": part, "lr": rate} for part, rate in self._groups], betas=(0.9, 0.99))
-
-    def schedule(self, step: int) -> float:
-        """Return the factor of a cosine schedule."""
-        return cosine(1.0, self.settings.final_share, step, self.steps)
-
-    def gradient_clip(self) -> float:
-        """Return that of the settings."""
-        return self.settings.gradient_clip
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss, and keep it for the curve."""
-        loss = self._loss(self.step, generator)
-        self._window.append(float(loss.detach()))
-        return loss
-
-    def after_update(self) -> None:
-        """Add the mean over the steps since the entry before to the curve, as often as checkpoints are written."""
-        done = self.step + 1
-        if done % self.log_interval == 0 or done == self.steps:
-            self.curve.append({"step": float(done), "loss": sum(self._window) / len(self._window)})
-            self._window = []
-
-    def held_out_loss(self, module: nn.Module) -> float | None:
-        """Return the loss of held-out samples."""
-        return None if self._held_out is None else self._held_out(cast(RigidBijection, module))
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings besides."""
-        return {**super().identity(), "settings": self.settings.model_dump(mode="json")}
-
-
 def _train(
     flow: RigidBijection,
     loss: Callable[[int, torch.Generator], Tensor],
     settings: TrainingConfiguration,
     folder: Path,
     seed: int,
-    held_out: Callable[[RigidBijection], float] | None,
+    held_out: Callable[[RigidBijection], float | Tensor] | None,
     progress: Progress | None,
 ) -> TrainingCurve:
-    objective = RigidObjective(flow, loss, settings, seed, held_out)
+    steps, interval = settings.steps, settings.checkpoint_interval
+    plan = Plan(
+        steps, settings.learning_rate, (0.9, 0.99), schedule=lambda step: cosine(1.0, settings.final_share, step, steps),
+        gradient_clip=lambda step: settings.gradient_clip, decay=warming_up(settings.average),
+    )  # fmt: skip
+    objective = Objective(
+        flow, plan, seed, evaluation_interval=interval, loss=loss, held_out_loss=held_out,
+        parameters=_parameter_groups(flow, settings), settings=settings.model_dump(mode="json"), name="rigid bodies",
+    )  # fmt: skip
+    objective.evaluates_start = True
     trainer = Trainer(objective)
-    for done in trainer.steps(checkpoint_in(folder), settings.checkpoint_interval):
+    for done in trainer.steps(checkpoint_in(folder), interval):
         if progress is not None:
-            progress(done, settings.steps)
+            progress(done, steps)
     trainer.finish()
-    losses = [point for point in objective.curve if "loss" in point]
+    losses = [point["loss"] for point in objective.curve if "loss" in point]
+    parts = [losses[begin : begin + interval] for begin in range(0, steps, interval)]
     return TrainingCurve(
-        [int(point["step"]) for point in losses],
-        [point["loss"] for point in losses],
+        [min(interval * (number + 1), steps) for number in range(len(parts))],
+        [sum(part) / len(part) for part in parts],
         [point["held_out"] for point in objective.curve if "held_out" in point],
     )
 
 
-def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> list[tuple[list[nn.Parameter], float]]:
-    """Return parameters with their learning rates; harmonic maps without one are kept."""
+def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> list[dict[str, Any]]:
+    """Return parameters with their learning rates, for Adam; harmonic maps without one are kept."""
     maps = [module for module in flow.modules() if isinstance(module, HarmonicMap)]
     harmonic = [parameter for module in maps for parameter in module.parameters()]
     known = {id(parameter) for parameter in harmonic}
@@ -269,7 +214,7 @@ def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> 
     for parameter in harmonic:
         parameter.requires_grad_(settings.harmonic_learning_rate > 0.0)
     groups = [(networks, settings.learning_rate), (harmonic, settings.harmonic_learning_rate)]
-    trained = [(parameters, rate) for parameters, rate in groups if parameters and rate > 0.0]
+    trained = [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters and rate > 0.0]
     if not trained:
         raise ConfigurationError("there is nothing to train: no coupling layers, and harmonic_learning_rate is 0")
     return trained

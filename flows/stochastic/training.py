@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.training.objective import Objective
+from ...core.training.objective import Objective, Plan
 from ...core.training.trainer import Trainer
 from .stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
 
@@ -76,57 +75,27 @@ def train_paths(
     """
     if data is None and any(stage.likelihood_weight for stage in stages):
         raise ConfigurationError("a stage with a likelihood needs data: give some, or set its likelihood_weight to 0")
-    objective = PathObjective(flow, data, stages, seed)
-    trainer = Trainer(objective)
-    for done in trainer.steps(checkpoint, checkpoint_interval):
-        if report is not None:
-            report(done - 1, objective.curve[-1]["loss"])
-    trainer.finish()
-    return [point["loss"] for point in objective.curve]
+    ends = list(accumulate(stage.steps for stage in stages))
 
+    def stage_of(step: int) -> PathStage:
+        return next(stage for stage, end in zip(stages, ends, strict=True) if step < end)
 
-class PathObjective(Objective):
-    """The path losses of several stages; each begins with a fresh Adam. Arguments as for :func:`train_paths`."""
-
-    module: StochasticFlow
-
-    def __init__(self, flow: StochasticFlow, data: Tensor | None, stages: Sequence[PathStage], seed: int) -> None:
-        self.data, self.stages = data, tuple(stages)
-        self._ends = list(accumulate(stage.steps for stage in self.stages))
-        super().__init__(flow, self._ends[-1] if self._ends else 0, seed)
-
-    def _stage(self, step: int) -> PathStage:
-        return next(stage for stage, end in zip(self.stages, self._ends, strict=True) if step < end)
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam, whose learning rates come from the schedule."""
-        return torch.optim.Adam(self.module.parameters(), lr=1.0)
-
-    def schedule(self, step: int) -> float:
-        """Return the learning rate of the step's stage."""
-        return self._stage(step).learning_rate
-
-    def gradient_clip(self) -> float:
-        """Return that of the current stage."""
-        limit = self._stage(self.step).gradient_norm
-        return math.inf if limit is None else limit
-
-    def begin_step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Let the optimiser forget at the beginning of a stage what it learned in the one before."""
-        if self.step in self._ends:
-            optimiser.state.clear()
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the weighted sum of the losses of the current stage."""
-        stage, total = self._stage(self.step), torch.zeros(())
-        if stage.likelihood_weight and self.data is not None:
-            chosen = torch.randint(len(self.data), (stage.batch,), generator=generator)
-            total = total + stage.likelihood_weight * path_likelihood(self.module, self.data[chosen], generator)
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        stage, total = stage_of(step), torch.zeros(())
+        if stage.likelihood_weight and data is not None:
+            chosen = torch.randint(len(data), (stage.batch,), generator=generator)
+            total = total + stage.likelihood_weight * path_likelihood(flow, data[chosen], generator)
         if stage.kullback_leibler_weight:
-            total = total + stage.kullback_leibler_weight * path_kullback_leibler(self.module, stage.batch, generator)
-        self.record(loss=float(total.detach()))
+            total = total + stage.kullback_leibler_weight * path_kullback_leibler(flow, stage.batch, generator)
         return total
 
-    def identity(self) -> dict[str, Any]:
-        """Return the stages besides."""
-        return {**super().identity(), "stages": [asdict(stage) for stage in self.stages]}
+    plan = Plan(
+        max(ends, default=0), 1.0, schedule=lambda step: stage_of(step).learning_rate,
+        gradient_clip=lambda step: stage_of(step).gradient_norm or math.inf, restarts=frozenset(ends),
+    )  # fmt: skip
+    settings = [asdict(stage) for stage in stages]
+    objective = Objective(flow, plan, seed, loss=loss, settings=settings, name="paths")
+    for done in Trainer(objective).steps(checkpoint, checkpoint_interval):
+        if report is not None:
+            report(done - 1, objective.latest["loss"])
+    return [point["loss"] for point in objective.curve]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigurationError
 from ...core.execution.progress import progress_bar
 from ...core.potential import Potential
-from ...core.training.objective import Objective, cosine
+from ...core.training.objective import Objective, Plan, cosine
 from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget, Release, noise_multiplier
 from .configuration import PrivateTraining
@@ -122,7 +122,7 @@ class PrivateObjective(Objective):
             raise ConfigurationError(
                 f"batches of {settings.batch} units cannot be drawn from {data.units} ({data.unit}): take a smaller batch"
             )
-        self._model, self._data, self._budget, self._settings = model, data, budget, settings
+        self._model, self._data, self._budget, self._training = model, data, budget, settings
         self.learner = learner if learner is not None else learner_of(model, data, settings)
         if self.learner.method != settings.method:
             raise ConfigurationError(
@@ -130,9 +130,13 @@ class PrivateObjective(Objective):
                 f"{self.learner.method}: make them agree"
             )
         # Processes of torchrun train for themselves: a mean of their answers would have less noise than the ledger says.
-        super().__init__(nn.ParameterList(self.learner.parameters), settings.steps)
-        if settings.average:
-            self.decay = lambda count: min(settings.average, (count + 1.0) / (count + 11.0))
+        steps, parameters = settings.steps, self.learner.parameters
+        plan = Plan(
+            steps, settings.learning_rate,
+            schedule=lambda step: cosine(1.0, settings.final_learning_rate, step, steps - 1),
+            decay=(lambda count: min(settings.average, (count + 1.0) / (count + 11.0))) if settings.average else None,
+        )  # fmt: skip
+        super().__init__(nn.ParameterList(parameters), plan, parameters=parameters)
         self.noise = noise
         self._observer = observer
         self._before = earlier_releases(ledger_of(model), before, data.unit, data.units, budget)
@@ -143,17 +147,9 @@ class PrivateObjective(Objective):
         self._offset = sum(release.steps for release in self._before)
         self._non_finite, self._smallest = 0, data.units
 
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(self.learner.parameters, lr=self._settings.learning_rate)
-
-    def schedule(self, step: int) -> float:
-        """Return the factor of a cosine schedule."""
-        return cosine(1.0, self._settings.final_learning_rate, step, self.steps - 1)
-
     def losses(self, generator: torch.Generator) -> Iterator[None]:
         """Draw units, release one noisy answer, and leave it as the gradient; the noise has a source of its own."""
-        settings = self._settings
+        settings = self._training
         self.noise.begin(self._offset + self.step)
         batch = self._data.batch(draw_units(self._data.units, self._rate, self.noise), self.noise)
         contributions = self.learner.contributions(batch, self.thresholds)
@@ -174,8 +170,8 @@ class PrivateObjective(Objective):
 
     def result(self) -> PrivateResult:
         """Attach the ledger to the model."""
-        if self.step != self.steps:
-            raise ConfigurationError(f"training is at step {self.step} of {self.steps}: it is not finished")
+        if self.step != self.plan.steps:
+            raise ConfigurationError(f"training is at step {self.step} of {self.plan.steps}: it is not finished")
         for parameter in self.learner.parameters:
             parameter.grad = None
         ledger = PrivacyLedger.of([*self._before, self._release()], self._budget, self._data.unit, self._data.units)
@@ -195,7 +191,7 @@ class PrivateObjective(Objective):
         """Return what the guarantee depends on."""
         return {
             "budget": self._budget.model_dump(mode="json"),
-            "settings": self._settings.model_dump(mode="json"),
+            "settings": self._training.model_dump(mode="json"),
             "units": [self._data.unit, self._data.units],
             "noise": self.noise.kind,
             "seed": getattr(self.noise, "seed", None),
@@ -205,19 +201,19 @@ class PrivateObjective(Objective):
     def refusal(self, changes: str) -> str:
         """Say that steps which somebody saw stay spent."""
         return (
-            f"holds a training with another guarantee ({changes}). What was spent cannot be taken back: continue it as it was, or "
-            "remove the file to start anew, and count its steps if anybody saw its model"
+            f"holds a training with another guarantee ({changes}). What was spent cannot be taken back: continue it as it was, "
+            "or remove the file to start anew, and count its steps if anybody saw its model"
         )
 
     def _release(self) -> Release:
-        adaptive = self._settings.adaptive_quantile
+        adaptive = self._training.adaptive_quantile
         blocks = self.learner.blocks
-        clipping: dict[str, Any] = dict(zip(blocks, _thresholds(self._settings.clip, blocks), strict=True))
+        clipping: dict[str, Any] = dict(zip(blocks, _thresholds(self._training.clip, blocks), strict=True))
         if adaptive is not None:
             clipping = {"start": clipping, "adaptive_quantile": adaptive}
         return Release(
-            mechanism=self._settings.method, noise_multiplier=self.multiplier, sampling_rate=self._rate,
-            steps=self._settings.steps, clipping=clipping, noise=self.noise.kind,
+            mechanism=self._training.method, noise_multiplier=self.multiplier, sampling_rate=self._rate,
+            steps=self._training.steps, clipping=clipping, noise=self.noise.kind,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ....core.errors import ConfigurationError, ConvergenceError
-from ....core.training.objective import Objective, cosine
+from ....core.training.objective import Objective, Plan, cosine
 from ....core.training.trainer import Trainer
 from ..electronic_structure import Quadrature
 from ..molecule import Molecule
@@ -196,8 +196,22 @@ def fit_neural_density(
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         density = NeuralDensity(molecule, float(electrons.stop - electrons.start), chosen.width)
     network = density.network
-    trainer = Trainer(ScoreMatching(network, points, scores, molecule, generator, chosen))
-    for done in trainer.steps():
+
+    def loss(step: int, _: torch.Generator) -> Tensor:
+        index = torch.randint(len(points), (chosen.batch,), generator=generator)
+        found = _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
+        if not bool(torch.isfinite(found)):
+            raise ConvergenceError(
+                f"training of the neural density diverged in step {step}: lower the rate {chosen.rate}"
+            )
+        return found
+
+    plan = Plan(
+        chosen.steps, chosen.rate, (0.95, 0.999), schedule=lambda step: cosine(1.0, 1e-4, step, chosen.steps),
+        # Scores diverge at nodes; a single electron there must not throw the network off.
+        gradient_clip=lambda step: 10.0,
+    )  # fmt: skip
+    for done in Trainer(Objective(network, plan, loss=loss, name="the neural density")).steps():
         if progress is not None:
             progress(done)
     network.requires_grad_(False)
@@ -207,67 +221,19 @@ def fit_neural_density(
     return fitted
 
 
-class ScoreMatching(Objective):
-    """Regression of the network's gradient on scores, plus noise-contrastive estimation.
-
-    Args:
-        network: trained in place.
-        points: ``(P, 3)`` in bohr, of electrons.
-        scores: ``(P, 3)``, gradients of the logarithm of the density there.
-        molecule: nuclei and electrons.
-        generator: of batches and noise; it goes on from step to step.
-        settings: of the training.
-    """
-
-    module: _LogDensityNetwork
-
-    def __init__(
-        self,
-        network: _LogDensityNetwork,
-        points: Tensor,
-        scores: Tensor,
-        molecule: Molecule,
-        generator: torch.Generator,
-        settings: NeuralFitSettings,
-    ) -> None:
-        super().__init__(network, settings.steps)
-        self._points, self._scores, self._molecule = points, scores, molecule
-        self._generator, self._settings = generator, settings
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(self.module.parameters(), self._settings.rate, betas=(0.95, 0.999))
-
-    def schedule(self, step: int) -> float:
-        """Return the factor of a cosine schedule."""
-        return cosine(1.0, 1e-4, step, self.steps)
-
-    def gradient_clip(self) -> float:
-        """Return a limit: scores diverge at nodes, and a single electron there must not throw the network off."""
-        return 10.0
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
-        index = torch.randint(len(self._points), (self._settings.batch,), generator=self._generator)
-        loss = self._loss(self._points[index], self._scores[index])
-        if not bool(torch.isfinite(loss)):
-            raise ConvergenceError(
-                f"training of the neural density diverged in step {self.step}: lower the rate {self._settings.rate}"
-            )
+def _loss(
+    network: nn.Module, points: Tensor, scores: Tensor, molecule: Molecule, generator: torch.Generator, contrast: float
+) -> Tensor:
+    leaf = points.clone().requires_grad_(True)
+    values = network(leaf)
+    (gradients,) = torch.autograd.grad(values.sum(), leaf, create_graph=True)
+    loss = (gradients - scores).square().sum(1).mean()
+    if contrast == 0.0:
         return loss
-
-    def _loss(self, points: Tensor, scores: Tensor) -> Tensor:
-        leaf = points.clone().requires_grad_(True)
-        values = self.module(leaf)
-        (gradients,) = torch.autograd.grad(values.sum(), leaf, create_graph=True)
-        loss: Tensor = (gradients - scores).square().sum(1).mean()
-        if self._settings.contrast == 0.0:
-            return loss
-        noise = _noise(self._molecule, len(points), self._generator)
-        on_noise = self.module(noise) - _log_noise_density(self._molecule, noise)
-        on_data = values - _log_noise_density(self._molecule, points)
-        contrast = functional.softplus(on_noise).mean() + functional.softplus(-on_data).mean()
-        return loss + self._settings.contrast * contrast
+    noise = _noise(molecule, len(points), generator)
+    on_noise = network(noise) - _log_noise_density(molecule, noise)
+    on_data = values - _log_noise_density(molecule, points)
+    return loss + contrast * (functional.softplus(on_noise).mean() + functional.softplus(-on_data).mean())
 
 
 def _noise_components(molecule: Molecule) -> tuple[Tensor, Tensor, Tensor]:

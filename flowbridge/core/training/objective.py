@@ -1,44 +1,74 @@
-"""What a method brings to the training loop: a loss, what is trained by which optimiser, and what else its state consists of."""
+"""What a method brings to the training loop: what is trained, its loss, its schedule, and what else belongs to its state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from ..configuration import StrictModel
 from .processes import Processes
 from .streams import random_stream
 
 
-class Objective:
-    """What a method brings to :class:`~flowbridge.core.training.trainer.Trainer`.
+@dataclass(frozen=True)
+class Plan:
+    """How long and by which numbers of Adam a module is trained.
 
-    A subclass gives :meth:`loss` (or :meth:`losses`) and :meth:`optimiser`, and overrides what differs from the defaults.
+    Attributes:
+        steps: of the training.
+        learning_rate: largest.
+        betas: of Adam.
+        fused: whether Adam is the fused one, which rounds differently.
+        schedule: factor of the learning rates, by the number of the step.
+        gradient_clip: largest norm of the gradient of a parameter group, by the number of the step.
+        restarts: steps before which Adam forgets what it knows.
+        decay: of the averaged parameters, by the number of their updates so far; None where there are none. The averages start
+            from the parameters as they are.
+        patience: see :class:`~flowbridge.core.training.held_out.HeldOutTracker`.
+    """
+
+    steps: int
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    fused: bool = False
+    schedule: Callable[[int], float] = lambda step: 1.0
+    gradient_clip: Callable[[int], float] = lambda step: math.inf
+    restarts: frozenset[int] = frozenset()
+    decay: Callable[[int], float] | None = None
+    patience: int = 0
+
+
+class Objective:
+    """What a method brings to :class:`~flowbridge.core.training.trainer.Trainer`: functions, or a subclass with methods.
 
     Args:
         module: trained in place.
-        steps: of the training.
+        plan: steps, learning rates, averages.
         seed: random seed; the stream of a step depends on it and the step's number alone.
-        log_interval: steps between points of the training curve, and between evaluations on held-out data.
+        log_interval: steps between points of the training curve.
+        evaluation_interval: steps between evaluations on held-out data, ``log_interval`` where None.
+        loss: ``(step, generator) -> loss``, where a subclass has no method for it.
+        held_out_loss: of a copy of the module, likewise.
+        parameters: groups for Adam, where not all that require gradients are one.
+        settings: plain data that must not change between the beginning and the end of a training.
+        name: in messages; that of the class where None.
+        processes: that train together; None where each trains for itself.
 
     Attributes:
         step: number of steps done, which is the number of the current one.
         curve: points ``{"step": ..., name: value, ...}`` of :meth:`record` and of evaluations on held-out data.
         latest: the values recorded last, for the progress bar.
-        processes: that train together; one where each process trains for itself.
-        decay: of the averaged parameters, by the number of their updates so far; None where there are none. The averages start
-            from the parameters as they are.
-        patience: see :class:`~flowbridge.core.training.held_out.HeldOutTracker`.
         evaluates_start: whether the parameters are evaluated on held-out data before the first step, too.
         held_out_name: of these evaluations in the curve.
         advice: what to do when the training diverges.
     """
 
-    decay: Callable[[int], float] | None = None
-    patience = 0
     evaluates_start = False
     held_out_name = "held_out"
     advice = "Lower the learning rates"
@@ -46,13 +76,23 @@ class Objective:
     def __init__(
         self,
         module: nn.Module,
-        steps: int,
+        plan: Plan,
         seed: int = 0,
         log_interval: int = 1,
+        *,
+        evaluation_interval: int | None = None,
+        loss: Callable[[int, torch.Generator], Tensor] | None = None,
+        held_out_loss: Callable[[Any], float | Tensor] | None = None,
+        parameters: Sequence[Any] | None = None,
+        settings: Any = None,
+        name: str | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.module = module
-        self.steps, self.seed, self.log_interval = steps, seed, log_interval
+        self.module, self.plan, self.seed, self.log_interval = module, plan, seed, log_interval
+        self.evaluation_interval = evaluation_interval or log_interval
+        self._loss_function, self._held_out_function = loss, held_out_loss
+        self.parameters = parameters or [one for one in module.parameters() if one.requires_grad]
+        self._settings, self.name = settings, name or type(self).__name__
         self.processes = processes or Processes()
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -68,7 +108,11 @@ class Objective:
         Args:
             generator: the random stream of the step.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+        if self._loss_function is None:
+            raise NotImplementedError(f"{self.name} has no loss")
+        loss = self._loss_function(self.step, generator)
+        self.record(loss=float(loss.detach()))
+        return loss
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor | None]:
         """Yield the losses of the current step, one as a rule; an optimiser step follows each before the next is asked for.
@@ -77,23 +121,8 @@ class Objective:
         """
         yield self.loss(generator)
 
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return the optimiser, with the largest learning rate of each of its groups."""
-        raise NotImplementedError(f"{type(self).__name__} defines no optimiser")
-
-    def schedule(self, step: int) -> float:
-        """Return the factor of the learning rates in a step."""
-        return 1.0
-
-    def gradient_clip(self) -> float:
-        """Return the largest norm of the gradient of a parameter group in the current step."""
-        return math.inf
-
     def begin(self, optimiser: torch.optim.Optimizer) -> None:
         """Do what has to be done with a new optimiser, before states are restored."""
-
-    def begin_step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Do what has to be done before the losses of the current step."""
 
     def after_update(self) -> None:
         """Change the parameters as each optimiser step requires."""
@@ -103,7 +132,10 @@ class Objective:
 
     def held_out_loss(self, module: nn.Module) -> float | None:
         """Return the loss of held-out data under a copy of the module; None where there are no such data."""
-        return None
+        if self._held_out_function is None:
+            return None
+        with torch.no_grad():
+            return float(self._held_out_function(module))
 
     def finish(self) -> None:
         """Complete the training: the module holds the parameters that are kept."""
@@ -116,11 +148,14 @@ class Objective:
 
     def identity(self) -> dict[str, Any]:
         """Return, as plain data, what must not change between the beginning and the end of a training."""
-        return {"training": type(self).__name__, "seed": self.seed}
+        return {"training": self.name, "seed": self.seed, "settings": self._settings}
 
     def refusal(self, changes: str) -> str:
         """Return what is wrong with a checkpoint of another identity, and what to do."""
-        return f"is the checkpoint of a training with other settings ({changes}): choose another folder, or remove it to begin anew"
+        return (
+            f"is the checkpoint of a training with other settings ({changes}): continue it with those, choose another folder, "
+            "or remove it to begin anew"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs besides step, curve, module, averages and optimiser: tensors and plain data."""
@@ -130,68 +165,47 @@ class Objective:
         """Go on from :meth:`state_dict`."""
 
 
-class StageSchedule(Protocol):
-    """Steps, learning rates, decay of the average, and the largest norm of a gradient."""
+class CosineStage(StrictModel):
+    """One stage of training, with a cosine schedule.
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
+    Attributes:
+        steps: optimiser steps.
+        batch: samples a step.
+        learning_rate: peak of the cosine schedule.
+        final_learning_rate: its end.
+        average: decay of the exponential moving average of the parameters.
+        gradient_clip: largest norm of the gradient.
+    """
 
-    @property
-    def learning_rate(self) -> float:
-        """Peak of the cosine schedule."""
-
-    @property
-    def final_learning_rate(self) -> float:
-        """Its end."""
-
-    @property
-    def average(self) -> float:
-        """Decay of the exponential moving average of the parameters."""
-
-    @property
-    def gradient_clip(self) -> float:
-        """Largest norm of the gradient."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Return the schedule as plain data."""
+    steps: NonNegativeInt
+    batch: PositiveInt
+    learning_rate: PositiveFloat
+    final_learning_rate: PositiveFloat
+    average: float = Field(ge=0.0, lt=1.0)
+    gradient_clip: PositiveFloat
 
 
 class StageObjective(Objective):
-    """What stages of a cosine schedule share: Adam, averaged parameters, shares of a batch for each process.
+    """A stage with a cosine schedule, averaged parameters, and shares of its batches for each process.
 
     Args:
         module: trained in place.
-        stage: its schedule.
+        stage: its schedule; its ``patience`` is used where it has one.
         seed: random seed of the batches.
         log_interval: steps between points of the training curve.
     """
 
     advice = "Lower the learning rate of this stage, train longer by likelihood first, or give more frames"
 
-    def __init__(self, module: nn.Module, stage: StageSchedule, seed: int, log_interval: int) -> None:
-        super().__init__(module, stage.steps, seed, log_interval, Processes.of_this_training())
+    def __init__(self, module: nn.Module, stage: CosineStage, seed: int, log_interval: int) -> None:
+        peak, end = stage.learning_rate, stage.final_learning_rate
+        plan = Plan(
+            stage.steps, peak, (0.9, 0.99), True, lambda step: cosine(peak, end, step, stage.steps) / peak,
+            lambda step: stage.gradient_clip, decay=warming_up(stage.average), patience=getattr(stage, "patience", 0),
+        )  # fmt: skip
+        settings, processes = stage.model_dump(mode="json"), Processes.of_this_training()
+        super().__init__(module, plan, seed, log_interval, settings=settings, processes=processes)
         self.stage = stage
-        self.decay = warming_up(stage.average)
-        self.patience = int(getattr(stage, "patience", 0))
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=self.stage.learning_rate, betas=(0.9, 0.99), fused=True)
-
-    def schedule(self, step: int) -> float:
-        """Return the factor of a cosine schedule."""
-        peak = self.stage.learning_rate
-        return cosine(peak, self.stage.final_learning_rate, step, self.steps) / peak
-
-    def gradient_clip(self) -> float:
-        """Return that of the stage."""
-        return self.stage.gradient_clip
-
-    def identity(self) -> dict[str, Any]:
-        """Return the stage besides."""
-        return {**super().identity(), "stage": self.stage.model_dump(mode="json")}
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:

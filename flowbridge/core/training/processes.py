@@ -1,4 +1,4 @@
-"""Processes that ``torchrun`` started for one training: who they are, their shares of a batch, and what they tell each other."""
+"""Processes that ``torchrun`` started for one training: who they are, their shares of a batch, what they tell each other."""
 
 from __future__ import annotations
 

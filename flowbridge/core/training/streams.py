@@ -1,4 +1,4 @@
-"""Random streams of steps: each depends on the seed and the step's number alone, so that a resumed training repeats its numbers."""
+"""Random streams of steps: each depends on seed and step number alone, so that a resumed training repeats its numbers."""
 
 from __future__ import annotations
 

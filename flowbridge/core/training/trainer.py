@@ -31,19 +31,22 @@ class Trainer:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.optimiser = objective.optimiser()
+        plan = objective.plan
+        self.optimiser: torch.optim.Optimizer = torch.optim.Adam(
+            objective.parameters, lr=plan.learning_rate, betas=plan.betas, fused=plan.fused
+        )
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
         self.averaged: nn.Module | None = None
-        if objective.decay is not None:
+        if plan.decay is not None:
             self.averaged = copy.deepcopy(objective.module).requires_grad_(False)
         self._updates = 0
-        self.held_out = HeldOutTracker(objective.patience)
+        self.held_out = HeldOutTracker(plan.patience)
         objective.begin(self.optimiser)
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or held-out data have ended the training."""
-        return self.objective.step >= self.objective.steps or self.held_out.finished
+        return self.objective.step >= self.objective.plan.steps or self.held_out.finished
 
     def steps(self, checkpoint: Path | None = None, interval: int = 100) -> Iterator[int]:
         """Go through all steps that are left, and yield after each how many are done.
@@ -70,16 +73,17 @@ class Trainer:
     def advance(self) -> None:
         """Do one step; raises ConvergenceError where a gradient is not finite, before it reaches the parameters."""
         objective = self.objective
-        if objective.step % objective.log_interval == 0 and (objective.step or objective.evaluates_start):
+        if objective.step % objective.evaluation_interval == 0 and (objective.step or objective.evaluates_start):
             self._evaluate()
-        factor = objective.schedule(objective.step)
+        if objective.step in objective.plan.restarts:
+            self.optimiser.state.clear()
+        factor = objective.plan.schedule(objective.step)
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        objective.begin_step(self.optimiser)
         for loss in objective.losses(objective.stream()):
             if loss is not None:
                 self.optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             self._update()
         objective.step += 1
 
@@ -138,16 +142,16 @@ class Trainer:
         objective = self.objective
         for group in self.optimiser.param_groups:
             objective.processes.average_gradients(group["params"])
-            norm = nn.utils.clip_grad_norm_(group["params"], objective.gradient_clip())
+            norm = nn.utils.clip_grad_norm_(group["params"], objective.plan.gradient_clip(objective.step))
             if not bool(torch.isfinite(norm)):
                 raise ConvergenceError(
-                    f"the gradient of step {objective.step} of {type(objective).__name__} is not finite: the training has "
+                    f"the gradient of step {objective.step} of {objective.name} is not finite: the training has "
                     f"diverged. {objective.advice}"
                 )
         self.optimiser.step()
         objective.after_update()
-        if self.averaged is not None and objective.decay is not None:
-            self._average(self.averaged, 1.0 - objective.decay(self._updates))
+        if self.averaged is not None and objective.plan.decay is not None:
+            self._average(self.averaged, 1.0 - objective.plan.decay(self._updates))
             objective.after_average(self.averaged)
         self._updates += 1
 
@@ -186,10 +190,10 @@ def train(
         ConvergenceError: when the training diverges.
         ConfigurationError, ModelFileError: when the folder holds a checkpoint of another training, or of an earlier version.
     """
-    if not objective.steps:
+    if not objective.plan.steps:
         return []
     trainer, checkpoint = Trainer(objective), checkpoint_in(folder)
-    with progress_bar(folder.name, objective.steps, show_progress and objective.processes.rank == 0) as bar:
+    with progress_bar(folder.name, objective.plan.steps, show_progress and objective.processes.rank == 0) as bar:
         for done in trainer.steps(checkpoint, checkpoint_interval):
             bar.update(done, ", ".join(f"{name} {value:.4g}" for name, value in objective.latest.items()))
     trainer.finish()

@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError, ConvergenceError
-from ....core.training.objective import StageObjective
+from ....core.training.objective import CosineStage, StageObjective
 from ....core.training.trainer import train
 from ..builder import MoleculeBuilder
 from ..molecule_sets import MoleculeSet
@@ -20,17 +19,12 @@ _TERMS = ("focus", "element", "distance", "angle", "torsion")
 _PARTS = 4  # of a batch, from small states to large ones, so that little is computed for rows of no atom
 
 
-class ImitationStage(StrictModel):
+class ImitationStage(CosineStage):
     """Maximum likelihood of single steps of random build orders.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: partial molecules a step.
         heavy: share of them that place an atom other than hydrogen; the rest is drawn evenly from all steps.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 6000

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError, ConvergenceError
-from ....core.training.objective import Objective
+from ....core.training.objective import Objective, Plan
 from ....core.training.trainer import Trainer
 from ..bonds import find_bonds
 from ..builder import BuiltMolecules, MoleculeBuilder
@@ -227,7 +227,9 @@ class Reinforcement(Objective):
                 f"{stage.molecules} molecules a round for {len(formulas)} formulas: at least one formula is needed, and two "
                 "molecules of each"
             )
-        super().__init__(builder, stage.iterations, seed)
+        plan = Plan(stage.iterations, stage.learning_rate, gradient_clip=lambda step: stage.gradient_clip)
+        settings = {"stage": stage.model_dump(mode="json"), "formulas": [str(formula) for formula in formulas]}
+        super().__init__(builder, plan, seed, settings=settings)
         self.evaluator, self.stage = evaluator, stage
         self.formulas = [formulas[index % len(formulas)] for index in range(stage.molecules)]
         self.imitated = deepcopy(builder).requires_grad_(False)
@@ -255,14 +257,6 @@ class Reinforcement(Objective):
         yield from [_round(point) for point in self.curve]
         for _ in self._trainer.steps(checkpoint, interval=1):
             yield _round(self.curve[-1])
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(self.module.parameters(), lr=self.stage.learning_rate)
-
-    def gradient_clip(self) -> float:
-        """Return that of the stage."""
-        return self.stage.gradient_clip
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Build and evaluate molecules; yield the losses of what is learned from them, and record the round."""
@@ -299,11 +293,6 @@ class Reinforcement(Objective):
         if not torch.isfinite(loss):
             raise ConvergenceError(f"the loss of reinforcement is {loss.item()}: lower the learning rate")
         return loss
-
-    def identity(self) -> dict[str, Any]:
-        """Return stage and formulas besides."""
-        formulas = [str(formula) for formula in self.formulas]
-        return {**super().identity(), "stage": self.stage.model_dump(mode="json"), "formulas": formulas}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference energies, and how many molecules of each kind have been built."""
