@@ -1,8 +1,8 @@
 """The training loop of every method: an objective, its optimiser, averages, held-out data, and checkpoints that resume exactly.
 
-It stands on torch alone. What a framework would do for us is the loop below; what we need besides, none does: resumption to the
-same numbers without unpickling, a random stream for each step, a failure that ends the process. Lightning's checkpoints are
-pickles, it turns a SIGTERM into success, and it takes seconds to import.
+It stands on torch alone. What a training framework would do for us is the loop below; what we need besides, none of the usual
+ones does: resumption to the same numbers from files that are not unpickled, a random stream for each step, a process that a
+signal ends and that then says so. They take seconds to import, and change more often than this does.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class Trainer:
             raise ConfigurationError(f"{path}: {objective.refusal('; '.join(changes))}")
         try:
             objective.module.load_state_dict(stored["module"])
+            if (self.averaged is None) != (stored["averaged"] is None):
+                raise ValueError("only one of the two has averages")
             if self.averaged is not None:
                 self.averaged.load_state_dict(stored["averaged"])
             self.optimiser.load_state_dict(stored["optimiser"])
