@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
-from ...core.errors import ConfigurationError, ConvergenceError
+from ...core.errors import ConfigurationError
 from ...core.training.objective import CosineStage, StageObjective
 from ...core.training.processes import Processes
 from ...core.training.streams import random_stream
@@ -104,6 +104,7 @@ class FlowMatchingTraining(StageObjective):
 
     stage: FlowMatchingStage
     module: ContinuousFlow
+    recorded = "squared_error"
 
     def __init__(
         self,
@@ -135,9 +136,7 @@ class FlowMatchingTraining(StageObjective):
         time = self.processes.share(time.to(start.dtype))
         fraction = time[:, None, None]
         velocity = self.field(time, (1.0 - fraction) * start + fraction * end)
-        loss: Tensor = (velocity - (end - start)).square().sum((1, 2)).mean()
-        self.record(squared_error=float(loss.detach()))
-        return loss
+        return (velocity - (end - start)).square().sum((1, 2)).mean()
 
     def _lines(self) -> Coupled:
         """Return the pool of the current step, which is a function of the seed and its number alone."""
@@ -158,6 +157,8 @@ class ContinuousLikelihoodTraining(StageObjective):
 
     stage: LikelihoodStage
     module: ContinuousFlow
+    loss_name = "likelihood"
+    loss_advice = "lower the learning rate, or take more solver steps"
 
     def __init__(
         self,
@@ -173,19 +174,13 @@ class ContinuousLikelihoodTraining(StageObjective):
         self.samples = samples
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
+        """Return the mean negative log-likelihood of one batch, and the weighted defect of the solver."""
         chosen = self.processes.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent, divergence, defect = runge_kutta(self.field, self.samples[chosen], times[::-1])
         nll = -(self.module.prior.log_prob(latent) + divergence).mean()
-        loss: Tensor = nll + self.stage.smoothness * defect.mean()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.step} is {loss.item()}: lower the learning rate, or take more "
-                "solver steps"
-            )
         self.record(nll=float(nll.detach()))
-        return loss
+        return nll + self.stage.smoothness * defect.mean()
 
 
 def train_continuous_flow(

@@ -15,6 +15,7 @@ from ...core.potential import Particles
 from ...core.statistics.estimates import effective_sample_percent
 from ...core.training.trainer import train
 from ...core.units import thermal_energy
+from ...flows.boltzmann.training.compiled_gradients import compilation_of
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.graph_network import GraphConfiguration
@@ -22,7 +23,6 @@ from ..networks.invariant_network import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .augmented_flow import FlowTeacher, TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
-from .gradients import compilation_of
 from .modules import StudentTraining, TeacherTraining
 from .noise_contrastive import ContrastedStudentTraining
 

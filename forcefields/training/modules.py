@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import ConfigurationError, ConvergenceError
+from ...core.errors import ConfigurationError
 from ...core.units import thermal_energy
 from ...flows.boltzmann.compiled_functions import CompiledFlowFunction
 from ...flows.boltzmann.molecule_coordinates import Coordinates
@@ -24,28 +24,15 @@ from .gradients import augmented_likelihood_gradients, network_force_gradients
 MOST_HELD_OUT = 4096
 
 
-class BatchObjective(MergingObjective):
-    """What teacher and student share: a loss of a batch that is recorded, and refused where it is not finite."""
+class CoarseObjective(MergingObjective):
+    """What teacher and student share."""
 
     stage: Stage
-
-    def batch_loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch drawn with a generator."""
-        raise NotImplementedError(f"{type(self).__name__} defines no batch_loss")
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
-        loss = self.batch_loss(generator)
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the loss of step {self.step} of {type(self).__name__} is {loss.item()}: lower its learning_rate, or "
-                "look for frames with broken molecules or enormous forces"
-            )
-        self.record(loss=float(loss.detach()))
-        return loss
+    recorded = "loss"
+    loss_advice = "lower its learning_rate, or look for frames with broken molecules or enormous forces"
 
 
-class TeacherTraining(BatchObjective):
+class TeacherTraining(CoarseObjective):
     """Maximum likelihood of an augmented flow; auxiliary variables are drawn anew for every batch.
 
     Args:
@@ -86,8 +73,8 @@ class TeacherTraining(BatchObjective):
             share = None if held_out_weights is None else held_out_weights[chosen]
             self.held_out = (_coordinates(teacher, held_out[chosen], dtype), auxiliary, share)
 
-    def batch_loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`BatchObjective.batch_loss`."""
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
         chosen = drawn(len(self.data.stiff), self.weights, self.stage.batch, generator)
         auxiliary = torch.randn(len(chosen), self.auxiliary, generator=generator, dtype=self.data.stiff.dtype)
         loss, *gradients = self.evaluate(self.data.circular[chosen], self.data.stiff[chosen], auxiliary)
@@ -109,7 +96,7 @@ def _coordinates(teacher: FlowTeacher, positions: Tensor, dtype: torch.dtype) ->
     return Coordinates(*(part.to(dtype) for part in coordinates))
 
 
-class StudentTraining(BatchObjective):
+class StudentTraining(CoarseObjective):
     """Force matching of the network on what the prior leaves of the forces.
 
     The loss is the mean square of a component of the force error in units of kT/nm, over its size in the data: 1 for a network
@@ -187,8 +174,8 @@ class StudentTraining(BatchObjective):
             label = label + noise.force_share * forces.double()
         return moved.to(self.dtype_of_network), self._residual(moved, label)
 
-    def batch_loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`BatchObjective.batch_loss`."""
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
         positions, labels = self._batch(self.stage.batch, generator)
         loss, *gradients = self.evaluate(positions, labels, *self.force_field.standardisation)
         return with_gradients(loss, self.module, tuple(gradients)) / self.scale

@@ -80,8 +80,8 @@ class ContrastedStudentTraining(StudentTraining):
             energies = [self.force_field.prior(part) for part in frames.positions.double().split(8192)]
         return -torch.cat(energies) / self.kt - frames.log_ratio
 
-    def batch_loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`BatchObjective.batch_loss`."""
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
         positions, labels = self._batch(self.stage.batch, generator)
         chosen = drawn(len(self.frames), self.frames.weights, self.stage.batch, generator)
         others = torch.randint(len(self.positions), (_SAMPLES_PER_FRAME * self.stage.batch,), generator=generator)

@@ -20,12 +20,12 @@ from ..prior_statistics import PriorConfiguration, fit_prior
 from .augmented_flow import TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
 from .fitting import CoarseTrainingResult, metadata_of, refuse_frames, student_of, taught_frames
-from .modules import BatchObjective, StudentTraining
+from .modules import CoarseObjective, StudentTraining
 
 _OFFSET = 104_729  # separates the seeds of molecules
 
 
-class SharedTraining(BatchObjective):
+class SharedTraining(CoarseObjective):
     """Force matching of one network on several molecules; the loss is the mean of theirs, each over its own scale.
 
     Args:
@@ -38,9 +38,9 @@ class SharedTraining(BatchObjective):
         super().__init__(members[0].module, members[0].stage, seed, log_interval)
         self.members = list(members)  # a plain list: they are no parts whose parameters count
 
-    def batch_loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`BatchObjective.batch_loss`."""
-        return torch.stack([member.batch_loss(generator) for member in self.members]).mean()
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
+        return torch.stack([member.loss(generator) for member in self.members]).mean()
 
     def held_out_loss(self, module: nn.Module) -> float | None:
         """Return the mean of the members' losses of held-out frames; None where there are none."""

@@ -237,7 +237,7 @@ class TestHeldOutFrames:
         with torch.no_grad():
             for parameter in model.flow.parameters():
                 parameter.fill_(torch.nan)
-        with pytest.raises(ConvergenceError, match="the likelihood of step 0 is nan: lower learning_rate"):
+        with pytest.raises(ConvergenceError, match="step 0 of LikelihoodTraining is nan: lower learning_rate"):
             run(model, data, springs, tmp_path)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.errors import ConfigurationError
 from ....core.training.objective import Objective, Plan, cosine
 from ....core.training.trainer import Trainer
 from ..electronic_structure import Quadrature
@@ -199,19 +199,16 @@ def fit_neural_density(
 
     def loss(step: int, _: torch.Generator) -> Tensor:
         index = torch.randint(len(points), (chosen.batch,), generator=generator)
-        found = _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
-        if not bool(torch.isfinite(found)):
-            raise ConvergenceError(
-                f"training of the neural density diverged in step {step}: lower the rate {chosen.rate}"
-            )
-        return found
+        return _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
 
     plan = Plan(
         chosen.steps, chosen.rate, (0.95, 0.999), schedule=lambda step: cosine(1.0, 1e-4, step, chosen.steps),
         # Scores diverge at nodes; a single electron there must not throw the network off.
         gradient_clip=lambda step: 10.0,
     )  # fmt: skip
-    for done in Trainer(Objective(network, plan, loss=loss, name="the neural density")).steps():
+    objective = Objective(network, plan, loss=loss, name="the neural density")
+    objective.loss_advice = f"lower the rate {chosen.rate}"
+    for done in Trainer(objective).steps():
         if progress is not None:
             progress(done)
     network.requires_grad_(False)

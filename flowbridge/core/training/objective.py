@@ -66,11 +66,17 @@ class Objective:
         latest: the values recorded last, for the progress bar.
         evaluates_start: whether the parameters are evaluated on held-out data before the first step, too.
         held_out_name: of these evaluations in the curve.
-        advice: what to do when the training diverges.
+        recorded: name under which losses are recorded; None where the objective records values itself.
+        loss_name: of the loss, in messages.
+        loss_advice: what to do when a loss is not finite; None where it is the gradient alone that tells.
+        advice: what to do when a gradient is not finite.
     """
 
     evaluates_start = False
     held_out_name = "held_out"
+    recorded: str | None = None
+    loss_name = "loss"
+    loss_advice: str | None = None
     advice = "Lower the learning rates"
 
     def __init__(
@@ -91,6 +97,8 @@ class Objective:
         self.module, self.plan, self.seed, self.log_interval = module, plan, seed, log_interval
         self.evaluation_interval = evaluation_interval or log_interval
         self._loss_function, self._held_out_function = loss, held_out_loss
+        if loss is not None:
+            self.recorded = "loss"
         self.parameters = parameters or [one for one in module.parameters() if one.requires_grad]
         self._settings, self.name = settings, name or type(self).__name__
         self.processes = processes or Processes()
@@ -110,9 +118,7 @@ class Objective:
         """
         if self._loss_function is None:
             raise NotImplementedError(f"{self.name} has no loss")
-        loss = self._loss_function(self.step, generator)
-        self.record(loss=float(loss.detach()))
-        return loss
+        return self._loss_function(self.step, generator)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor | None]:
         """Yield the losses of the current step, one as a rule; an optimiser step follows each before the next is asked for.

@@ -71,7 +71,7 @@ class Trainer:
             yield objective.step
 
     def advance(self) -> None:
-        """Do one step; raises ConvergenceError where a gradient is not finite, before it reaches the parameters."""
+        """Do one step; raises ConvergenceError where loss or gradient are not finite, before it reaches the parameters."""
         objective = self.objective
         if objective.step % objective.evaluation_interval == 0 and (objective.step or objective.evaluates_start):
             self._evaluate()
@@ -82,6 +82,13 @@ class Trainer:
             group["lr"] = rate * factor
         for loss in objective.losses(objective.stream()):
             if loss is not None:
+                if objective.loss_advice is not None and not bool(torch.isfinite(loss)):
+                    raise ConvergenceError(
+                        f"the {objective.loss_name} of step {objective.step} of {objective.name} is {loss.item()}: "
+                        f"{objective.loss_advice}"
+                    )
+                if objective.recorded is not None:
+                    objective.record(**{objective.recorded: float(loss.detach())})
                 self.optimiser.zero_grad()
                 loss.backward()
             self._update()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....core.errors import ConvergenceError
 from ...transforms.merging import MergingObjective
 from ..compiled_functions import CompiledSampling
 from ..coordinate_flow import CoordinateFlow
@@ -63,6 +62,8 @@ class LikelihoodTraining(FlowTraining):
 
     stage: LikelihoodStage
     held_out_name = "held_out_nll"
+    loss_name = "likelihood"
+    loss_advice = "lower learning_rate in [model.training.likelihood], take fewer steps, or give more frames"
 
     def __init__(
         self,
@@ -84,16 +85,6 @@ class LikelihoodTraining(FlowTraining):
             chosen = torch.linspace(0, len(held_out.stiff) - 1, min(len(held_out.stiff), _MOST_HELD_OUT)).round().long()
             self.held_out = Coordinates(held_out.circular[chosen], held_out.stiff[chosen])
 
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
-        loss = self._loss(generator)
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.step} is {loss.item()}: lower learning_rate in "
-                "[model.training.likelihood], take fewer steps, or give more frames"
-            )
-        return loss
-
     def held_out_loss(self, module: nn.Module) -> float | None:
         """Return ``-mean log q`` of the held-out frames."""
         if self.held_out is None:
@@ -103,7 +94,8 @@ class LikelihoodTraining(FlowTraining):
         with torch.no_grad():
             return float(-module.log_prob(self.held_out).double().mean())
 
-    def _loss(self, generator: torch.Generator) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
         chosen = self.processes.share(torch.randint(len(self.data.stiff), (self.stage.batch,), generator=generator))
         data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
         if self.stage.force_weight == 0.0:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.errors import ConfigurationError
 from ....core.training.objective import CosineStage, StageObjective
 from ....core.training.trainer import train
 from ..builder import MoleculeBuilder
@@ -50,6 +50,8 @@ class ImitationTraining(StageObjective):
 
     stage: ImitationStage
     module: MoleculeBuilder
+    loss_name = "likelihood"
+    loss_advice = "lower the learning rate"
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class ImitationTraining(StageObjective):
         self.weights = weights
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the mean negative log-likelihood of the choices of one batch; ConvergenceError where it is not finite."""
+        """Return the mean negative log-likelihood of the choices of one batch."""
         chosen = torch.multinomial(self.weights, self.stage.batch, replacement=True, generator=generator)
         molecules = self.molecules.select(chosen)
         molecules = molecules.permuted(molecules.draw_orders(generator).rows)
@@ -77,8 +79,6 @@ class ImitationTraining(StageObjective):
         )
         terms = -torch.as_tensor(terms) / self.stage.batch
         loss: Tensor = terms.sum()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(f"the likelihood of step {self.step} is {loss.item()}: lower the learning rate")
         self.record(nll=float(loss.detach()), **dict(zip(_TERMS, terms.detach().tolist(), strict=True)))
         return loss
 

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from ....core.configuration import StrictModel
-from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.errors import ConfigurationError
 from ....core.training.objective import Objective, Plan
 from ....core.training.trainer import Trainer
 from ..bonds import find_bonds
@@ -211,6 +211,7 @@ class Reinforcement(Objective):
     """
 
     module: MoleculeBuilder
+    loss_advice = "lower the learning rate"
 
     def __init__(
         self,
@@ -289,10 +290,7 @@ class Reinforcement(Objective):
         gain = clipped_objective((now - choices.log_probs).exp(), advantage[choices.molecules], stage.clip)
         # An estimate of the divergence that is never negative (Schulman's third); its ratio is of the imitated builder.
         divergence = (before - now).clamp(max=20.0).exp() - 1.0 - (before - now)
-        loss = -gain.mean() + stage.imitation * divergence.mean()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(f"the loss of reinforcement is {loss.item()}: lower the learning rate")
-        return loss
+        return -gain.mean() + stage.imitation * divergence.mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference energies, and how many molecules of each kind have been built."""
