@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbridge.core.execution.main_process import is_main_process
+from flowbridge.core.training.processes import is_main_process
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.workflows.stages import Stage
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import flowbridge
-from flowbridge.core.execution.main_process import is_main_process
 from flowbridge.core.execution.progress import track
 from flowbridge.core.statistics.estimates import effective_sample_percent, mean_with_error
+from flowbridge.core.training.processes import is_main_process
 from flowbridge.flows.equivariant.fields.compiled_field import compiled
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings

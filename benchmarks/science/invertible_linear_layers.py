@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from flowbridge.core.execution.progress import track
-from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from flowbridge.core.training.checkpoints import read_checkpoint, write_checkpoint
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix
 
@@ -44,7 +44,8 @@ def _random_walk(size: int, updates: int, checkpoint: Path) -> dict[str, Any]:
     worst = {"inverse": 0.0, "log_det": 0.0, "residual": 0.0, "condition": 0.0}
     begin = 0
     if checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, matrix, optimiser)
+        progress = read_checkpoint(checkpoint)
+        matrix.load_state_dict(progress["matrix"])
         schedule.load_state_dict(progress["schedule"])
         begin, worst = progress["updates"], progress["worst"]
     for number in track(range(begin + 1, updates + 1), f"n = {size}", updates - begin):
@@ -54,7 +55,7 @@ def _random_walk(size: int, updates: int, checkpoint: Path) -> dict[str, Any]:
         if number % max(updates // 20, 1) == 0:
             _compare(matrix, worst)
             state = {"updates": number, "worst": worst, "schedule": schedule.state_dict()}
-            save_checkpoint(checkpoint, matrix, optimiser, state)
+            write_checkpoint(checkpoint, {**state, "matrix": matrix.state_dict()})
     checkpoint.unlink()
     return {**worst, "merges": int(matrix.merges), "held_back": schedule.held_back}
 

@@ -15,7 +15,6 @@ from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
 from ase.units import Bohr, Debye, Hartree
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..calculators.qmc import density_run
@@ -28,6 +27,7 @@ from ..calculators.qmc.properties.properties import DensityProperties
 from ..calculators.qmc.storage import save_density, save_wave_function
 from ..core.atomic_files import write_whole
 from ..core.errors import ConfigurationError
+from ..core.execution.progress import progress_bar
 
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
@@ -61,21 +61,11 @@ def compute_and_print(request: DensityRequest) -> None:
         ConfigurationError: for a structure or parameters that cannot be used.
     """
     atoms = _read(request.structure)
-    stderr = Console(stderr=True)
     begin = time.monotonic()
-    columns = (
-        TextColumn("{task.fields[stage]:<14}"),
-        BarColumn(),
-        TextColumn("{task.fields[message]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("", total=1, stage="starting", message="")
+    with progress_bar("starting", 1) as bar:
 
         def announce(progress: density_run.DensityProgress) -> None:
-            bar.update(
-                task, completed=progress.done, total=progress.total, stage=progress.stage, message=progress.message
-            )
+            bar.update(progress.done, progress.message, description=progress.stage, total=progress.total)
 
         try:
             calculator = QMCCalculator(
@@ -85,12 +75,12 @@ def compute_and_print(request: DensityRequest) -> None:
             atoms.get_forces()
         except (InputError, CalculatorSetupError) as error:
             raise ConfigurationError(str(error)) from error
-        bar.update(task, stage="reference", message=request.reference, completed=0, total=1)
+        bar.update(0, request.reference, description="reference", total=1)
         reference: DensityModel | None = None
         if request.reference != "none":
             found = reference_density(calculator.run.molecule, request.reference)
             reference = GaussianDensity.from_reference(calculator.run.molecule, found)
-        bar.update(task, stage="files", message=str(request.output))
+        bar.update(0, str(request.output), description="files", total=1)
         rows = table_rows(calculator, reference)
         if request.force_field is not None:
             rows += _potential_charges(request.force_field, atoms, calculator)

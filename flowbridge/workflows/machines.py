@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..core.energy import BatchedEnergy
 from ..core.execution.executors import Executor, ProcessExecutor
-from ..core.execution.main_process import is_main_process, local_processes
+from ..core.training.processes import is_main_process, local_processes
 from ..integrations.openmm.energies.batched import OpenMMEnergy
 from ..integrations.openmm.energies.distributed import DistributedEnergy
 from ..integrations.openmm.systems.input_files import MolecularSystem

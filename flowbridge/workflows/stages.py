@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.execution.main_process import is_main_process
+from ..core.training.processes import is_main_process
 
 _GLANCE = 0.5  # seconds between two looks for what another process does
 _LAYOUT = 2  # part of every digest: raise it when a stage writes something else for the same inputs

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...core.errors import ConfigurationError
+from ...core.training.objective import StageObjective
 from .rank_one_matrix import MergeLimits, RankOneMatrix, rank_one_matrices
 
 
@@ -143,6 +144,36 @@ def restart_merged(average: nn.Module, module: nn.Module) -> None:
         if not bool(trained.u.any()):
             averaged.u.detach().zero_()
             averaged.v.detach().copy_(trained.v.detach())
+
+
+class MergingObjective(StageObjective):
+    """A stage of training whose module may hold :class:`RankOneMatrix`: their perturbations are merged as they are trained."""
+
+    _merging: MergingSchedule | None = None
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Schedule the merges."""
+        if rank_one_matrices(self.module):
+            self._merging = MergingSchedule(self.module, optimiser)
+
+    def after_average(self, averaged: nn.Module) -> None:
+        """See :func:`restart_merged`."""
+        restart_merged(averaged, self.module)
+
+    def finish(self) -> None:
+        """Leave no perturbation that waits for its merge."""
+        for matrix in rank_one_matrices(self.module):
+            matrix.merge()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in their cycle the merges are."""
+        return {**super().state_dict(), "merging": None if self._merging is None else self._merging.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        if self._merging is not None:
+            self._merging.load_state_dict(state["merging"])
 
 
 def _fresh_state(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
+from ...core.training.streams import random_stream
 
 _NEWTON_STEPS = 4  # from a residual of 0.1, three reach 1e-8 and the fourth rounding
 MERGED = ("matrix", "inverse", "log_det")
 """Buffers of a :class:`RankOneMatrix` that merges change and its map depends on."""
-
-_SEEDS = 1_000_003  # between the random directions of one matrix and those of the next seed
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,7 @@ class RankOneMatrix(nn.Module):
         return float(product.abs().max())
 
     def _restart(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed * _SEEDS + int(self.merges))
+        generator = random_stream(self.seed, int(self.merges))
         with torch.no_grad():
             self.u.zero_()
             self.v.copy_(torch.randn(self.size, generator=generator, dtype=torch.float64))

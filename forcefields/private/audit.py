@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Potential
+from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget
 from .configuration import PrivateTraining
 from .learning.learners import Learner
 from .noise import NoiseSource, SeededNoise
-from .training import PrivateTrainer
+from .training import PrivateObjective
 from .units import UnitData
 
 _FEWEST = 20
@@ -142,16 +143,16 @@ class CanaryAttack:
         total = 0.0
 
         def observe(step: int, means: list[Tensor]) -> None:
-            alone = trainer.learner.contributions(self.canary.batch(torch.tensor([0])), trainer.thresholds)
-            pairs = zip(means, alone.sums, trainer.thresholds, strict=True)
+            alone = objective.learner.contributions(self.canary.batch(torch.tensor([0])), objective.thresholds)
+            pairs = zip(means, alone.sums, objective.thresholds, strict=True)
             nonlocal total
             total += sum(float((mean * one).sum()) / threshold**2 for mean, one, threshold in pairs)
 
-        trainer = PrivateTrainer(
+        objective = PrivateObjective(
             model, data, self.budget, self.settings, learner, (), self.noise(seed), observe, sampling_rate=rate
         )
-        for _ in range(self.settings.steps):
-            trainer.advance()
+        for _ in Trainer(objective).steps():
+            pass
         return total
 
     def _with_canary(self) -> UnitData:

@@ -8,20 +8,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
+from ...core.training.objective import CosineStage
 
 Method = Literal["force_matching", "flow_matching", "noised_force_matching"]
 
 
-class Stage(StrictModel):
+class Stage(CosineStage):
     """One training stage.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: frames a step.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: end of the cosine schedule.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
         patience: stop after so many evaluations on held-out frames without improvement; 0 never stops. The parameters
             that were best on held-out frames are kept in any case.
     """

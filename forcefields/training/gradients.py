@@ -12,19 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.compilation.functions import Results
-from ...core.compilation.programs import resolved
 from ...flows.boltzmann.molecule_coordinates import Coordinates
-
-_LONG = 3000  # steps from which compiling, a minute or two, pays
-
-
-def compilation_of(mode: str, steps: int) -> str:
-    """Return whether a stage is compiled: with ``auto`` where it is long enough.
-
-    Not by what the cache holds: compiled and interpreted sums round differently, and a seed should give one model.
-    """
-    chosen = resolved(mode)
-    return "never" if chosen == "auto" and steps < _LONG else chosen
 
 
 def augmented_likelihood_gradients(

@@ -154,7 +154,11 @@ def test_a_killed_run_continues_to_the_same_numbers(undisturbed, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     kills = 0
     # Kill without warning in three different places: while simulating, while training, while driving.
-    for pattern in ("stages/simulate-*/trajectories/*.npz", "stages/train-*/checkpoints/*/step.ckpt", "stages/drive-*"):
+    for pattern in (
+        "stages/simulate-*/trajectories/*.npz",
+        "stages/train-*/checkpoints/*/checkpoint.safetensors",
+        "stages/drive-*",
+    ):
         process = subprocess.Popen(
             command(tmp_path),
             stdout=subprocess.DEVNULL,

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.errors import ConfigurationError
+from ....core.training.objective import Objective, Plan, cosine
+from ....core.training.trainer import Trainer
 from ..electronic_structure import Quadrature
 from ..molecule import Molecule
 from ..wave_function.sampling import ElectronSamples
@@ -194,23 +196,21 @@ def fit_neural_density(
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         density = NeuralDensity(molecule, float(electrons.stop - electrons.start), chosen.width)
     network = density.network
-    optimiser = torch.optim.Adam(network.parameters(), chosen.rate, betas=(0.95, 0.999))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, chosen.steps, 1e-4 * chosen.rate)
-    for step in range(chosen.steps):
+
+    def loss(step: int, _: torch.Generator) -> Tensor:
         index = torch.randint(len(points), (chosen.batch,), generator=generator)
-        loss = _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
-        if not bool(torch.isfinite(loss)):
-            raise ConvergenceError(
-                f"training of the neural density diverged in step {step}: lower the rate {chosen.rate}"
-            )
-        optimiser.zero_grad()
-        loss.backward()
+        return _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
+
+    plan = Plan(
+        chosen.steps, chosen.rate, (0.95, 0.999), schedule=lambda step: cosine(1.0, 1e-4, step, chosen.steps),
         # Scores diverge at nodes; a single electron there must not throw the network off.
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
+        gradient_clip=lambda step: 10.0,
+    )  # fmt: skip
+    objective = Objective(network, plan, loss=loss, name="the neural density")
+    objective.loss_advice = f"lower the rate {chosen.rate}"
+    for done in Trainer(objective).steps():
         if progress is not None:
-            progress(step + 1)
+            progress(done)
     network.requires_grad_(False)
     refit = convex_fit(samples, electrons, density, density.features, grid, chosen.refit)
     fitted = NeuralDensity(molecule, density.electrons, chosen.width, refit)

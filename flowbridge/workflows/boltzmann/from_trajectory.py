@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...core.errors import ConfigurationError
-from ...core.execution.main_process import is_main_process
 from ...core.samples import WeightedSamples
 from ...core.statistics.estimates import largest_weight_ratio
+from ...core.training.processes import is_main_process
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
 from ..machines import machines_for
 from ..stages import write_json

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...core.execution.main_process import is_main_process
 from ...core.execution.progress import console
 from ...core.samples import WeightedSamples
+from ...core.training.processes import is_main_process
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines, machines_for
 from ..stages import Stage, write_json

@@ -26,7 +26,7 @@ from .configuration import Model, Workflow
 from .report_data import ReportData, gather
 from .targets import Targets, checks
 
-_PACKAGES = ("flowbridge", "torch", "openmm", "ase", "mdtraj", "lightning", "numpy", "scipy", "matplotlib")
+_PACKAGES = ("flowbridge", "torch", "openmm", "ase", "mdtraj", "numpy", "scipy", "matplotlib")
 _HIDDEN = ("curves", "profile", "biases")  # long lists; the first two are figures, the last a table of its own
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _STAGE_TITLES = {

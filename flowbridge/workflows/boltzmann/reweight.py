@@ -11,6 +11,7 @@ import numpy as np
 from ...core.execution.progress import track
 from ...core.samples import WeightedSamples
 from ...core.statistics.estimates import free_energy_difference, free_energy_profile, largest_weight_ratio
+from ...core.training.streams import stream_seed
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
@@ -20,7 +21,6 @@ from .dynamics import load_generator
 from .evaluation import inside, named_torsions
 
 _PROFILE_BINS = 72
-_SEED_STRIDE = 1_000_003
 
 
 def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: Path, machines: Machines) -> Stage:
@@ -52,7 +52,7 @@ def _draw(
     ):
         file = folder / f"samples_{number}.h5"
         if not file.is_file():
-            seed = workflow.seed * _SEED_STRIDE + number
+            seed = stream_seed(workflow.seed, number)
             model.sample(workflow.reweight.samples, energy, seed=seed, executor=machines.cluster).save(file)
         sets.append(WeightedSamples.load(file))
     return sets

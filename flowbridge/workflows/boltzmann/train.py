@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ...core.execution.main_process import is_main_process
 from ...core.execution.progress import console
 from ...core.model_files import files as model_files
+from ...core.training.processes import is_main_process
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...flows.boltzmann.training.fitting import TrainingData, train
 from ...integrations.openmm.forces.particles import particles_from_topology

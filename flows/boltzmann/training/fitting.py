@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....core.compilation.programs import resolved
 from ....core.energy import BatchedEnergy
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
+from ....core.training import trainer
+from ....core.training.processes import Processes
 from ..generator import BoltzmannGenerator
 from ..molecule_coordinates import Coordinates
+from .compiled_gradients import compilation_of
 from .configuration import TrainingConfiguration
 from .coverage import coverage_biases, find_basins
 from .modules import LikelihoodTraining, RefinementTraining
-from .processes import Processes
-from .stage_training import run_stage
 from .target import CoverageBias, TargetDensity
 
 _COVERAGE_SAMPLES = 20_000
-_LONG = 3000  # steps; compiling costs one or two minutes, and saves 10 to 30 milliseconds a step of alanine dipeptide
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,11 @@ def train(
     gradient = Coordinates(*(part.to(dtype) for part in value.gradient))
     likelihood = LikelihoodTraining(
         model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval,
-        _compilation(settings, settings.likelihood.steps),
+        compilation_of(settings.compilation, settings.likelihood.steps),
         None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
-    curves = {"likelihood": run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)}
+    interval = settings.checkpoint_interval
+    curves = {"likelihood": trainer.train(likelihood, folder / "likelihood", interval, show_progress)}
     biases: tuple[CoverageBias, ...] = ()
     if settings.refinement.steps:
         # Every process has found them, but energies may round differently on another machine.
@@ -112,19 +112,10 @@ def train(
         biased = TargetDensity(model.coordinates, energy, temperature, biases)
         refinement = RefinementTraining(
             model.flow, settings.refinement, biased, frames, seed, settings.log_interval,
-            _compilation(settings, settings.refinement.steps),
+            compilation_of(settings.compilation, settings.refinement.steps),
         )  # fmt: skip
-        curves["refinement"] = run_stage(refinement, "refinement", settings.checkpoint_interval, folder, show_progress)
+        curves["refinement"] = trainer.train(refinement, folder / "refinement", interval, show_progress)
     return TrainingResult(curves, biases)
-
-
-def _compilation(settings: TrainingConfiguration, steps: int) -> str:
-    """Return whether a stage is to be compiled: by default where it is long enough for the compiler's time to pay.
-
-    Not by what the cache holds: compiled and interpreted sums round differently, and a seed should give one model.
-    """
-    mode = resolved(settings.compilation)
-    return "never" if mode == "auto" and steps < _LONG else mode
 
 
 def _coverage(
