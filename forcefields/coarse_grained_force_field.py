@@ -43,6 +43,7 @@ class CoarseGrainedForceField(Potential):
     """
 
     kind: ClassVar[str] = "coarse_grained_force_field"
+    description: ClassVar[str] = "a coarse-grained force field"
     examples: Tensor
 
     def __init__(

@@ -98,44 +98,6 @@ class WeightedSamples:
         ):
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def from_reduced_potentials(
-        cls,
-        positions: np.ndarray[Any, Any],
-        reduced_potentials: Mapping[str, ArrayLike],
-        particles: Particles,
-        temperature: float,
-        *,
-        target: str = "target",
-        generator: str = "generator",
-        provenance: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Return samples drawn from one state and weighted to another, ``log w = u_generator - u_target``.
-
-        Args:
-            positions: ``(S, N, 3)`` in nm.
-            reduced_potentials: name to ``(S,)``, with at least the two states below.
-            particles: the N particles.
-            temperature: K.
-            target: name of the ensemble to weight to; ``+inf`` there is a weight of zero.
-            generator: name of the distribution that was sampled, as ``-log q``.
-            provenance: see the class.
-        """
-        for name in (target, generator):
-            if name not in reduced_potentials:
-                raise ConfigurationError(f"no reduced potential {name!r} among {sorted(reduced_potentials)}")
-        potentials = {
-            name: _checked_reduced_potential(values, name, np.ones(len(positions), dtype=bool))
-            for name, values in reduced_potentials.items()
-        }
-        impossible = ~np.isfinite(potentials[generator])
-        if impossible.any():
-            raise NonFiniteEnergyError(
-                f"{int(impossible.sum())} samples have no density in {generator!r}, where they come from"
-            )
-        log_weights = potentials[generator] - potentials[target]
-        return cls(positions, log_weights, particles, temperature, potentials, provenance or {})
-
     def __len__(self) -> int:
         return len(self.log_weights)
 
@@ -377,8 +339,9 @@ def _refuse_different_constants(parts: Sequence[WeightedSamples]) -> None:
     for part in parts:
         # Samples of negligible weight can have energies so large that their rounding hides the constant.
         held = part.log_weights > part.log_weights.max() - 30.0
-        excess = part.log_weights + part.reduced_potentials["target"] - part.reduced_potentials["generator"]
-        constants.append((float(excess[held].min()), float(excess[held].max())))
+        target, generator = (part.reduced_potentials[name][held] for name in ("target", "generator"))
+        excess = part.log_weights[held] + target - generator
+        constants.append((float(excess.min()), float(excess.max())))
     plain = [high - low < 1e-3 for low, high in constants]
     if not any(plain):
         return
@@ -386,7 +349,7 @@ def _refuse_different_constants(parts: Sequence[WeightedSamples]) -> None:
     if not all(plain) or max(middle) - min(middle) > 1e-3:
         raise ValueError(
             "the weights of these samples are not on one scale: log w - (u_generator - u_target) is about "
-            f"{', '.join(f'{m:.4g}' for m in middle)}. Make them with from_reduced_potentials, then join them"
+            f"{', '.join(f'{m:.4g}' for m in middle)}. Make them with flowbridge.core.reweighting.reweight, then join them"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Potential
+from ...core.model import Model
 from ...flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
 from .budget import PrivacyBudget, Release, noise_multiplier
 from .configuration import PrivateTraining
@@ -45,7 +45,7 @@ class PrivateResult:
 
 
 def train_privately(
-    model: Potential,
+    model: Model,
     data: UnitData,
     budget: PrivacyBudget,
     settings: PrivateTraining,
@@ -109,7 +109,7 @@ class PrivateTrainer:
 
     def __init__(
         self,
-        model: Potential,
+        model: Model,
         data: UnitData,
         budget: PrivacyBudget,
         settings: PrivateTraining,

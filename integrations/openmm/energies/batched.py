@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -78,6 +78,10 @@ class OpenMMEnergy:
         """What was chosen; None before plans were tried out."""
         return self._plan
 
+    def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
+        """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
+        return self.filled(positions, cell, forces=False).energies
+
     def energies_and_forces(
         self, positions: FloatArray, cell: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
@@ -111,7 +115,19 @@ class OpenMMEnergy:
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
             WorkerError: when worker processes were asked for and cannot work.
         """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
+        return evaluation_of(self.filled(positions, cell, progress=progress, stop=stop))
+
+    def filled(
+        self,
+        positions: FloatArray,
+        cell: FloatArray | None = None,
+        *,
+        forces: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Frames:
+        """Return configurations with their results, forces only where asked for; else as :meth:`evaluate`."""
+        frames = frames_of(positions, cell, self.particles, self.periodic, forces=forces)
         done = np.zeros(len(frames), dtype=bool)
         with self._lock, closing(self._work(frames)) as work:
             for first, last in work:
@@ -120,9 +136,8 @@ class OpenMMEnergy:
                     progress(int(done.sum()), len(frames))
                 if stop is not None and stop.is_set():
                     break
-        for index in np.flatnonzero(~done):
-            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
-        return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
+        fail_what_is_left(frames, done)
+        return frames
 
     def settle(self, positions: FloatArray, cell: FloatArray | None = None) -> None:
         """Look for a plan now, with these configurations, so that all that follows is computed in the same way.
@@ -187,7 +202,22 @@ class OpenMMEnergy:
         return self._team
 
 
-def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, periodic: bool) -> Frames:
+def fail_what_is_left(frames: Frames, done: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Leave no number for frames that are not ``done`` ``(B,)``, because the evaluation was stopped."""
+    for index in np.flatnonzero(~done):
+        frames.fail(int(index), "not evaluated: the evaluation was stopped before")
+
+
+def evaluation_of(frames: Frames) -> EnergyEvaluation:
+    """Return the results of frames that wanted forces."""
+    if frames.forces is None:
+        raise TypeError("these frames were evaluated without forces")
+    return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
+
+
+def frames_of(
+    positions: FloatArray, cell: FloatArray | None, particles: int, periodic: bool, *, forces: bool = True
+) -> Frames:
     """Return configurations of a System as frames that wait for their results.
 
     Args:
@@ -195,6 +225,7 @@ def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, pe
         cell: ``(B, 3, 3)`` or ``(3, 3)`` nm, or None.
         particles: number of particles N of the System.
         periodic: whether it has a cell.
+        forces: whether forces are wanted, or energies alone.
 
     Raises:
         ConfigurationError: for other shapes, or a cell for a System without one.
@@ -203,7 +234,7 @@ def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, pe
     if given.ndim != 3 or given.shape[1:] != (particles, 3):
         raise ConfigurationError(f"positions have shape {given.shape}, expected (configurations, {particles}, 3)")
     if cell is None:
-        return Frames.waiting(given, None)
+        return Frames.waiting(given, None, forces=forces)
     if not periodic:
         raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
     vectors = np.asarray(cell, dtype=np.float64)
@@ -211,7 +242,8 @@ def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, pe
         raise ConfigurationError(
             f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
         )
-    return Frames.waiting(given, np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3))))
+    cells = np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3)))
+    return Frames.waiting(given, cells, forces=forces)
 
 
 def energy_from_openmm(target: object) -> OpenMMEnergy:

@@ -13,7 +13,7 @@ import openmm
 
 from ....core.errors import ConfigurationError
 from ....core.execution.executors import Executor
-from .batched import EnergyEvaluation, OpenMMEnergy, frames_of
+from .batched import EnergyEvaluation, OpenMMEnergy, evaluation_of, fail_what_is_left, frames_of
 from .frames import FloatArray, Frames
 from .plans import Choices, choose
 
@@ -31,6 +31,7 @@ class _Piece:
     platform: str
     positions: FloatArray
     cells: FloatArray | None
+    forces: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class _Evaluated:
 
     start: int
     energies: FloatArray
-    forces: FloatArray
+    forces: FloatArray | None
     failures: dict[int, str]
 
 
@@ -50,8 +51,8 @@ def _evaluator(system_xml: str, platform: str) -> OpenMMEnergy:
 
 
 def _evaluate(piece: _Piece) -> _Evaluated:
-    evaluation = _evaluator(piece.system_xml, piece.platform).evaluate(piece.positions, piece.cells)
-    return _Evaluated(piece.start, *evaluation)
+    frames = _evaluator(piece.system_xml, piece.platform).filled(piece.positions, piece.cells, forces=piece.forces)
+    return _Evaluated(piece.start, frames.energies, frames.forces, frames.failures)
 
 
 class DistributedEnergy:
@@ -75,6 +76,10 @@ class DistributedEnergy:
         self._executor = executor
         self.platform = platform
 
+    def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
+        """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
+        return self._filled(positions, cell, forces=False).energies
+
     def energies_and_forces(
         self, positions: FloatArray, cell: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
@@ -95,23 +100,32 @@ class DistributedEnergy:
         Raises:
             WorkerError: when the workers cannot do it at all.
         """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
+        return evaluation_of(self._filled(positions, cell, progress=progress, stop=stop))
+
+    def _filled(
+        self,
+        positions: FloatArray,
+        cell: FloatArray | None,
+        *,
+        forces: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Frames:
+        frames = frames_of(positions, cell, self.particles, self.periodic, forces=forces)
         done = np.zeros(len(frames), dtype=bool)
         # A generator in fact, whose closing calls off what is not done.
         with closing(self._executor(_evaluate, self._pieces(frames))) as results:  # type: ignore[type-var]
             for piece in results:
                 last = piece.start + len(piece.energies)
-                frames.energies[piece.start : last] = piece.energies
-                frames.forces[piece.start : last] = piece.forces
+                frames.take(piece.start, piece.energies, piece.forces)
                 frames.failures.update({piece.start + index: reason for index, reason in piece.failures.items()})
                 done[piece.start : last] = True
                 if progress is not None:
                     progress(int(done.sum()), len(frames))
                 if stop is not None and stop.is_set():
                     break
-        for index in np.flatnonzero(~done):
-            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
-        return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
+        fail_what_is_left(frames, done)
+        return frames
 
     def _pieces(self, frames: Frames) -> list[_Piece]:
         if not len(frames):
@@ -127,6 +141,7 @@ class DistributedEnergy:
                 self.platform,
                 frames.positions[start : start + size],
                 None if frames.cells is None else frames.cells[start : start + size],
+                frames.forces is not None,
             )
             for start in range(0, len(frames), size)
         ]

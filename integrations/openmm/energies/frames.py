@@ -22,14 +22,14 @@ class Frames:
         positions: ``(B, N, 3)`` nm, contiguous.
         cells: ``(B, 3, 3)`` nm, row vectors in OpenMM's reduced form, or None to keep the System's.
         energies: ``(B,)`` kJ/mol; NaN where there is no result.
-        forces: ``(B, N, 3)`` kJ/mol/nm; NaN where there is no result.
+        forces: ``(B, N, 3)`` kJ/mol/nm; NaN where there is no result. None where energies are enough.
         failures: why there is none, by index.
     """
 
     positions: FloatArray
     cells: FloatArray | None
     energies: FloatArray
-    forces: FloatArray
+    forces: FloatArray | None
     failures: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -38,24 +38,34 @@ class Frames:
     @property
     def finite(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which configurations have a result, ``(B,)``."""
-        usable: np.ndarray[Any, np.dtype[np.bool_]] = np.isfinite(self.energies) & np.isfinite(self.forces).all((1, 2))
-        return usable
+        usable: np.ndarray[Any, np.dtype[np.bool_]] = np.isfinite(self.energies)
+        return usable if self.forces is None else usable & np.isfinite(self.forces).all((1, 2))
 
     @classmethod
-    def waiting(cls, positions: FloatArray, cells: FloatArray | None) -> Frames:
-        """Return frames without results."""
-        return cls(positions, cells, np.full(len(positions), np.nan), np.full(positions.shape, np.nan))
+    def waiting(cls, positions: FloatArray, cells: FloatArray | None, *, forces: bool = True) -> Frames:
+        """Return frames without results, which want forces or energies alone."""
+        room = np.full(positions.shape, np.nan) if forces else None
+        return cls(positions, cells, np.full(len(positions), np.nan), room)
 
     def part(self, start: int, stop: int) -> Frames:
         """Return a view of some frames, with failures of its own, counted from ``start``."""
         piece = slice(start, stop)
         cells = None if self.cells is None else self.cells[piece]
-        return Frames(self.positions[piece], cells, self.energies[piece], self.forces[piece])
+        forces = None if self.forces is None else self.forces[piece]
+        return Frames(self.positions[piece], cells, self.energies[piece], forces)
+
+    def take(self, start: int, energies: FloatArray, forces: FloatArray | None) -> None:
+        """Copy results of the frames from ``start`` on."""
+        piece = slice(start, start + len(energies))
+        self.energies[piece] = energies
+        if self.forces is not None:
+            self.forces[piece] = forces
 
     def fail(self, index: int, reason: str) -> None:
         """Leave no number at ``index``, and say why."""
         self.energies[index] = np.nan
-        self.forces[index] = np.nan
+        if self.forces is not None:
+            self.forces[index] = np.nan
         self.failures[index] = reason
 
 
@@ -75,7 +85,8 @@ def evaluate_frames(context: openmm.Context, frames: Frames, current: FloatArray
         current: ``(1,)`` where the index of the frame in work is written, for whoever has to explain a crash.
     """
     frames.energies[:] = np.nan  # the memory may hold results of other configurations
-    frames.forces[:] = np.nan
+    if frames.forces is not None:
+        frames.forces[:] = np.nan
     kind = openmm.State.Forces
     system = context.getSystem()
     if frames.cells is None and system.usesPeriodicBoundaryConditions():
@@ -88,12 +99,13 @@ def evaluate_frames(context: openmm.Context, frames: Frames, current: FloatArray
             if frames.cells is not None:
                 context.setPeriodicBoxVectors(*frames.cells[index])
             context.setPositions(frames.positions[index])
-            state = context.getState(getForces=True, getEnergy=True)
-            try:
-                # The route of OpenMM's Python layer that makes neither unit objects nor lists of Vec3.
-                state._getVectorAsNumpy(kind, frames.forces[index])
-            except AttributeError:
-                frames.forces[index] = state.getForces(asNumpy=True).value_in_unit(_FORCE_UNIT)
+            state = context.getState(getForces=frames.forces is not None, getEnergy=True)
+            if frames.forces is not None:
+                try:
+                    # The route of OpenMM's Python layer that makes neither unit objects nor lists of Vec3.
+                    state._getVectorAsNumpy(kind, frames.forces[index])
+                except AttributeError:
+                    frames.forces[index] = state.getForces(asNumpy=True).value_in_unit(_FORCE_UNIT)
             frames.energies[index] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         except Exception as error:  # a force written in Python may raise anything
             frames.fail(int(index), f"{type(error).__name__}: {error}")
@@ -108,7 +120,7 @@ def _refuse_what_is_not_finite(frames: Frames) -> None:
         if len(wrong):
             particle, axis = wrong[0]
             reason = f"the position of particle {particle} is {frames.positions[index, particle, axis]}"
-        elif not np.isfinite(frames.energies[index]):
+        elif frames.forces is None or not np.isfinite(frames.energies[index]):
             reason = f"the energy is {frames.energies[index]}; do particles overlap?"
         else:
             particle = np.flatnonzero(~np.isfinite(frames.forces[index]).all(1))[0]

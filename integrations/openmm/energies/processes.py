@@ -175,12 +175,13 @@ class _Process:
         while self._free and (taken := ranges.take()) is not None:
             start, stop = taken
             slot = self._free.pop()
-            there = self.memory.frames(slot, stop - start, frames.cells is not None)
+            cells, forces = frames.cells is not None, frames.forces is not None
+            there = self.memory.frames(slot, stop - start, with_cells=cells, with_forces=forces)
             there.positions[:] = frames.positions[start:stop]
             if there.cells is not None and frames.cells is not None:
                 there.cells[:] = frames.cells[start:stop]
             self.chunks.append(_Chunk(slot, start, stop))
-            self._order(f"{slot} {stop - start} {int(frames.cells is not None)}")
+            self._order(f"{slot} {stop - start} {int(cells)} {int(forces)}")
 
     def collect(self, frames: Frames, ranges: Ranges) -> bool:
         """Take the results of the answers that have come; False when the process has ended.
@@ -200,19 +201,22 @@ class _Process:
                 self.ready = True
                 continue
             slot, start, stop = self.chunks.popleft()
-            there = self.memory.frames(slot, stop - start, with_cells=False)
-            frames.energies[start:stop], frames.forces[start:stop] = there.energies, there.forces
+            self._results(slot, frames, start, stop)
             frames.failures.update({start + index: reason for index, reason in answer["failures"]})
             self.finished.append((start, stop))
             ranges.cost = answer["seconds"] / (stop - start)
             self._free.append(slot)
         return bool(data)
 
+    def _results(self, slot: int, frames: Frames, start: int, stop: int) -> Frames:
+        """Copy what is in a slot to the frames ``start`` to ``stop``, and return it."""
+        there = self.memory.frames(slot, stop - start, with_cells=False, with_forces=frames.forces is not None)
+        frames.take(start, there.energies, there.forces)
+        return there
+
     def salvage(self, slot: int, frames: Frames, start: int, stop: int) -> list[int]:
         """Take the results that a dead process left for the frames ``start`` to ``stop``; return which it did not leave."""
-        there = self.memory.frames(slot, stop - start, with_cells=False)
-        usable = there.finite
-        frames.energies[start:stop], frames.forces[start:stop] = there.energies, there.forces
+        usable = self._results(slot, frames, start, stop).finite
         self.finished.extend((start + int(index), start + int(index) + 1) for index in np.flatnonzero(usable))
         return [start + int(index) for index in np.flatnonzero(~usable)]
 

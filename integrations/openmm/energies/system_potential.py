@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import openmm
 import torch
 from openmm import app
 from torch import Tensor
 
+from ....core.energy import FloatArray, differentiable_energies
 from ....core.errors import ConfigurationError
 from ....core.potential import EnergyAndForces, Potential, PotentialMetadata
 from ..forces.particles import particles_from_topology
@@ -52,53 +51,19 @@ class SystemPotential(Potential):
         _refuse(global_parameters)
         if cell is not None and cell.requires_grad:
             raise ConfigurationError("OpenMM gives no derivative with respect to the cell: pass cell.detach()")
-        result: Tensor = _Energy.apply(positions, cell, self.energy)
-        return result
+        return differentiable_energies(self.energy, positions, _box(cell))
 
     def energy_and_forces(
         self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float
     ) -> EnergyAndForces:
         """See :meth:`Potential.energy_and_forces`; without a detour through autograd."""
         _refuse(global_parameters)
-        return _evaluate(positions, cell, self.energy)
+        found = self.energy.energies_and_forces(np.asarray(positions.detach().double().cpu()), _box(cell))
+        return EnergyAndForces(*(torch.from_numpy(values).to(positions.device) for values in found))
 
 
-class _Energy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, positions: Tensor, cell: Tensor | None, energy: OpenMMEnergy) -> Tensor:
-        values = _evaluate(positions, cell, energy)
-        ctx.save_for_backward(positions, values.forces.to(positions.dtype))
-        return values.energy
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        positions, forces = ctx.saved_tensors
-        return _Gradient.apply(gradients[0], positions, forces), None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradient of the energy, which cannot be differentiated.
-
-    torch's ``once_differentiable`` only complains where the gradient from above is differentiable, and lets a constant one
-    through with a derivative of zero.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, above: Tensor, positions: Tensor, forces: Tensor) -> Tensor:
-        return -forces * above.to(forces.dtype)[:, None, None]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        raise RuntimeError(
-            "OpenMM gives energies and forces, not second derivatives: leave the gradient of a SystemPotential out of "
-            "what is differentiated (detach it), or differentiate without create_graph"
-        )
-
-
-def _evaluate(positions: Tensor, cell: Tensor | None, energy: OpenMMEnergy) -> EnergyAndForces:
-    box = None if cell is None else np.asarray(cell.detach().double().cpu())
-    energies, forces = energy.energies_and_forces(np.asarray(positions.detach().double().cpu()), box)
-    return EnergyAndForces(*(torch.from_numpy(values).to(positions.device) for values in (energies, forces)))
+def _box(cell: Tensor | None) -> FloatArray | None:
+    return None if cell is None else np.asarray(cell.detach().double().cpu())
 
 
 def _refuse(global_parameters: dict[str, float]) -> None:

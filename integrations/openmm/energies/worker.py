@@ -53,10 +53,10 @@ class SharedSlots:
         """Return the bytes needed."""
         return 8 * (1 + SLOTS * SLOT_SIZE * (3 * particles + 9 + 1 + 3 * particles))
 
-    def frames(self, slot: int, count: int, with_cells: bool) -> Frames:
+    def frames(self, slot: int, count: int, *, with_cells: bool, with_forces: bool) -> Frames:
         """Return a view of the first ``count`` configurations of a slot."""
         positions, cells, energies, forces = (array[:count] for array in self._arrays[slot])
-        return Frames(positions, cells if with_cells else None, energies, forces)
+        return Frames(positions, cells if with_cells else None, energies, forces if with_forces else None)
 
 
 def serve(orders: TextIO, answers: TextIO) -> None:
@@ -71,8 +71,8 @@ def serve(orders: TextIO, answers: TextIO) -> None:
     memory.current[0] = -1
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in orders:
-        slot, count, with_cells = map(int, line.split())
-        frames = memory.frames(slot, count, bool(with_cells))
+        slot, count, with_cells, with_forces = map(int, line.split())
+        frames = memory.frames(slot, count, with_cells=bool(with_cells), with_forces=bool(with_forces))
         begin = time.perf_counter()
         evaluate_frames(context, frames, memory.current)
         memory.current[0] = -1

@@ -164,6 +164,10 @@ class RigidSystemEnergy:
         self.energy = OpenMMEnergy(system, platform, workers)
         self._virtual = np.array([system.isVirtualSite(index) for index in range(system.getNumParticles())])
 
+    def energies(self, positions: FloatArray) -> FloatArray:
+        """See :meth:`flowbridge.core.energy.BatchedEnergy.energies`."""
+        return self.energy.energies(positions)
+
     def energies_and_forces(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See :meth:`flowbridge.core.energy.BatchedEnergy.energies_and_forces`."""
         energies, forces = self.energy.energies_and_forces(positions)
