@@ -174,6 +174,6 @@ def test_a_file_of_another_class_says_what_it_holds():
     with pytest.raises(ConfigurationError, match=r"holds a coarse-grained force field .*, not a Boltzmann generator"):
         fb.BoltzmannGenerator.load(FOLDER / "coarse_grained_force_field_graph.flow")
     with pytest.raises(
-        ConfigurationError, match="expected a Boltzmann generator of one molecule or the path .* got a int"
+        ConfigurationError, match=r"expected a Boltzmann generator of one molecule or the path .* got a int"
     ):
         fb.BoltzmannGenerator.of(3)

@@ -129,7 +129,7 @@ def test_a_target_that_gives_energies_with_forces_only_still_works():
     assert np.array_equal(found.log_weights, expected.log_weights)
     assert wells.asked == ["forces"]
     assert isinstance(as_batched_energy(OnlyTogether(wells)), BatchedEnergy)
-    with pytest.raises(ConfigurationError, match="cannot evaluate energies of builtins.dict"):
+    with pytest.raises(ConfigurationError, match=r"cannot evaluate energies of builtins\.dict"):
         as_batched_energy({})
 
 
