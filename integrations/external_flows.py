@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ def as_potential(
 class DensityPotential(Potential):
     """``-kT log p``; see :func:`as_potential`."""
 
+    description: ClassVar[str] = "a density of another library"
     context: Tensor | None
 
     def __init__(
@@ -107,8 +108,7 @@ class DensityPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: a density has none.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a density takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         return -self._kt * self.log_prob(positions)
 
     def check(self, positions: Tensor) -> None:

@@ -185,6 +185,7 @@ class ExternalNetwork(nn.Module):
 class NetworkPotential(Potential):
     """A foreign network's energy, and a prior's where there is one; see :func:`network_potential`."""
 
+    description = "a network of an isolated molecule"
     one_program = False
 
     def __init__(
@@ -214,8 +215,7 @@ class NetworkPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: molecules are isolated.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a network of an isolated molecule takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         energy: Tensor = self.scale * self.network(positions).double()
         return energy if self.prior is None else energy + self.prior(positions)
 

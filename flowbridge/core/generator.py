@@ -66,14 +66,6 @@ class GeneratorPotential(Potential):
         self.check_arguments(cell, global_parameters)
         return -thermal_energy(self.temperature) * self.log_prob(positions)
 
-    def check_arguments(self, cell: Tensor | None, global_parameters: dict[str, float]) -> None:
-        """Refuse global parameters, and a cell ``(B, 3, 3)`` nm: a subclass that has one overrides this."""
-        if cell is not None or global_parameters:
-            raise ConfigurationError(
-                f"{self.description} takes neither a cell nor global parameters: make the molecule whole and pass positions "
-                "only"
-            )
-
     def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
         """See :meth:`Potential.example_positions`: samples of the density."""
         return self.sample_positions(count, generator).positions

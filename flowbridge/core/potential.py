@@ -63,12 +63,8 @@ class Particles:
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, ready for JSON."""
         return {
-            "names": list(self.names),
-            "atomic_numbers": list(self.atomic_numbers),
-            "masses": list(self.masses),
+            **{name: list(values) for name, values in vars(self).items()},
             "bonds": [list(bond) for bond in self.bonds],
-            "residue_names": list(self.residue_names),
-            "residue_indices": list(self.residue_indices),
         }
 
     @classmethod
@@ -143,6 +139,14 @@ class Potential(Model):
             energy = self(leaf, cell, **global_parameters)
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return EnergyAndForces(energy.detach(), -gradient)
+
+    def check_arguments(self, cell: Tensor | None, global_parameters: dict[str, float]) -> None:
+        """Refuse a cell and global parameters, for the :meth:`forward` of what has none: an isolated molecule, for instance."""
+        if cell is not None or global_parameters:
+            raise ConfigurationError(
+                f"{self.description} takes neither a cell nor global parameters: make the molecule whole and pass positions "
+                "only"
+            )
 
     def energies(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol without forces, detached; arguments as for :meth:`forward`.

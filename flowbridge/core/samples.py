@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from .potential import Particles
-from .sample_files import SampleArrays, read_samples, write_samples
+from .sample_files import read_samples, write_samples
 from .statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from .statistics.estimates import (
     FreeEnergyProfile,
@@ -271,16 +271,8 @@ class WeightedSamples:
                 stored besides, which triples the size. Weights and reduced potentials are float64 in any
                 case.
         """
-        positions = self.positions.astype(np.float32) if single_precision else self.positions
-        content = SampleArrays(
-            positions,
-            self.log_weights,
-            dict(self.reduced_potentials),
-            self.particles,
-            self.temperature,
-            dict(self.provenance),
-        )
-        write_samples(content, Path(path))
+        single = replace(self, positions=self.positions.astype(np.float32)) if single_precision else self
+        write_samples(single, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -290,15 +282,7 @@ class WeightedSamples:
             FileNotFoundError: when there is no such file.
             SampleFileError: when it is truncated, altered, foreign, or of a newer format.
         """
-        content = read_samples(Path(path))
-        return cls(
-            content.positions,
-            content.log_weights,
-            content.particles,
-            content.temperature,
-            content.reduced_potentials,
-            content.provenance,
-        )
+        return cls(**read_samples(Path(path)))
 
     def to_mdtraj(self) -> Any:
         """Return the configurations as an ``mdtraj.Trajectory`` (float32, without the weights)."""

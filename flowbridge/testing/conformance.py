@@ -71,5 +71,6 @@ def examine_potential(
         raise ConfigurationError(f"no invariance {unknown[0]!r} is checked, there are {', '.join(_INVARIANCES)}")
     case = case_of(potential, positions, cell, configurations, seed)
     wanted_checks = [*own_checks(case, wanted), *(adapter_checks() if adapters else ())]
-    found = (outcome(name, lambda name, check=check: check(name, case)) for name, check in wanted_checks)
-    return ConformanceReport(type(potential).__name__, tuple(found))
+    return ConformanceReport(
+        type(potential).__name__, tuple(outcome(name, check, case) for name, check in wanted_checks)
+    )

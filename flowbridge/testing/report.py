@@ -76,9 +76,9 @@ class ConformanceReport:
             )
 
 
-def outcome(name: str, check: Callable[[str], Check]) -> Check:
-    """Return what a check finds; whatever it raises belongs in the report, next to what else is wrong."""
+def outcome(name: str, check: Callable[..., Check], *arguments: object) -> Check:
+    """Return what ``check(name, *arguments)`` finds; what it raises belongs in the report, next to what else is wrong."""
     try:
-        return check(name)
+        return check(name, *arguments)
     except Exception as error:
         return Check(name, False, detail=f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import openmm
@@ -35,48 +36,13 @@ class EnergyEvaluation(NamedTuple):
     failures: dict[int, str]
 
 
-class OpenMMEnergy:
-    """Batched energies of an OpenMM System: several Contexts at once, raw buffers, no unit objects.
+class SystemEnergy(ABC):
+    """Batched energies of an OpenMM System, wherever they are computed: a :class:`~flowbridge.core.energy.BatchedEnergy`."""
 
-    Two implicit-solvent models of one molecule can want opposite platforms (an OBC model that OpenMM has as a force of its
-    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), and threads scale only where a
-    configuration takes long enough, so by default the possible plans are tried out after the first second of work; the
-    fastest is remembered for this System and machine in the user's cache folder. Reference works in double precision, the
-    CPU platform in single (about 1e-4 kJ/mol).
-
-    An evaluator may be used from several threads, which take turns.
-
-    Args:
-        system: the System; not changed, and not kept in sync with later changes.
-        platform: name of the OpenMM platform; tried out where None.
-        workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
-        kind: whether several Contexts are in ``"threads"`` of this process or in ``"processes"`` of their own; tried out
-            where None. Processes need no ``if __name__ == "__main__"`` in scripts. A single one, where it and the platform are
-            asked for, keeps a crash of OpenMM away from this process.
-    """
-
-    def __init__(
-        self,
-        system: openmm.System,
-        platform: str | None = None,
-        workers: int | None = None,
-        kind: WorkerKind | None = None,
-    ) -> None:
-        self._choices = Choices(platform, workers, kind)
+    def __init__(self, system: openmm.System) -> None:
         self.particles: int = system.getNumParticles()
         self.periodic: bool = system.usesPeriodicBoundaryConditions()
         self._system = system
-        self._plan = self._choices.only()
-        self._asked = self._plan is not None
-        self._single: SingleTeam | None = None
-        self._team: Team | None = None
-        self._spent = 0.0
-        self._lock = threading.Lock()
-
-    @property
-    def plan(self) -> Plan | None:
-        """What was chosen; None before plans were tried out."""
-        return self._plan
 
     def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
         """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
@@ -115,7 +81,9 @@ class OpenMMEnergy:
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
             WorkerError: when worker processes were asked for and cannot work.
         """
-        return evaluation_of(self.filled(positions, cell, progress=progress, stop=stop))
+        frames = self.filled(positions, cell, progress=progress, stop=stop)
+        forces = cast(FloatArray, frames.forces)  # as asked for
+        return EnergyEvaluation(frames.energies, forces, dict(sorted(frames.failures.items())))
 
     def filled(
         self,
@@ -127,24 +95,90 @@ class OpenMMEnergy:
         stop: threading.Event | None = None,
     ) -> Frames:
         """Return configurations with their results, forces only where asked for; else as :meth:`evaluate`."""
-        frames = frames_of(positions, cell, self.particles, self.periodic, forces=forces)
+        frames = self.waiting(positions, cell, forces=forces)
         done = np.zeros(len(frames), dtype=bool)
-        with self._lock, closing(self._work(frames)) as work:
+        with closing(self._work(frames)) as work:
             for first, last in work:
                 done[first:last] = True
                 if progress is not None:
                     progress(int(done.sum()), len(frames))
                 if stop is not None and stop.is_set():
                     break
-        fail_what_is_left(frames, done)
+        for index in np.flatnonzero(~done):
+            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
         return frames
+
+    def waiting(self, positions: FloatArray, cell: FloatArray | None, *, forces: bool = True) -> Frames:
+        """Return configurations as frames that wait for their results; arguments and errors as for :meth:`evaluate`."""
+        given = np.ascontiguousarray(positions, dtype=np.float64)
+        if given.ndim != 3 or given.shape[1:] != (self.particles, 3):
+            raise ConfigurationError(
+                f"positions have shape {given.shape}, expected (configurations, {self.particles}, 3)"
+            )
+        if cell is None:
+            return Frames.waiting(given, None, forces=forces)
+        if not self.periodic:
+            raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
+        vectors = np.asarray(cell, dtype=np.float64)
+        if vectors.shape not in ((3, 3), (len(given), 3, 3)):
+            raise ConfigurationError(
+                f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
+            )
+        cells = np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3)))
+        return Frames.waiting(given, cells, forces=forces)
+
+    @abstractmethod
+    def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
+        """Evaluate frames and yield the ranges that are done; closing calls off the rest."""
+
+
+class OpenMMEnergy(SystemEnergy):
+    """Batched energies of an OpenMM System: several Contexts at once, raw buffers, no unit objects.
+
+    Two implicit-solvent models of one molecule can want opposite platforms (an OBC model that OpenMM has as a force of its
+    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), and threads scale only where a
+    configuration takes long enough, so by default the possible plans are tried out after the first second of work; the
+    fastest is remembered for this System and machine in the user's cache folder. Reference works in double precision, the
+    CPU platform in single (about 1e-4 kJ/mol).
+
+    An evaluator may be used from several threads, which take turns.
+
+    Args:
+        system: the System; not changed, and not kept in sync with later changes.
+        platform: name of the OpenMM platform; tried out where None.
+        workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
+        kind: whether several Contexts are in ``"threads"`` of this process or in ``"processes"`` of their own; tried out
+            where None. Processes need no ``if __name__ == "__main__"`` in scripts. A single one, where it and the platform are
+            asked for, keeps a crash of OpenMM away from this process.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        platform: str | None = None,
+        workers: int | None = None,
+        kind: WorkerKind | None = None,
+    ) -> None:
+        super().__init__(system)
+        self._choices = Choices(platform, workers, kind)
+        self._plan = self._choices.only()
+        self._asked = self._plan is not None
+        self._single: SingleTeam | None = None
+        self._team: Team | None = None
+        self._spent = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was chosen; None before plans were tried out."""
+        return self._plan
 
     def settle(self, positions: FloatArray, cell: FloatArray | None = None) -> None:
         """Look for a plan now, with these configurations, so that all that follows is computed in the same way.
 
         Arguments and errors as for :meth:`evaluate`.
         """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
+        frames = self.waiting(positions, cell)
         with self._lock:
             self._remember()
             if self._plan is None:
@@ -162,20 +196,21 @@ class OpenMMEnergy:
 
     def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
         """Evaluate frames by the plan, or in this thread until there has been work enough to look for one."""
-        self._remember()
-        done = 0
-        if self._plan is None or (len(frames) < _FEW and not self._plan.apart):
-            begin = time.perf_counter()
-            for first, last in self._alone().run(frames):
-                done = last
-                yield first, last
-                self._spent += time.perf_counter() - begin
+        with self._lock:
+            self._remember()
+            done = 0
+            if self._plan is None or (len(frames) < _FEW and not self._plan.apart):
                 begin = time.perf_counter()
-                if self._plan is None and self._spent > _PATIENCE:
-                    self._look_for_a_plan(frames)
-                    break
-        if done < len(frames):
-            yield from self._all().run(frames, done)
+                for first, last in self._alone().run(frames):
+                    done = last
+                    yield first, last
+                    self._spent += time.perf_counter() - begin
+                    begin = time.perf_counter()
+                    if self._plan is None and self._spent > _PATIENCE:
+                        self._look_for_a_plan(frames)
+                        break
+            if done < len(frames):
+                yield from self._all().run(frames, done)
 
     def _remember(self) -> None:
         if not self._asked:
@@ -200,50 +235,6 @@ class OpenMMEnergy:
         if self._team is None:
             self._team = self._plan.team(self._system)
         return self._team
-
-
-def fail_what_is_left(frames: Frames, done: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-    """Leave no number for frames that are not ``done`` ``(B,)``, because the evaluation was stopped."""
-    for index in np.flatnonzero(~done):
-        frames.fail(int(index), "not evaluated: the evaluation was stopped before")
-
-
-def evaluation_of(frames: Frames) -> EnergyEvaluation:
-    """Return the results of frames that wanted forces."""
-    if frames.forces is None:
-        raise TypeError("these frames were evaluated without forces")
-    return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
-
-
-def frames_of(
-    positions: FloatArray, cell: FloatArray | None, particles: int, periodic: bool, *, forces: bool = True
-) -> Frames:
-    """Return configurations of a System as frames that wait for their results.
-
-    Args:
-        positions: ``(B, N, 3)`` nm.
-        cell: ``(B, 3, 3)`` or ``(3, 3)`` nm, or None.
-        particles: number of particles N of the System.
-        periodic: whether it has a cell.
-        forces: whether forces are wanted, or energies alone.
-
-    Raises:
-        ConfigurationError: for other shapes, or a cell for a System without one.
-    """
-    given = np.ascontiguousarray(positions, dtype=np.float64)
-    if given.ndim != 3 or given.shape[1:] != (particles, 3):
-        raise ConfigurationError(f"positions have shape {given.shape}, expected (configurations, {particles}, 3)")
-    if cell is None:
-        return Frames.waiting(given, None, forces=forces)
-    if not periodic:
-        raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
-    vectors = np.asarray(cell, dtype=np.float64)
-    if vectors.shape not in ((3, 3), (len(given), 3, 3)):
-        raise ConfigurationError(
-            f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
-        )
-    cells = np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3)))
-    return Frames.waiting(given, cells, forces=forces)
 
 
 def energy_from_openmm(target: object) -> OpenMMEnergy:

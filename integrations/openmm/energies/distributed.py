@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,7 @@ import openmm
 
 from ....core.errors import ConfigurationError
 from ....core.execution.executors import Executor
-from .batched import EnergyEvaluation, OpenMMEnergy, evaluation_of, fail_what_is_left, frames_of
+from .batched import OpenMMEnergy, SystemEnergy
 from .frames import FloatArray, Frames
 from .plans import Choices, choose
 
@@ -55,11 +54,12 @@ def _evaluate(piece: _Piece) -> _Evaluated:
     return _Evaluated(piece.start, frames.energies, frames.forces, frames.failures)
 
 
-class DistributedEnergy:
-    """Batched energies of an OpenMM System on other machines; the interface of :class:`OpenMMEnergy`.
+class DistributedEnergy(SystemEnergy):
+    """Batched energies of an OpenMM System on other machines; the methods of :class:`OpenMMEnergy`.
 
     All workers use one platform, so the numbers are those of ``OpenMMEnergy(system, platform)``, however many there are. A
-    worker that dies loses nothing: its configurations are evaluated again by another.
+    worker that dies loses nothing: its configurations are evaluated again by another. Workers that cannot do it at all raise a
+    WorkerError.
 
     Args:
         system: the System, without forces written in Python that cannot be serialised; later changes are not seen.
@@ -68,64 +68,19 @@ class DistributedEnergy:
     """
 
     def __init__(self, system: openmm.System, executor: Executor, platform: str | None = None) -> None:
+        super().__init__(system)
         self._choices = Choices(platform, 1)
-        self.particles: int = system.getNumParticles()
-        self.periodic: bool = system.usesPeriodicBoundaryConditions()
-        self._system = system
         self._system_xml: str = openmm.XmlSerializer.serialize(system)
         self._executor = executor
         self.platform = platform
 
-    def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
-        """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
-        return self._filled(positions, cell, forces=False).energies
-
-    def energies_and_forces(
-        self, positions: FloatArray, cell: FloatArray | None = None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm; arguments and NaN as for :meth:`evaluate`."""
-        energies, forces, _ = self.evaluate(positions, cell)
-        return energies, forces
-
-    def evaluate(
-        self,
-        positions: FloatArray,
-        cell: FloatArray | None = None,
-        *,
-        progress: Callable[[int, int], object] | None = None,
-        stop: threading.Event | None = None,
-    ) -> EnergyEvaluation:
-        """Evaluate configurations; arguments, results and errors as for :meth:`OpenMMEnergy.evaluate`.
-
-        Raises:
-            WorkerError: when the workers cannot do it at all.
-        """
-        return evaluation_of(self._filled(positions, cell, progress=progress, stop=stop))
-
-    def _filled(
-        self,
-        positions: FloatArray,
-        cell: FloatArray | None,
-        *,
-        forces: bool = True,
-        progress: Callable[[int, int], object] | None = None,
-        stop: threading.Event | None = None,
-    ) -> Frames:
-        frames = frames_of(positions, cell, self.particles, self.periodic, forces=forces)
-        done = np.zeros(len(frames), dtype=bool)
+    def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
         # A generator in fact, whose closing calls off what is not done.
         with closing(self._executor(_evaluate, self._pieces(frames))) as results:  # type: ignore[type-var]
             for piece in results:
-                last = piece.start + len(piece.energies)
                 frames.take(piece.start, piece.energies, piece.forces)
                 frames.failures.update({piece.start + index: reason for index, reason in piece.failures.items()})
-                done[piece.start : last] = True
-                if progress is not None:
-                    progress(int(done.sum()), len(frames))
-                if stop is not None and stop.is_set():
-                    break
-        fail_what_is_left(frames, done)
-        return frames
+                yield piece.start, piece.start + len(piece.energies)
 
     def _pieces(self, frames: Frames) -> list[_Piece]:
         if not len(frames):
