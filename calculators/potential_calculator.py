@@ -6,7 +6,6 @@ import copy
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..core.compilation.building import accelerated
 from ..core.compilation.compiled_potential import direct_program
 from ..core.errors import MoleculeMismatchError, NonFiniteEnergyError
+from ..core.model import what_is
 from ..core.model_files.files import load, matches_its_file
 from ..core.potential import Potential
 
@@ -79,11 +79,10 @@ class PotentialCalculator(BaseCalculator):
     ) -> None:
         from_file = isinstance(potential, str | os.PathLike)
         if isinstance(potential, str | os.PathLike):
-            potential = load(Path(potential)).requires_grad_(False)
+            potential = Potential.load(potential).requires_grad_(False)
         elif not isinstance(potential, Potential):
             raise CalculatorSetupError(
-                f"potential must be a flowbridge Potential or the path of a model file, not a "
-                f"{type(potential).__name__}"
+                f"potential must be a flowbridge Potential or the path of a model file, not {what_is(potential)}"
             )
         self._conversion = (None if dtype is None else str(dtype).removeprefix("torch."), device)
         if self._conversion[0] not in (None, "float32", "float64"):

@@ -14,7 +14,7 @@ from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 from .networks.graph_network import GraphConfiguration, GraphNetwork
 from .networks.invariant_network import InvariantConfiguration, InvariantNetwork, build_network
-from .prior_terms import PriorEnergy, refuse_cell
+from .prior_terms import PriorEnergy
 
 _REVISION = 1  # of the meaning of stored parameters
 _EXAMPLES = 32  # frames kept with the model, to compile and check it with
@@ -43,6 +43,7 @@ class CoarseGrainedForceField(Potential):
     """
 
     kind: ClassVar[str] = "coarse_grained_force_field"
+    description: ClassVar[str] = "a coarse-grained force field of one molecule"
     examples: Tensor
 
     def __init__(
@@ -101,7 +102,7 @@ class CoarseGrainedForceField(Potential):
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
-        refuse_cell(cell, global_parameters)
+        self.check_arguments(cell, global_parameters)
         energy: Tensor = self.prior(positions)
         if self.network is None:
             return energy

@@ -158,6 +158,7 @@ class PriorEnergy(Potential):
     """
 
     kind: ClassVar[str] = "coarse_grained_prior"
+    description: ClassVar[str] = "a coarse-grained prior of one molecule"
 
     def __init__(self, beads: Particles, terms: list[PriorTerm], temperature: float | None) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class PriorEnergy(Potential):
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
-        refuse_cell(cell, global_parameters)
+        self.check_arguments(cell, global_parameters)
         positions = positions.double()
         energy = (0.0 * positions).sum((1, 2))  # a function of the positions also where there is no term
         for term in self.terms:
@@ -199,13 +200,4 @@ class PriorEnergy(Potential):
             Particles.from_dict(configuration["beads"]),
             [empty_term(shape) for shape in configuration["terms"]],
             None if temperature is None else float(temperature),
-        )
-
-
-def refuse_cell(cell: Tensor | None, global_parameters: dict[str, float]) -> None:
-    """Raise ConfigurationError where a force field of one isolated molecule is given a box or parameters."""
-    if cell is not None or global_parameters:
-        raise ConfigurationError(
-            "a coarse-grained force field of one molecule takes neither a cell nor global parameters: make the molecule whole "
-            "and pass positions only"
         )

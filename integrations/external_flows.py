@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class DensityPotential(Potential):
         ConfigurationError: for an object that is no density, or one that cannot be evaluated for these particles.
     """
 
+    description: ClassVar[str] = "a density of another library"
     context: Tensor | None
 
     def __init__(
@@ -91,8 +92,7 @@ class DensityPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: a density has none.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a density takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         return -self._kt * self.log_prob(positions)
 
     def _check(self, positions: Tensor) -> None:

@@ -156,6 +156,7 @@ class NetworkPotential(Potential):
         ConfigurationError: see :class:`ExternalNetwork`; for a prior of other particles, and kT without a temperature.
     """
 
+    description = "a network of an isolated molecule"
     one_program = False
 
     def __init__(
@@ -192,8 +193,7 @@ class NetworkPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: molecules are isolated.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a network of an isolated molecule takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         energy: Tensor = self.scale * self.network(positions).double()
         return energy if self.prior is None else energy + self.prior(positions)
 

@@ -87,10 +87,10 @@ class FlowbridgePotentialImpl(MLPotentialImpl):
         _refuse_unknown(args, "createSystem")
         # Here, not above: they need torch.
         from ..core.errors import ConfigurationError
-        from ..core.model_files.files import load
+        from ..core.potential import Potential
         from .openmm.forces.add_potential import add_potential
 
-        metadata = load(self.model).metadata
+        metadata = Potential.load(self.model).metadata
         if metadata.periodic and topology.getPeriodicBoxVectors() is None:
             raise ConfigurationError(
                 f"{self.model} is periodic but the topology has no box: set it with Topology.setPeriodicBoxVectors"

@@ -10,7 +10,6 @@ import openmm
 from openmm import unit
 
 from ..core.errors import MissingDependencyError
-from ..core.model_files.files import load
 from ..flows.boltzmann.generator import BoltzmannGenerator
 from .openmm.sampling.boltzmann_moves import BoltzmannMove, MoveStatistics
 
@@ -68,11 +67,10 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
         context, _ = contexts.get_context(thermodynamic_state, integrator)
         sampler_state.apply_to_context(context)
         if self._generator is None:
-            found = load(self.model)
-            self._generator = found if isinstance(found, BoltzmannGenerator) else None
+            self._generator = BoltzmannGenerator.load(self.model)
         move = BoltzmannMove(
             context,
-            self._generator or self.model,
+            self._generator,
             particles=self.particles,
             temperature=thermodynamic_state.temperature.value_in_unit(unit.kelvin),
             scale=self.scale,

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..core.compilation.loading import load_accelerated
 from ..core.energy import COMPILED_BATCH
 from ..core.errors import ConfigurationError, MissingDependencyError, MoleculeMismatchError
-from ..core.model_files.files import load
 from ..core.potential import Potential
 
 try:
@@ -65,10 +64,10 @@ class FlowbridgeTorchSimModel(ModelInterface):
         if isinstance(potential, Potential):
             self.potential = self.evaluated = potential if place is None else potential.to(place)
         elif place is None or place.type == "cpu":
-            self.potential = load(potential).requires_grad_(False)
+            self.potential = Potential.load(potential).requires_grad_(False)
             self.evaluated = load_accelerated(Path(potential), batch=COMPILED_BATCH)
         else:
-            self.potential = self.evaluated = load(potential).requires_grad_(False).to(place)
+            self.potential = self.evaluated = Potential.load(potential).requires_grad_(False).to(place)
         metadata = self.potential.metadata
         unknown = sorted(set(global_parameters or {}) - set(metadata.global_parameters))
         if unknown:

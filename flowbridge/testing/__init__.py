@@ -1,4 +1,4 @@
-"""Conformance tests that anyone can run on a Potential of their own.
+"""Conformance tests that anyone can run on a Potential or a Generator of their own.
 
 In a test of yours::
 
@@ -9,10 +9,19 @@ In a test of yours::
         print(check_potential(MyPotential()))
 
 :func:`check_potential` raises an error that lists everything that is wrong; :func:`examine_potential` returns the same report
-and raises nothing.
+and raises nothing. :func:`check_generator` and :func:`examine_generator` do the same for a density that can be drawn from.
 """
 
 from .conformance import check_potential, examine_potential
+from .generators import check_generator, examine_generator
 from .report import Check, ConformanceError, ConformanceReport
 
-__all__ = ["Check", "ConformanceError", "ConformanceReport", "check_potential", "examine_potential"]
+__all__ = [
+    "Check",
+    "ConformanceError",
+    "ConformanceReport",
+    "check_generator",
+    "check_potential",
+    "examine_generator",
+    "examine_potential",
+]

@@ -59,8 +59,8 @@ def _description(header: ModelHeader, size: int) -> Iterator[tuple[str, str]]:
     if len(particles):
         yield "molecule", f"{molecule_formula(header)}, {len(particles)} particles, {len(particles.bonds)} bonds"
         yield "residues", _shortened(" ".join(residues[index] for index in sorted(residues)))
-    yield "temperature", "none" if header.temperature is None else f"{header.temperature:g} K"
-    yield "periodic", "yes" if header.periodic else "no"
+        yield "temperature", "none" if header.temperature is None else f"{header.temperature:g} K"
+        yield "periodic", "yes" if header.periodic else "no"
     if header.global_parameters:
         yield "global parameters", ", ".join(f"{k} = {v:g}" for k, v in header.global_parameters.items())
     yield "numbers", f"{sum(counts.values()):,} in {len(header.tensors)} tensors ({kinds or 'none'})"

@@ -51,6 +51,7 @@ class ParticleSystem(Potential):
         temperature: K at which kT is the unit of energy.
     """
 
+    description: ClassVar[str] = "an open system of particles"
     first: Tensor
     second: Tensor
     incidence: Tensor
@@ -120,8 +121,7 @@ class ParticleSystem(Potential):
         return thermal_energy(temperature)
 
     def _reduced(self, positions: Tensor, cell: Tensor | None, parameters: dict[str, float]) -> Tensor:
-        if cell is not None or parameters:
-            raise ConfigurationError("an open system of particles takes neither a cell nor global parameters")
+        self.check_arguments(cell, parameters)
         return positions[..., : self.dimension] / self.length
 
     def _check(self, x: Tensor) -> None:

@@ -20,7 +20,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Potential
+from ...core.model import Model
 from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget
 from .configuration import PrivateTraining
@@ -117,12 +117,12 @@ class CanaryAttack:
         noise: makes the source of randomness of a run; another one breaks the mechanism, to see that this is noticed.
     """
 
-    model: Callable[[], Potential]
+    model: Callable[[], Model]
     data: UnitData
     canary: UnitData
     budget: PrivacyBudget
     settings: PrivateTraining
-    learner: Callable[[Potential], Learner] | None = None
+    learner: Callable[[Model], Learner] | None = None
     noise: Callable[[int], NoiseSource] = SeededNoise
 
     def run(self, trainings: int, seed: int, confidence: float = 0.95) -> AuditResult:

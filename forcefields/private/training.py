@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from ...core.execution.progress import progress_bar
-from ...core.potential import Potential
+from ...core.model import Model
 from ...core.training.objective import Objective, Plan, cosine
 from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget, Release, noise_multiplier
@@ -45,7 +45,7 @@ class PrivateResult:
 
 
 def train_privately(
-    model: Potential,
+    model: Model,
     data: UnitData,
     budget: PrivacyBudget,
     settings: PrivateTraining,
@@ -108,7 +108,7 @@ class PrivateObjective(Objective):
 
     def __init__(
         self,
-        model: Potential,
+        model: Model,
         data: UnitData,
         budget: PrivacyBudget,
         settings: PrivateTraining,

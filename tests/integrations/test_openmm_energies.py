@@ -64,6 +64,21 @@ def test_what_cannot_be_evaluated_is_not_a_number(system, alanine, kind):
     assert "overlap" in failures[55] or "the force on particle" in failures[55]
 
 
+@pytest.mark.parametrize("kind", [None, "threads", "processes"])
+def test_energies_without_forces_are_the_same(system, alanine, kind, monkeypatch):
+    positions = alanine.shaken(60, 0.01)
+    positions[3, 4, 1] = np.nan
+    energy = OpenMMEnergy(system, "Reference", 1 if kind is None else 2, kind)
+    energies, _ = energy.energies_and_forces(positions)
+    assert np.flatnonzero(np.isnan(energies)).tolist() == [3]
+    np.testing.assert_allclose(energy.energies(positions), energies, rtol=1e-13)
+    if kind is None:
+        monkeypatch.setattr(openmm.State, "_getVectorAsNumpy", None)  # forces would be read by it
+        np.testing.assert_allclose(energy.energies(positions), energies, rtol=1e-13)
+    with pytest.raises(ConfigurationError, match=r"expected \(configurations, 22, 3\)"):
+        energy.energies(positions[:, 1:])
+
+
 def test_nothing_usable_in_the_first_call(system, alanine):
     energy = OpenMMEnergy(system)
     energies, _ = energy.energies_and_forces(np.full((4, 22, 3), np.nan))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from ..model_files.files import load
 from ..potential import Potential
 from .building import accelerated
 
@@ -35,7 +34,7 @@ def load_accelerated(
         ModelFileError: when the file cannot be read or has another digest.
         CompilationError: where ``mode`` is ``always`` and the potential cannot be compiled.
     """
-    potential = load(path, digest=digest).requires_grad_(False)
+    potential = Potential.load(path, digest=digest).requires_grad_(False)
     stored = potential.model_file
     if dtype is not None or device is not None:
         potential = potential.to(device=device, dtype=None if dtype is None else getattr(torch, dtype))

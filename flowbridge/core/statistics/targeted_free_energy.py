@@ -112,7 +112,7 @@ def targeted_free_energy(
 
 def _reduced(energy: BatchedEnergy, temperature: float) -> Callable[[Positions], FloatArray]:
     def reduced_potential(positions: Positions) -> FloatArray:
-        return energy.energies_and_forces(positions)[0] / thermal_energy(temperature)
+        return energy.energies(positions) / thermal_energy(temperature)
 
     return reduced_potential
 

@@ -106,7 +106,7 @@ def run_dynamics(settings: CoarseGraining, trained: Stage, mapped: Stage, data: 
 
 def _simulate(settings: CoarseGraining, trained: Stage, data: BeadData, folder: Path) -> dict[str, Any]:
     dynamics = settings.dynamics
-    model = load(trained.folder / "model.flow").requires_grad_(False)
+    model = CoarseGrainedForceField.load(trained.folder / "model.flow").requires_grad_(False)
     temperatures = dynamics.temperatures or (settings.temperature,)
     if abs(temperatures[0] - settings.temperature) > 1e-6:
         raise ConfigurationError(

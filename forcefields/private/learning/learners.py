@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ....core.errors import ConfigurationError
-from ....core.potential import Potential
+from ....core.model import Model
 from ...coarse_grained_force_field import CoarseGrainedForceField
 from ..configuration import PrivateTraining
 from ..units import UnitBatch, UnitData
@@ -44,7 +44,7 @@ class Learner(Protocol):
         """Turn noisy means into ``grad`` of the parameters."""
 
 
-def learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> Learner:
+def learner_of(model: Model, data: UnitData, settings: PrivateTraining) -> Learner:
     """Return how units contribute to the training of a model.
 
     Raises:

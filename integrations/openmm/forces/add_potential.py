@@ -14,7 +14,8 @@ from openmm import app, unit
 
 from ....core.compilation.building import accelerated
 from ....core.errors import ConfigurationError, MissingDependencyError
-from ....core.model_files.files import load, matches_its_file
+from ....core.model import what_is
+from ....core.model_files.files import matches_its_file
 from ....core.potential import Potential, PotentialMetadata
 from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
 from .matching import (
@@ -142,7 +143,7 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     _check_numbers(replicas)
-    molecule = (potential if isinstance(potential, Potential) else load(potential)).metadata.particles
+    molecule = Potential.of(potential).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
@@ -170,8 +171,7 @@ def _computation(potential: Potential | str | os.PathLike[str], options: Evaluat
     if not isinstance(potential, Potential):
         if not isinstance(potential, str | os.PathLike):
             raise ConfigurationError(
-                f"potential must be a flowbridge Potential or the path of a model file, not a "
-                f"{type(potential).__name__}"
+                f"potential must be a flowbridge Potential or the path of a model file, not {what_is(potential)}"
             )
         return computation_from_file(Path(potential), options)
     source = None

@@ -11,8 +11,6 @@ import numpy as np
 import openmm
 
 from ....core.errors import ConfigurationError
-from ....core.model_files.files import load
-from ....core.potential import Potential
 from ....forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from ....forcefields.prior_terms import PriorEnergy, PriorTerm
 from .add_potential import add_potential
@@ -72,9 +70,7 @@ def add_coarse_grained_force_field(
         force_group: force group of all forces.
         compilation: compilation mode; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
     """
-    model: Potential = force_field if isinstance(force_field, Potential) else load(force_field)
-    if not isinstance(model, CoarseGrainedForceField):
-        raise ConfigurationError(f"expected a coarse-grained force field, got a {type(model).__name__}")
+    model = CoarseGrainedForceField.of(force_field)
     forces = add_prior_forces(system, model.prior, particles=particles, force_group=force_group)
     if model.network is not None:
         with warnings.catch_warnings():

@@ -19,7 +19,6 @@ from openmm import unit
 from torch import Tensor
 
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
-from ....core.model_files.files import load
 from ....core.potential import Potential
 from ....core.samples import WeightedSamples
 from ....core.units import thermal_energy
@@ -196,20 +195,24 @@ def annealed_samples(
         NonFiniteEnergyError: when dynamics cannot continue, or no path has a weight.
         MoleculeMismatchError: when model and System have different particles.
     """
-    generator = model if isinstance(model, BoltzmannGenerator) else load(model)
-    if not isinstance(generator, BoltzmannGenerator) or generator.metadata.temperature is None:
-        raise ConfigurationError("annealing begins with a Boltzmann generator that has a temperature")
-    temperature = generator.metadata.temperature
+    generator = BoltzmannGenerator.of(model)
+    temperature = generator.temperature
     kernel = OpenMMLangevinKernel(system, temperature, step_ps, steps, friction, prior=model, compilation=compilation)
-    target = PositionEnergy(OpenMMEnergy(system), temperature)
+    energy = OpenMMEnergy(system)
+    target = PositionEnergy(energy, temperature)
     ladder = annealed_importance_sampling(GeneratorPrior(generator), target, lambda _: kernel, fractions)
     paths = ladder.sample(count, torch.Generator().manual_seed(seed), resampling)
     with torch.no_grad():
-        reduced = target(paths.value)
-    positions = paths.value.unflatten(1, (-1, 3))
+        work = paths.log_weights.double() + target(paths.value)
     settings = {"fractions": list(ladder.schedule.given), "steps": steps, "step_ps": step_ps, "friction": friction}
     return samples_of_paths(
-        paths, positions, reduced, generator.metadata.particles, temperature, {"seed": seed, "annealing": settings}
+        paths,
+        paths.value.unflatten(1, (-1, 3)),
+        work,
+        energy,
+        generator.metadata.particles,
+        temperature,
+        {"seed": seed, "annealing": settings},
     )
 
 

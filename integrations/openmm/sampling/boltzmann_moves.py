@@ -15,7 +15,6 @@ import torch
 from openmm import app, unit
 
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
-from ....core.model_files.files import load
 from ....core.units import thermal_energy
 from ....flows.boltzmann.generator import BoltzmannGenerator
 from ....flows.boltzmann.latent_proposals import LatentProposals
@@ -93,7 +92,7 @@ class BoltzmannMove:
         seed: int = 0,
         compilation: str = "cached",
     ) -> None:
-        self.model = _generator(model)
+        self.model = BoltzmannGenerator.of(model).requires_grad_(False)
         system = context.getSystem()
         self.particles = np.array(_molecule(system, self.model, topology, particles))
         self.context = context
@@ -249,15 +248,6 @@ def superposed(moved: FloatArray, reference: FloatArray, weights: FloatArray) ->
     turn = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     result: FloatArray = (moved - a) @ (u @ turn @ vt) + b
     return result
-
-
-def _generator(model: BoltzmannGenerator | str | os.PathLike[str]) -> BoltzmannGenerator:
-    found = model if isinstance(model, BoltzmannGenerator) else load(model)
-    if not isinstance(found, BoltzmannGenerator):
-        raise ConfigurationError(
-            f"moves need a Boltzmann generator, which can be sampled; {model!r} holds a {type(found).__name__}"
-        )
-    return found.requires_grad_(False)
 
 
 def _molecule(

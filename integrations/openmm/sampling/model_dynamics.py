@@ -99,7 +99,7 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
         ConfigurationError: for settings that cannot be used, or files of another run under the same name.
         NonFiniteEnergyError: when energy or positions stop being finite; the frames before are in the files.
     """
-    potential = load(run.model)
+    potential = Potential.load(run.model)
     simulation, temperature = _simulation(run, potential)
     before = _restored(run, simulation) if run.file(".checkpoint.npz").is_file() else None
     step = 0 if before is None else before

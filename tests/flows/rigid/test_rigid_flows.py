@@ -8,6 +8,7 @@ import torch
 
 import flowbridge
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.potential import Potential
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
 from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, RigidFlowTraining
@@ -271,7 +272,7 @@ class TestMap:
         crystal, hot = drawn_from(three_bodies, 300.0, 200)
         model = RigidBodyMap.untrained(three_bodies.bodies, crystal, hot, 120.0)
         with pytest.raises(ConfigurationError, match="no energy of its own"):
-            model(torch.as_tensor(hot.positions))
+            Potential.of(model)
         other = WeightedSamples(hot.positions, hot.log_weights, hot.particles, 310.0)
         with pytest.raises(ConfigurationError, match="starts at 300"):
             model.weighted_samples(other, three_bodies.energy)
