@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from .compilation.loading import load_accelerated
 from .errors import ConfigurationError
+from .evaluator import EvaluationOptions, Evaluator
 from .potential import Potential
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -60,7 +60,7 @@ def as_batched_energy(target: Any) -> BatchedEnergy:
     point group ``flowbridge.energy_sources`` under the engine's top-level module name (``openmm``: a ``System``).
     """
     if isinstance(target, (str, Path)):
-        return PotentialEnergy(load_accelerated(target, batch=COMPILED_BATCH))
+        return PotentialEnergy(Evaluator.of(target, EvaluationOptions(replicas=COMPILED_BATCH)).evaluated)
     if isinstance(target, Potential):
         return PotentialEnergy(target)
     if isinstance(target, BatchedEnergy):
