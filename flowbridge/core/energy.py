@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compilation.loading import load_accelerated
 from .errors import ConfigurationError
+from .evaluator import EvaluationOptions, Evaluator
 from .model import Model, what_is
 from .potential import Potential
 
@@ -90,7 +90,7 @@ def as_batched_energy(target: Any) -> BatchedEnergy:
     top-level module name (``openmm``: a ``System``).
     """
     if isinstance(target, (str, Path)):
-        return PotentialEnergy(load_accelerated(target, batch=COMPILED_BATCH))
+        return PotentialEnergy(Evaluator.of(target, EvaluationOptions(replicas=COMPILED_BATCH)).evaluated)
     if isinstance(target, Potential):
         return PotentialEnergy(target)
     if isinstance(target, BatchedEnergy):

@@ -71,7 +71,11 @@ class Model(torch.nn.Module):
         """
         from .model_files.files import load  # it needs this class
 
-        model = load(path, digest=digest)
+        return cls.expected_in(path, load(path, digest=digest))
+
+    @classmethod
+    def expected_in(cls, path: str | os.PathLike[str], model: Model) -> Self:
+        """Return the model of a file if it is an instance of this class; raises ConfigurationError otherwise."""
         if not isinstance(model, cls):
             raise ConfigurationError(f"{path}: holds {what_is(model)}, not {cls.description}. Give another file")
         return model

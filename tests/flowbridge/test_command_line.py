@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
-from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.core.errors import ModelFileError
+from flowbridge.core.evaluator import EvaluationOptions, Evaluator
 from flowbridge.core.model_files.files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 from flowbridge.workflows.diagnostics.doctor import Finding, core_works, examine
@@ -282,7 +282,7 @@ def test_compile_makes_what_adapters_look_for(shared_morse_file, tmp_path, monke
     again = invoke("compile", shared_morse_file)
     assert again.exit_code == 0
     assert "compiling" not in again.stderr
-    found = load_accelerated(shared_morse_file, mode="cached")
+    found = Evaluator.of(shared_morse_file, EvaluationOptions(compilation="cached")).evaluated
     assert isinstance(found, CompiledPotential)
 
 

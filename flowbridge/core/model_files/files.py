@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "from_bytes",
     "load",
     "matches_its_file",
+    "opened",
     "read_header",
     "register_kind",
     "save",
@@ -89,6 +90,15 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Model:
         ModelFileError: when the file is missing, truncated, altered, foreign, written in a newer format, of
             an unknown kind, inconsistent with its configuration, or not the one with ``digest``.
     """
+    _, build = opened(path, digest=digest)
+    return build()
+
+
+def opened(path: str | os.PathLike[str], *, digest: str | None = None) -> tuple[ModelFile, Callable[[], Model]]:
+    """Read and verify a model file, once; return its absolute path with its digest, and what builds its model.
+
+    Arguments and errors as for :func:`load`.
+    """
     target = Path(path).absolute()
     blob = _read(target)
     header = decode_header(blob, target)
@@ -97,9 +107,14 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Model:
             f"{target}: not the model that is referred to: its digest is {header.digest}, expected {digest}. "
             "Put the original file back, or set the simulation up anew with this one"
         )
-    model = _build(header, blob, target)
-    model.model_file = ModelFile(target, header.digest)
-    return model
+    file = ModelFile(target, header.digest)
+
+    def build() -> Model:
+        model = _build(header, blob, target)
+        model.model_file = file
+        return model
+
+    return file, build
 
 
 def to_bytes(model: Model) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.compilation.loading import load_accelerated
+from ...core.evaluator import EvaluationOptions, Evaluator
 from ...core.execution.executors import ProcessExecutor
 from ...core.execution.progress import track
 from ...core.model_files.files import load
@@ -115,7 +115,7 @@ class _Program:
 
 
 def _load(program: _Program) -> None:
-    load_accelerated(program.file, batch=program.batch, dtype=program.dtype)
+    Evaluator.of(program.file, EvaluationOptions(program.batch, dtype=program.dtype))
 
 
 def _compile_ahead(workflow: Workflow, file: Path) -> None:

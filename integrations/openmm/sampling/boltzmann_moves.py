@@ -18,7 +18,7 @@ from ....core.errors import ConfigurationError, NonFiniteEnergyError
 from ....core.units import thermal_energy
 from ....flows.boltzmann.generator import BoltzmannGenerator
 from ....flows.boltzmann.latent_proposals import LatentProposals
-from ..forces.matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+from ..forces.matching import matching_particles
 from .dynamics import copy_vectors
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -257,19 +257,12 @@ def _molecule(
     particles: Sequence[int] | None,
 ) -> list[int]:
     """Return the indices of the molecule after comparing it with the model."""
-    metadata = model.metadata
-    chosen = selected_particles(system, metadata.particles, particles, 1)
-    check_mechanics(system, chosen)
+    chosen = matching_particles(system, model.metadata, topology, particles)
     fixed = [index for index in chosen if system.getParticleMass(index).value_in_unit(unit.dalton) == 0]
     if fixed:
         raise ConfigurationError(
             f"particle {fixed[0]} has mass 0 and stays in place in OpenMM, but a move would move it"
         )
-    if topology is None:
-        check_masses(system, metadata.particles, chosen)
-    else:
-        check_elements(topology, metadata.particles, chosen, system.getNumParticles())
-    check_boundaries(system, metadata.particles, metadata.periodic, chosen)
     return chosen
 
 
