@@ -1,4 +1,4 @@
-"""Stage 1: training data from many short trajectories, started in the known basins.
+"""The stage simulate: training data from many short trajectories, started in the known basins.
 
 The populations of the basins in the data are those of the starts, not of the ensemble: the flow and its weights have to
 put them right.
@@ -20,7 +20,7 @@ from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ..stages import Stage
+from ..stages import Stage, StageFolder
 from .basins import starting_structures
 from .configuration import Workflow
 
@@ -28,15 +28,15 @@ _SAME_ENERGY = 1e-6  # kJ/mol: two labellings of one structure are equivalent
 
 
 @dataclass(frozen=True)
-class Frames:
+class TrainingFrames:
     """Training and held-out frames."""
 
     training: Trajectory
     held_out: Trajectory
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, output: Path, executor: Executor) -> Stage:
-    """Run (or continue) the stage and return it."""
+def simulation_stage(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> Stage:
+    """Return the stage that simulates training data; its folder holds ``training.npz`` and ``held_out.npz``."""
     inputs = {
         "system": molecule.system_xml,
         "positions": molecule.positions.tolist(),
@@ -44,12 +44,14 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path, executor: E
         "simulate": json.loads(workflow.simulate.model_dump_json()),
         "seed": workflow.seed,
     }
-    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder, executor))
+    return Stage("simulate", "training data", lambda folder, _: _simulate(workflow, molecule, folder, executor), inputs)
 
 
-def load_frames(stage: Stage) -> Frames:
+def load_frames(stage: StageFolder) -> TrainingFrames:
     """Return the frames that the stage kept."""
-    return Frames(load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz"))
+    return TrainingFrames(
+        load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz")
+    )
 
 
 def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor: Executor) -> dict[str, Any]:

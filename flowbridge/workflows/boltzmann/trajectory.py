@@ -1,4 +1,4 @@
-"""Stage 1 where trajectories exist already: read them, evaluate them, and refuse what cannot be samples of the System."""
+"""The stage trajectory: read trajectories, evaluate them, and refuse what cannot be samples of the System."""
 
 from __future__ import annotations
 
@@ -32,15 +32,10 @@ _TOLERANCE = 0.1  # relative deviation of the configurational temperature that i
 _ERRORS = 5.0  # standard errors that it must deviate by, besides
 
 
-def run(
-    workflow: Workflow,
-    settings: TrajectoryFiles,
-    molecule: MolecularSystem,
-    folder: Path,
-    output: Path,
-    machines: Machines,
+def trajectory_stage(
+    workflow: Workflow, settings: TrajectoryFiles, molecule: MolecularSystem, folder: Path, machines: Machines
 ) -> Stage:
-    """Read the trajectories (or find them read) and return the stage; relative paths start at ``folder``."""
+    """Return the stage that reads training data from trajectories; relative paths start at ``folder``."""
     files = [folder / file for file in settings.files]
     for file in files:
         if not file.is_file():
@@ -53,9 +48,10 @@ def run(
         "step_fs": workflow.simulate.step_fs,
         "seed": workflow.seed,
     }
-    return Stage.completed(
-        output, "trajectory", inputs, lambda stage: _read(workflow, settings, molecule, files, stage, machines)
-    )
+    return Stage(
+        "trajectory", "training data from files",
+        lambda stage, _: _read(workflow, settings, molecule, files, stage, machines), inputs, takes_place_of="simulate",
+    )  # fmt: skip
 
 
 def _read(
@@ -120,7 +116,7 @@ def configurational_temperature(frames: Trajectory, energy: BatchedEnergy, seed:
     Args:
         frames: with the forces of the System.
         energy: of the System.
-        seed: of the directions.
+        seed: random seed of the directions.
     """
     random = np.random.default_rng(seed)
     step = _STEP * random.choice([-1.0, 1.0], frames.positions.shape)
