@@ -7,18 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    Calculator,
-    Debug,
-    EvaluationWorkers,
-    Scheduler,
-    Seed,
-    Skip,
-    Until,
-    end,
-    readable_errors,
-    selection,
-)
+from .options import Calculator, Debug, EvaluationWorkers, Scheduler, Seed, Skip, Until, end, readable_errors, selection
 
 
 def build(

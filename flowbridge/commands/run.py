@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from .options import (
-    ConfigurationFile,
-    Debug,
-    Output,
-    Scheduler,
-    Skip,
-    Until,
-    Workers,
-    end,
-    readable_errors,
-    selection,
-)
+from .options import ConfigurationFile, Debug, Output, Scheduler, Skip, Until, Workers, end, readable_errors, selection
 
 
 def run(

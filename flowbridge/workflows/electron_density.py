@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from ..core.errors import ConfigurationError
 from ..integrations.mdtraj.trajectories import digest_of_file
 from .report import Figure, Page, subscripts
 from .runner import Outcome, Pipeline, Selection, run_pipeline
-from .stages import Done, Row, Stage
+from .stages import Done, Row, Stage, Written
 
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
@@ -141,16 +140,23 @@ def compute_density(request: DensityRequest, selection: Selection | None = None)
     }
     reference = _REFERENCES[request.reference]
     summary = _summary(reference)
+    name = request.structure.stem
+    kept = [(".cube", "the density on a grid"), (".density.safetensors", "the density")]
+    kept += [(".wave_function.safetensors", "the wave function")]
     stages = [
-        Stage("density", "quantum Monte Carlo", computation.density, inputs, summary=lambda results: ()),
         Stage(
-            "properties", "properties with errors", computation.comparison, {"reference": request.reference},
-            needs=("density",), summary=summary,
+            "density", "quantum Monte Carlo", computation.density, inputs,
+            writes=tuple(Written(f"{name}{ending}", what) for ending, what in kept), summary=lambda results: (),
+        ),
+        Stage(
+            "properties", "properties with errors", computation.comparison, {"reference": request.reference}, ("density",),
+            (Written(f"{name}.png", "a picture of the density"),), summary,
         ),
     ]  # fmt: skip
     if request.force_field is not None:
+        written = Written("force_field.xml", "a force field", str(request.force_field.absolute()))
         stages.append(
-            Stage("charges", "charges of a force field", computation.charges, {}, needs=("density",), summary=summary)
+            Stage("charges", "charges of a force field", computation.charges, {}, ("density",), (written,), summary)
         )
     formula = atoms.get_chemical_formula()
     pipeline = Pipeline(
@@ -164,7 +170,6 @@ def compute_density(request: DensityRequest, selection: Selection | None = None)
             "parameters": json.loads(json.dumps(request.parameters, default=str)),
         },
         page=lambda outcome: _page(request, subscripts(formula), outcome),
-        publish=lambda done: _publish(request, done),
     )
     return run_pipeline(pipeline, selection)
 
@@ -251,23 +256,6 @@ def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> l
         }
     )  # fmt: skip
     return rows
-
-
-def _publish(request: DensityRequest, done: Done) -> dict[str, str]:
-    """Copy what a user takes away to the top of the output folder."""
-    name, files = request.structure.stem, {}
-    for stage, ending, what in (
-        ("properties", ".png", "a picture of the density"),
-        ("density", ".cube", "the density on a grid"),
-        ("density", ".density.safetensors", "the density"),
-        ("density", ".wave_function.safetensors", "the wave function"),
-    ):
-        if stage in done and (file := done[stage].folder / f"{name}{ending}").is_file():
-            shutil.copyfile(file, request.output / file.name)
-            files[file.name] = what
-    if "charges" in done and request.force_field is not None:
-        shutil.copyfile(done["charges"].folder / "force_field.xml", request.force_field)
-    return files
 
 
 def _page(request: DensityRequest, formula: str, outcome: Outcome) -> Page:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..core.errors import ConfigurationError, FlowbridgeError
 from ..core.execution.main_process import is_main_process
 from ..core.execution.progress import console
 from .report import Check, Page, StageEntry, write_report
-from .stages import Done, Stage, StageFolder, read_json, write_json, write_text
+from .stages import Stage, StageFolder, read_json, write_json, write_text
 
 FORMAT = 2
 """Format of ``results.json``; files without a number are of format 1."""
@@ -49,14 +50,6 @@ class Outcome:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-def _no_checks(results: Mapping[str, Any]) -> Sequence[Check]:
-    return ()
-
-
-def _nothing(done: Done) -> Mapping[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Pipeline:
     """Stages in order, and what is made of their results.
@@ -69,7 +62,6 @@ class Pipeline:
         goal: stage whose result users want. The run stops where it, or a stage that it needs, fails; the failure of any
             other stage is reported, and the rest goes on.
         headline: first entries of ``results.json``.
-        publish: copies what users take away to the top of the folder, and returns what each file is, by name.
         page: what the pipeline adds to the report.
         checks: requirements that the user has set, against the results.
     """
@@ -81,8 +73,7 @@ class Pipeline:
     goal: str
     headline: Mapping[str, Any]
     page: Callable[[Outcome], Page]
-    publish: Callable[[Done], Mapping[str, str]] = _nothing
-    checks: Callable[[Mapping[str, Any]], Sequence[Check]] = _no_checks
+    checks: Callable[[Mapping[str, Any]], Sequence[Check]] = lambda results: ()
 
 
 def run_pipeline(pipeline: Pipeline, selection: Selection | None = None) -> dict[str, Any]:
@@ -103,11 +94,10 @@ def run_pipeline(pipeline: Pipeline, selection: Selection | None = None) -> dict
     outcome = _done_stages(pipeline, chosen)
     if not is_main_process():
         return {}
-    files = pipeline.publish(outcome.done)
-    outcome.results = _results(pipeline, outcome)
+    files = _copied(pipeline, outcome)
+    entries = _summarise(pipeline, outcome)
     write_json(pipeline.output / "results.json", outcome.results)
     checks = pipeline.checks(outcome.results)
-    entries = _entries(pipeline, outcome)
     try:
         page = pipeline.page(outcome)
     except Exception as error:  # a picture that cannot be drawn costs nobody the results
@@ -210,35 +200,36 @@ def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, FlowbridgeError) else f"{type(error).__name__}: {error}"
 
 
-def _results(pipeline: Pipeline, outcome: Outcome) -> dict[str, Any]:
-    results: dict[str, Any] = {"format": FORMAT, "kind": pipeline.kind, **pipeline.headline}
-    seconds: dict[str, float] = {}
-    warnings: list[str] = []
+def _copied(pipeline: Pipeline, outcome: Outcome) -> dict[str, str]:
+    """Copy what users take away to the top of the folder; return what each file is, by name."""
+    files = {}
     for stage in pipeline.stages:
-        if stage.role in outcome.done:
-            found = dict(outcome.done[stage.role].results or {})
-            seconds[stage.role] = found.pop("wall_seconds")
-            warnings += found.pop("warnings", [])
-            results |= {key: value for key, value in found.items() if key not in stage.unlisted}
-    return {
-        **results,
-        "warnings": warnings,
-        "failed": outcome.failed,
-        "left_out": outcome.left_out,
-        "wall_seconds": {**seconds, "total": sum(seconds.values())},
-    }
+        for one in stage.writes if stage.role in outcome.done else ():
+            source, target = outcome.done[stage.role].folder / one.file, pipeline.output / (one.name or one.file)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            elif source.is_file():  # a stage of a former version put some files to the top alone
+                shutil.copyfile(source, target)
+            if target.exists():
+                files[one.name or one.file] = one.what
+    return files
 
 
-def _entries(pipeline: Pipeline, outcome: Outcome) -> list[StageEntry]:
-    entries = []
+def _summarise(pipeline: Pipeline, outcome: Outcome) -> list[StageEntry]:
+    """Put the results together, and return what the table and the report say of each stage."""
+    results, entries, seconds, warnings = outcome.results, [], {}, []
+    results |= {"format": FORMAT, "kind": pipeline.kind, **pipeline.headline}
     for stage in pipeline.stages:
-        if stage.role in outcome.done:
-            found = dict(outcome.done[stage.role].results or {})
-            seconds = found.pop("wall_seconds")
-            rows = tuple(stage.summary({key: value for key, value in found.items() if key not in stage.unlisted}))
-            entries.append(StageEntry(stage.name, stage.title, seconds, rows))
-        else:
+        if stage.role not in outcome.done:
             entries.append(StageEntry(stage.name, stage.title, None, (), outcome.failed.get(stage.name, "left out")))
+            continue
+        found = {k: v for k, v in (outcome.done[stage.role].results or {}).items() if k not in stage.unlisted}
+        seconds[stage.role] = found.pop("wall_seconds")
+        warnings += found.pop("warnings", [])
+        results |= found
+        entries.append(StageEntry(stage.name, stage.title, seconds[stage.role], tuple(stage.summary(found))))
+    results |= {"warnings": warnings, "failed": outcome.failed, "left_out": outcome.left_out}
+    results["wall_seconds"] = {**seconds, "total": sum(seconds.values())}
     return entries
 
 
@@ -251,7 +242,7 @@ def _print(
 ) -> None:
     shown = Console()
     table = Table(title=escape(pipeline.title), title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold", justify="right")
     table.add_column(overflow="fold")
     for entry in entries:

@@ -30,6 +30,14 @@ class Row(NamedTuple):
     note: str = ""
 
 
+class Written(NamedTuple):
+    """A file or folder that a stage writes, what it is, and its name at the top of the run's folder, if it has another."""
+
+    file: str
+    what: str
+    name: str = ""
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """The folder of one stage for one set of inputs.
@@ -166,6 +174,7 @@ class Stage:
             returns results that JSON can hold.
         inputs: what the results depend on besides the stages that it needs: plain data.
         needs: names of stages that have to be done before; their digests are inputs, too.
+        writes: files that users take away, copied to the top of the run's folder.
         summary: what of the results the table at the end and the report show; all single numbers by default.
         unlisted: keys of the results that stay out of the run's ``results.json``: curves and other long lists.
         together: whether all processes that ``torchrun`` started do the work at the same time.
@@ -179,6 +188,7 @@ class Stage:
     work: Callable[[Path, Done], Mapping[str, Any]]
     inputs: Mapping[str, Any]
     needs: tuple[str, ...] = ()
+    writes: tuple[Written, ...] = ()
     summary: Callable[[Mapping[str, Any]], Iterable[Row]] = numbers
     unlisted: tuple[str, ...] = ()
     together: bool = False

@@ -9,7 +9,7 @@ import pytest
 from flowbridge.core.errors import ConfigurationError, ConvergenceError
 from flowbridge.workflows.report import Check, Page
 from flowbridge.workflows.runner import FORMAT, Pipeline, Selection, run_pipeline
-from flowbridge.workflows.stages import Stage, StageFolder, write_json
+from flowbridge.workflows.stages import Stage, StageFolder, Written, write_json
 
 
 @dataclass
@@ -27,9 +27,13 @@ class Bench:
             self.calls.append(name)
             if name in self.faults:
                 raise self.faults[name]
+            (folder / "result.txt").write_text(name)
             return {f"{name}_result": self.settings[name], "curve": [1, 2], "warnings": [f"{name} is warm"]}
 
-        return Stage(name, f"does {name}", work, {name: {"setting": self.settings[name]}}, needs, unlisted=("curve",))
+        return Stage(
+            name, f"does {name}", work, {name: {"setting": self.settings[name]}}, needs,
+            (Written("result.txt", f"the result of {name}", f"{name}.txt"),), unlisted=("curve",),
+        )  # fmt: skip
 
     def pipeline(self) -> Pipeline:
         def page(outcome):
@@ -40,7 +44,6 @@ class Bench:
         stages = (self.stage("a"), self.stage("b", "a"), self.stage("c", "a"), self.stage("d", "c"))
         return Pipeline(
             "bench", "a bench", self.output, stages, "b", {"molecule": "none"}, page,
-            publish=lambda done: {"b.txt": "the goal"} if "b" in done else {},
             checks=lambda results: [Check("a_result", "≥ 2", str(results["a_result"]), results["a_result"] >= 2)],
         )  # fmt: skip
 
@@ -68,8 +71,9 @@ def test_results_are_put_together_once(bench, capsys):
     assert set(results["wall_seconds"]) == {"a", "b", "c", "d", "total"}
     shown = capsys.readouterr()
     assert "NOT MET" in shown.out
-    assert "b.txt: the goal" in shown.out
+    assert "b.txt: the result of b" in shown.out
     assert "warning: c is warm" in shown.err
+    assert (bench.output / "b.txt").read_text() == "b"
     assert not list(bench.output.rglob("*.part"))
 
 

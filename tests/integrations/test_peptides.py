@@ -1,6 +1,7 @@
 """Peptides from a sequence: what chemistry says about them."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,29 @@ from rdkit import Chem
 
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.integrations.openmm.systems.input_files import load_system
-from flowbridge.integrations.openmm.systems.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
+from flowbridge.integrations.openmm.systems.peptides import AMINO_ACIDS, peptide
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import reference_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
+
+
+def peptide_bond_torsions(topology, positions):
+    """Return the torsions omega (CA, C, N, CA) of positions ``(N, 3)`` in degrees, for each pair of neighbours in a chain."""
+    found = []
+    for chain in topology.chains():
+        named = [{atom.name: atom.index for atom in residue.atoms()} for residue in chain.residues()]
+        for one, other in itertools.pairwise(named):
+            if {"CA", "C"} <= one.keys() and {"N", "CA"} <= other.keys():
+                found.append(torsion(positions[[one["CA"], one["C"], other["N"], other["CA"]]]))
+    return np.array(found)
+
+
+def torsion(x):
+    a, b, c = np.diff(x, axis=0)
+    first, second = np.cross(a, b), np.cross(b, c)
+    return float(np.degrees(np.arctan2(np.linalg.norm(b) * (a @ second), first @ second)))
 
 
 def handedness(topology: app.Topology, positions: np.ndarray) -> list[float]:

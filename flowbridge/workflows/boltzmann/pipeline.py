@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.samples import WeightedSamples
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines, machines_for
 from ..report import Check
 from ..runner import Pipeline, Selection, run_pipeline
-from ..stages import Done, Stage, read_json
+from ..stages import Stage, read_json
 from .averages import averages_stage
 from .comparison import comparison_stage
 from .configuration import Workflow, read_workflow
@@ -21,7 +19,7 @@ from .dynamics import dynamics_stage
 from .molecular_system import molecular_system
 from .report import report_page
 from .requirements import checks
-from .reweight import reweighting_stage, sample_file
+from .reweight import reweighting_stage
 from .simulate import simulation_stage
 from .train import training_stage
 from .trajectory import trajectory_stage
@@ -81,14 +79,12 @@ def boltzmann_pipeline(
         data = simulation_stage(workflow, molecule, machines.executor)
     else:
         data = trajectory_stage(workflow, workflow.trajectory, molecule, folder, machines)
-    stages: list[Stage] = [
-        data,
-        training_stage(workflow, workflow.model, molecule, machines, "train", "likelihood, then refinement"),
-    ]
+    name = re.sub(r"\W+", "_", workflow.molecule.name).strip("_").lower()
+    model_file = f"{name}.flow" if dynamics else "model.flow"
+    stages: list[Stage] = [data, training_stage(workflow, workflow.model, molecule, machines, "train", model_file)]
     if second is not None:
-        stages.append(
-            training_stage(workflow, second, molecule, machines, "comparison", "a second model to compare with")
-        )
+        other = f"{name}_comparison.flow"
+        stages.append(training_stage(workflow, second, molecule, machines, "comparison", other))
     stages += [
         reweighting_stage(workflow, molecule, machines),
         averages_stage(workflow, molecule, reference),
@@ -102,8 +98,6 @@ def boltzmann_pipeline(
     def measured(results: Mapping[str, Any]) -> Sequence[Check]:
         return checks(results, None if difference is None else difference.torsion, workflow.targets)
 
-    name = re.sub(r"\W+", "_", workflow.molecule.name).strip("_").lower()
-    model_file = f"{name}.flow" if dynamics else "model.flow"
     return Pipeline(
         kind="boltzmann",
         title=f"{workflow.molecule.name}, {molecule.system.getNumParticles()} atoms",
@@ -112,7 +106,6 @@ def boltzmann_pipeline(
         goal="reweight",
         headline={"molecule": workflow.molecule.name, "seed": workflow.seed},
         page=lambda outcome: report_page(workflow, molecule, outcome, model_file, reference),
-        publish=lambda done: _publish(workflow.output, done, model_file),
         checks=measured,
     )
 
@@ -120,19 +113,3 @@ def boltzmann_pipeline(
 def _stored_reference(workflow: Workflow, folder: Path) -> dict[str, Any] | None:
     """Return the reference free energy that ``flowbridge reference`` stored; None where there is none (yet)."""
     return None if workflow.reference is None else read_json(folder / workflow.reference.file)
-
-
-def _publish(output: Path, done: Done, model_file: str) -> dict[str, str]:
-    """Copy what a user takes away to the top of the output folder."""
-    files = {}
-    if "train" in done:
-        shutil.copyfile(done["train"].folder / "model.flow", output / model_file)
-        files[model_file] = "the generator"
-    if "comparison" in done:
-        second = model_file.replace(".flow", "_comparison.flow")
-        shutil.copyfile(done["comparison"].folder / "model.flow", output / second)
-        files[second] = "the generator to compare with"
-    if "reweight" in done:
-        WeightedSamples.load(sample_file(done["reweight"])).save(output / "samples.h5", single_precision=True)
-        files["samples.h5"] = "weighted samples"
-    return files

@@ -15,7 +15,7 @@ from ...core.statistics.estimates import free_energy_difference, free_energy_pro
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
-from ..stages import Done, Row, Stage, StageFolder, numbers
+from ..stages import Done, Row, Stage, StageFolder, Written, numbers
 from .configuration import Workflow
 from .evaluation import inside, named_torsions
 from .train import load_generator
@@ -28,12 +28,15 @@ def reweighting_stage(workflow: Workflow, molecule: MolecularSystem, machines: M
     """Return the stage that draws and weighs samples; its folder holds one HDF5 file for each set."""
 
     def work(folder: Path, done: Done) -> dict[str, Any]:
-        return _analyse(workflow, molecule, _draw(workflow, molecule, load_generator(done["train"]), folder, machines))
+        sets = _draw(workflow, molecule, load_generator(done["train"]), folder, machines)
+        sets[0].save(folder / "samples.h5", single_precision=True)
+        return _analyse(workflow, molecule, sets)
 
     inputs = {"reweight": json.loads(workflow.reweight.model_dump_json()), "seed": workflow.seed}
     return Stage(
-        "reweight", "samples and their weights", work, inputs, needs=("train",), summary=_summary, unlisted=("profile",)
-    )
+        "reweight", "samples and their weights", work, inputs, ("train",), (Written("samples.h5", "weighted samples"),),
+        _summary, unlisted=("profile",),
+    )  # fmt: skip
 
 
 def _summary(results: Mapping[str, Any]) -> Iterator[Row]:

@@ -18,7 +18,14 @@ from ...core.execution.progress import track
 from ...flows.boltzmann.zmatrix import build_zmatrix
 from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
-from ...integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
+from ...integrations.openmm.sampling.dynamics import (
+    LangevinRun,
+    Trajectory,
+    load_trajectory,
+    run_all,
+    save_arrays,
+    save_trajectory,
+)
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..stages import Stage, StageFolder
 from .basins import starting_structures
@@ -63,12 +70,12 @@ def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, execu
     # Whole trajectories are held out: neighbouring frames of one trajectory are too alike to test on.
     every = max(round(1.0 / settings.held_out), 2)
     kept = [load_trajectory(run.file) for run in runs]
-    held_out = _joined([t for index, t in enumerate(kept) if index % every == every - 1] or kept[-1:])
-    training = _joined([t for index, t in enumerate(kept) if index % every != every - 1] or kept)
+    held_out = joined([t for index, t in enumerate(kept) if index % every == every - 1] or kept[-1:])
+    training = joined([t for index, t in enumerate(kept) if index % every != every - 1] or kept)
     groups = equivalent_hydrogens(molecule)
     training = permuted(training, groups, workflow.seed)
     for name, part in (("training", training), ("held_out", held_out)):
-        save_arrays(folder / f"{name}.npz", positions=part.positions, energies=part.energies, forces=part.forces)
+        save_trajectory(folder / f"{name}.npz", part)
     steps = sum(run.equilibration_steps + run.frame_interval * run.frames for run in runs)
     return {
         "trajectories": len(runs),
@@ -99,7 +106,8 @@ def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor:
     return runs
 
 
-def _joined(parts: list[Trajectory]) -> Trajectory:
+def joined(parts: list[Trajectory]) -> Trajectory:
+    """Return the frames of all parts in one trajectory."""
     return Trajectory(
         np.concatenate([part.positions for part in parts]),
         np.concatenate([part.energies for part in parts]),

@@ -16,15 +16,15 @@ from ...flows.boltzmann.training.fitting import TrainingData, train
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
-from ..stages import Done, Stage, StageFolder
+from ..stages import Done, Stage, StageFolder, Written
 from .configuration import Model, Workflow
 from .simulate import load_frames
 
 
 def training_stage(
-    workflow: Workflow, model: Model, molecule: MolecularSystem, machines: Machines, name: str, title: str
+    workflow: Workflow, model: Model, molecule: MolecularSystem, machines: Machines, name: str, model_file: str
 ) -> Stage:
-    """Return the stage that trains one model; its folder holds ``model.flow``.
+    """Return the stage that trains one model; its folder holds ``model.flow``, copied to ``model_file``.
 
     Under ``torchrun`` the processes train together, each on its share of every batch.
     """
@@ -36,7 +36,14 @@ def training_stage(
         return results
 
     inputs = {"model": json.loads(model.model_dump_json()), "seed": workflow.seed}
-    return Stage(name, title, work, inputs, needs=("simulate",), unlisted=("curves",), together=True)
+    title, what = {
+        "train": ("likelihood, then refinement", "the generator"),
+        "comparison": ("a second model to compare with", "the generator to compare with"),
+    }[name]
+    return Stage(
+        name, title, work, inputs, ("simulate",), (Written("model.flow", what, model_file),), unlisted=("curves",),
+        together=True,
+    )  # fmt: skip
 
 
 def load_generator(trained: StageFolder) -> BoltzmannGenerator:

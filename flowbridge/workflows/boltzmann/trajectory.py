@@ -17,13 +17,13 @@ from ...core.statistics.estimates import mean_with_error
 from ...core.units import thermal_energy
 from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_trajectory
 from ...integrations.openmm.forces.particles import particles_from_topology
-from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_arrays, save_trajectory
+from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_trajectory
 from ...integrations.openmm.sampling.relaxation import RelaxationRun, run_relaxation
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
 from ..stages import Stage
 from .configuration import TrajectoryFiles, Workflow
-from .simulate import equivalent_hydrogens, permuted
+from .simulate import equivalent_hydrogens, joined, permuted
 
 _RIGID = 8e-4  # nm: a bond that varies less was constrained; rounding to 0.001 nm gives 4e-4, thermal motion 2e-3
 _STEP = 1e-5  # nm, of the difference of forces
@@ -94,7 +94,7 @@ def _read(
         "held_out": _part(frames, slice(counts[0], None)),
     }
     for name, part in parts.items():
-        save_arrays(folder / f"{name}.npz", positions=part.positions, energies=part.energies, forces=part.forces)
+        save_trajectory(folder / f"{name}.npz", part)
     return {
         "files": [file.name for file in files],
         "training_frames": counts[0],
@@ -148,12 +148,7 @@ def _relaxed(
     waiting = [run for run in runs if not run.file.is_file()]
     for file, relaxed in track(executor(run_relaxation, waiting), "relaxing frames", len(waiting)):
         save_trajectory(file, relaxed)
-    parts = [load_trajectory(run.file) for run in runs]
-    return Trajectory(
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.energies for part in parts]),
-        np.concatenate([part.forces for part in parts]),
-    )
+    return joined([load_trajectory(run.file) for run in runs])
 
 
 def _refuse_constraints(positions: np.ndarray[Any, Any], molecule: MolecularSystem) -> None:

@@ -20,7 +20,7 @@ from ...integrations.deeptime import SlowCoordinates
 from ...integrations.mdtraj.exports import topology_from_particles
 from ...integrations.mdtraj.trajectories import digest_of_file
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
-from ..stages import Done, Stage
+from ..stages import Done, Stage, Written
 from .configuration import CoarseGraining
 from .figures import draw_figures
 from .findings import Findings, SurfacePair
@@ -50,7 +50,9 @@ def analysis_stage(settings: CoarseGraining, model: ReferenceModel, folder: Path
         "analysis": json.loads(settings.analysis.model_dump_json(exclude={"native_structure"})),
         "native_structure": None if native is None else digest_of_file(folder / native),
     }
-    return Stage("analysis", "comparison with the reference", work, inputs, needs=("dynamics",))
+    return Stage(
+        "analysis", "comparison with the reference", work, inputs, ("dynamics",), (Written("figures", "figures"),)
+    )
 
 
 def analyse(

@@ -18,21 +18,27 @@ from ...core.model_files.files import load
 from ...forcefields.batched_dynamics import LangevinReplicas
 from ...forcefields.parallel_tempering import ParallelTempering
 from ...forcefields.training.modules import drawn
+from ...integrations.mdtraj.bead_selections import write_bead_pdb
 from ...integrations.openmm.sampling.dynamics import save_arrays
-from ..stages import Stage, StageFolder
+from ..stages import Done, Stage, StageFolder, Written
 from .configuration import CoarseGraining
-from .reference import BeadData, load_beads
+from .reference import BeadData, ReferenceModel, load_beads
 
 _CHUNK = 10  # frames between saved states of dynamics
 
 
-def dynamics_stage(settings: CoarseGraining) -> Stage:
+def dynamics_stage(settings: CoarseGraining, model: ReferenceModel) -> Stage:
     """Return the stage that simulates the force field; its folder holds ``frames.npz``: ``(frames, replicas, n, 3)`` nm."""
+
+    def work(folder: Path, done: Done) -> dict[str, Any]:
+        results = _simulate(settings, done["train"], load_beads(done["beads"]), folder)
+        with np.load(folder / "frames.npz", allow_pickle=False) as stored:
+            write_bead_pdb(model.mapping.beads, stored["positions"][-1, 0], folder / "beads.pdb")
+        return results
+
     inputs = {"dynamics": json.loads(settings.dynamics.model_dump_json()), "seed": settings.seed}
-    return Stage(
-        "dynamics", "simulation of the force field",
-        lambda folder, done: _simulate(settings, done["train"], load_beads(done["beads"]), folder), inputs, needs=("train",),
-    )  # fmt: skip
+    written = (Written("beads.pdb", "a structure to start from"),)
+    return Stage("dynamics", "simulation of the force field", work, inputs, ("train",), written)
 
 
 def _simulate(settings: CoarseGraining, trained: StageFolder, data: BeadData, folder: Path) -> dict[str, Any]:

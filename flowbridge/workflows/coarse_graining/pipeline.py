@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ...core.execution.progress import console
 from ...core.model_files.files import save
 from ...forcefields.training.fitting import train_force_field
-from ...integrations.mdtraj.bead_selections import write_bead_pdb
 from ..report import Figure, Page
 from ..runner import Outcome, Pipeline, Selection, run_pipeline
-from ..stages import Done, Stage
+from ..stages import Done, Stage, Written
 from .analysis import analysis_stage
 from .configuration import CoarseGraining, read_coarse_graining
 from .dynamics import dynamics_stage
@@ -62,13 +58,12 @@ def run_coarse_graining(
             reference_stage(settings, model, folder, reference_folder),
             beads_stage(settings, model, reference_folder),
             training_stage(settings, model),
-            dynamics_stage(settings),
+            dynamics_stage(settings, model),
             analysis_stage(settings, model, folder),
         ),
         goal="dynamics",
         headline={"name": settings.name, "seed": settings.seed, "temperature": settings.temperature},
-        page=lambda outcome: _page(settings, outcome, output),
-        publish=lambda done: _publish(model, done, output),
+        page=lambda outcome: _page(settings, outcome),
     )
     return run_pipeline(pipeline, selection)
 
@@ -91,27 +86,15 @@ def training_stage(settings: CoarseGraining, model: ReferenceModel) -> Stage:
         "settings": {name: json.loads(getattr(settings, name).model_dump_json()) for name in tables},
     }
     title = f"the force field, by {settings.training.method.replace('_', ' ')}"
-    return Stage("train", title, work, inputs, needs=("beads",), unlisted=("curves",))
+    return Stage(
+        "train", title, work, inputs, ("beads",), (Written("model.flow", "the force field"),), unlisted=("curves",)
+    )
 
 
-def _publish(model: ReferenceModel, done: Done, output: Path) -> dict[str, str]:
-    """Put the results where users look."""
-    files = {}
-    if "train" in done:
-        shutil.copyfile(done["train"].folder / "model.flow", output / "model.flow")
-        files["model.flow"] = "the force field"
-    if "dynamics" in done:
-        with np.load(done["dynamics"].folder / "frames.npz", allow_pickle=False) as stored:
-            write_bead_pdb(model.mapping.beads, stored["positions"][-1, 0], output / "beads.pdb")
-        files["beads.pdb"] = "a structure to start from"
-    return files
-
-
-def _page(settings: CoarseGraining, outcome: Outcome, output: Path) -> Page:
+def _page(settings: CoarseGraining, outcome: Outcome) -> Page:
     figures = []
     if "analysis" in outcome.done:
         drawn = outcome.done["analysis"].folder / "figures"
-        shutil.copytree(drawn, output / "figures", dirs_exist_ok=True)
         files = {name: drawn / f"{name}.png" for name in CAPTIONS}
         figures = [Figure(*CAPTIONS[name], file) for name, file in files.items() if file.is_file()]
     lead = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -26,7 +25,7 @@ from ...flows.molecules.formulas import Formula
 from ...integrations.mdtraj.trajectories import digest_of_file
 from ...integrations.rdkit.molecular_graphs import molecule_of, write_sdf
 from ..runner import Pipeline, Selection, run_pipeline
-from ..stages import Done, Row, Stage, StageFolder
+from ..stages import Done, Row, Stage, StageFolder, Written
 from .export import write_workflows
 from .novelty import Taught
 from .report import isomers_page
@@ -109,6 +108,8 @@ def build_isomers(
         "model": read_header(_builder_file(request.model)).digest,
         "calculator_digest": digest_of_file(source) if source.suffix == ".flow" else None,
     }
+    for old in (request.output / "workflows").glob(f"{formula}_*.*"):  # another run may have written more of them
+        old.unlink()
     pipeline = Pipeline(
         kind="molecules",
         title=f"isomers of {formula}",
@@ -116,17 +117,20 @@ def build_isomers(
         stages=(
             Stage(
                 "relax", "isomers, relaxed and ranked", lambda folder, _: _relax(request, formula, executor, folder), inputs,
-                summary=_summary,
+                writes=(Written("isomers.db", "the isomers, as an ASE database"),), summary=_summary,
             ),
             Stage(
                 "export", "structures, and workflows with MMFF94",
-                lambda folder, done: _export(request, formula, done, folder), {}, needs=("relax",),
+                lambda folder, done: _export(request, formula, done, folder), {}, ("relax",),
+                (
+                    Written("isomers.sdf", "the same for RDKit and others"),
+                    Written("workflows", "what flowbridge run needs for each"),
+                ),
             ),
         ),
         goal="relax",
         headline={"formula": str(formula), "request": _plain(request)},
         page=lambda outcome: isomers_page(load_isomers(outcome.done["relax"]), outcome.results, formula),
-        publish=lambda done: _publish(request, done),
     )  # fmt: skip
     return run_pipeline(pipeline, selection)
 
@@ -217,21 +221,6 @@ def _export(request: BuildRequest, formula: Formula, done: Done, folder: Path) -
     ]
     write_sdf(str(folder / "isomers.sdf"), sdf)
     return {"without_mmff_parameters": write_workflows(isomers, str(formula), folder / "workflows")}
-
-
-def _publish(request: BuildRequest, done: Done) -> dict[str, str]:
-    files = {}
-    if "relax" in done:
-        shutil.copyfile(done["relax"].folder / "isomers.db", request.output / "isomers.db")
-        files["isomers.db"] = "the isomers, as an ASE database"
-    if "export" in done:
-        shutil.copyfile(done["export"].folder / "isomers.sdf", request.output / "isomers.sdf")
-        folder = request.output / "workflows"
-        for old in folder.glob(f"{request.formula}_*.*"):
-            old.unlink()
-        shutil.copytree(done["export"].folder / "workflows", folder, dirs_exist_ok=True)
-        files |= {"isomers.sdf": "the same for RDKit and others", "workflows": "what flowbridge run needs for each"}
-    return files
 
 
 def _builder_file(path: Path | None) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import random
 from typing import Any
 
@@ -97,20 +96,3 @@ def _name_isoleucine(molecule: Any) -> None:
         for gamma in branching.GetNeighbors():
             if gamma.GetPDBResidueInfo().GetName().strip().startswith("CG"):
                 gamma.GetPDBResidueInfo().SetName(" CG1" if gamma.GetIdx() == bearer.GetIdx() else " CG2")
-
-
-def peptide_bond_torsions(topology: app.Topology, positions: FloatArray) -> FloatArray:
-    """Return the torsions omega (CA, C, N, CA) of positions ``(N, 3)`` in degrees, for each pair of neighbours in a chain."""
-    found = []
-    for chain in topology.chains():
-        named = [{atom.name: atom.index for atom in residue.atoms()} for residue in chain.residues()]
-        for one, other in itertools.pairwise(named):
-            if {"CA", "C"} <= one.keys() and {"N", "CA"} <= other.keys():
-                found.append(_torsion(positions[[one["CA"], one["C"], other["N"], other["CA"]]]))
-    return np.array(found)
-
-
-def _torsion(x: FloatArray) -> float:
-    a, b, c = np.diff(x, axis=0)
-    first, second = np.cross(a, b), np.cross(b, c)
-    return float(np.degrees(np.arctan2(np.linalg.norm(b) * (a @ second), first @ second)))
