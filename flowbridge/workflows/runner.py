@@ -226,7 +226,10 @@ def _summarise(pipeline: Pipeline, outcome: Outcome) -> list[StageEntry]:
         found = {k: v for k, v in (outcome.done[stage.role].results or {}).items() if k not in stage.unlisted}
         seconds[stage.role] = found.pop("wall_seconds")
         warnings += found.pop("warnings", [])
-        results |= found
+        if stage.under:
+            results[stage.under] = {**results.get(stage.under, {}), **found}
+        else:
+            results |= found
         entries.append(StageEntry(stage.name, stage.title, seconds[stage.role], tuple(stage.summary(found))))
     results |= {"warnings": warnings, "failed": outcome.failed, "left_out": outcome.left_out}
     results["wall_seconds"] = {**seconds, "total": sum(seconds.values())}
@@ -254,7 +257,8 @@ def _print(
     if checks:
         table.add_row("requirements", style="bold")
     for check in checks:
-        table.add_row(f"  {check.key}", check.measured, f"{check.required}: {'met' if check.met else 'NOT MET'}")
+        state = "met" if check.met else "NOT MET"
+        table.add_row(f"  {check.key}", state, f"{check.measured}; required: {check.required}")
     shown.print(table)
     for warning in outcome.results["warnings"]:
         _warn(warning)

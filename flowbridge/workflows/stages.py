@@ -176,6 +176,7 @@ class Stage:
         needs: names of stages that have to be done before; their digests are inputs, too.
         writes: files that users take away, copied to the top of the run's folder.
         summary: what of the results the table at the end and the report show; all single numbers by default.
+        under: key of ``results.json`` under which the results stand; at the top where empty.
         unlisted: keys of the results that stay out of the run's ``results.json``: curves and other long lists.
         together: whether all processes that ``torchrun`` started do the work at the same time.
         takes_place_of: name of a stage that this one replaces: later stages need it by that name.
@@ -190,6 +191,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     writes: tuple[Written, ...] = ()
     summary: Callable[[Mapping[str, Any]], Iterable[Row]] = numbers
+    under: str = ""
     unlisted: tuple[str, ...] = ()
     together: bool = False
     takes_place_of: str = ""

@@ -208,6 +208,15 @@ class TestFoldersOfOtherVersions:
         assert completed(3, name="dynamics", former_name="drive").name == "dynamics"
 
 
+def test_results_that_stand_under_a_key(tmp_path):
+    """Numbers of a second model do not take the place of those of the first."""
+    stages = [Stage(name, name, lambda folder, done, name=name: {"size": len(name)}, {}) for name in ("one", "other")]
+    stages.append(Stage("compared", "compared", lambda folder, done: {"error": 0.5}, {}, ("other",), under="other"))
+    stages[1] = replace(stages[1], under="other")
+    results = run_pipeline(Pipeline("x", "x", tmp_path, tuple(stages), "one", {}, lambda outcome: Page("x", "x")))
+    assert (results["size"], results["other"]) == (3, {"size": 5, "error": 0.5})
+
+
 def test_a_stage_in_the_place_of_another(tmp_path):
     """Training data from files: later stages need them by the name of the simulation."""
     read = Stage("files", "read", lambda folder, done: {"frames": 7}, {}, takes_place_of="simulate")

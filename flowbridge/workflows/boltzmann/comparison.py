@@ -7,7 +7,7 @@ from typing import Any
 
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
-from ..stages import Done, Stage, numbers
+from ..stages import Done, Stage
 from .configuration import Workflow
 from .evaluation import force_errors
 from .simulate import load_frames
@@ -22,18 +22,11 @@ def comparison_stage(workflow: Workflow, molecule: MolecularSystem, machines: Ma
     def work(folder: Path, done: Done) -> dict[str, Any]:
         model = load_generator(done["comparison"])
         samples = model.sample(_SAMPLES, machines.energy_here(molecule), seed=workflow.seed)
-        trained = done["comparison"].results or {}
         return {
-            "comparison": {
-                "samples": _SAMPLES,
-                "ess_percent": samples.effective_sample_percent(),
-                **force_errors(model, load_frames(done["simulate"]).held_out, workflow.molecule.temperature),
-                "parameters": trained["parameters"],
-                "wall_seconds": trained["wall_seconds"],
-            }
+            "samples": _SAMPLES,
+            "ess_percent": samples.effective_sample_percent(),
+            **force_errors(model, load_frames(done["simulate"]).held_out, workflow.molecule.temperature),
         }
 
-    return Stage(
-        "compare", "the second model by the same measures", work, {"samples": _SAMPLES}, needs=("comparison",),
-        summary=lambda results: numbers(results["comparison"]),
-    )  # fmt: skip
+    title = "the second model by the same measures"
+    return Stage("compare", title, work, {"samples": _SAMPLES}, needs=("comparison",), under="comparison")

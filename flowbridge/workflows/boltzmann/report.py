@@ -158,8 +158,8 @@ def _biases(
 
 def _architectures(workflow: Workflow, results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return rows (what, this run's flow, the other one) of the comparison; none where there is no second model."""
-    other = results.get("comparison")
-    if workflow.comparison is None or other is None or "force_rmse_kT_nm" not in results:
+    other = results.get("comparison", {})
+    if workflow.comparison is None or "ess_percent" not in other or "force_rmse_kT_nm" not in results:
         return []
     seconds = results["wall_seconds"]["train"]
     return [
@@ -182,7 +182,7 @@ def _architectures(workflow: Workflow, results: Mapping[str, Any]) -> list[tuple
             f"{results['force_rmse_median_frame_kT_nm']:.2f}",
             f"{other['force_rmse_median_frame_kT_nm']:.2f}",
         ),
-        ("training time", duration(seconds), duration(other["wall_seconds"])),
+        ("training time", duration(seconds), duration(results["wall_seconds"]["comparison"])),
     ]
 
 

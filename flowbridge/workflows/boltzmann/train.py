@@ -41,8 +41,8 @@ def training_stage(
         "comparison": ("a second model to compare with", "the generator to compare with"),
     }[name]
     return Stage(
-        name, title, work, inputs, ("simulate",), (Written("model.flow", what, model_file),), unlisted=("curves",),
-        together=True,
+        name, title, work, inputs, ("simulate",), (Written("model.flow", what, model_file),), together=True,
+        under="" if name == "train" else name, unlisted=("curves",),
     )  # fmt: skip
 
 
