@@ -32,17 +32,16 @@ from flowbridge.forcefields.training.augmented_flow import Proposals, TeacherCon
 from flowbridge.forcefields.training.fitting import train_force_field, train_teacher
 from flowbridge.integrations.openmm.sampling.dynamics import save_arrays
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
-from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
 from flowbridge.workflows.coarse_graining.configuration import CoarseGraining, read_coarse_graining
+from flowbridge.workflows.coarse_graining.pipeline import run_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import (
     BeadData,
     ReferenceModel,
     load_beads,
+    mapped_reference,
     reference_model,
-    run_mapping,
-    run_reference,
 )
-from flowbridge.workflows.stages import Stage, write_json
+from flowbridge.workflows.stages import StageFolder, write_json
 
 from ..harness import OutOfTime, print_table, report, require_time
 from ..molecules import EXAMPLES
@@ -110,9 +109,7 @@ class AlanineComparison:
     def __init__(self, settings: CoarseGraining, folder: Path, proposals: int) -> None:
         self.settings, self.folder = settings, folder
         self.model: ReferenceModel = reference_model(settings, EXAMPLES)
-        self.mapped: Stage = run_mapping(
-            settings, self.model, run_reference(settings, self.model, EXAMPLES, folder), folder
-        )
+        self.mapped = mapped_reference(settings, self.model, EXAMPLES, folder)["beads"]
         self.data: BeadData = load_beads(self.mapped)
         self.proposals = proposals
         four = settings.analysis.torsions
@@ -154,7 +151,7 @@ class AlanineComparison:
             save_arrays(folder / "proposals.npz", positions=drawn.positions.numpy(), log_ratio=drawn.log_ratio.numpy())
             return metadata
 
-        stage = Stage.completed(self.folder, "proposals", inputs, work)
+        stage = StageFolder.completed(self.folder, "proposals", inputs, work)
         with np.load(stage.folder / "proposals.npz", allow_pickle=False) as kept:
             return Proposals(torch.from_numpy(kept["positions"]), torch.from_numpy(kept["log_ratio"]))
 
@@ -176,7 +173,7 @@ class AlanineComparison:
             compared, effective = self.evaluated(trained.force_field)
             return {**trained.metadata, **_numbers(compared), "effective_percent_of_evaluation": effective}
 
-        return Stage.completed(self.folder, f"cell-{method}-{size}-{fold}", inputs, work).results or {}
+        return StageFolder.completed(self.folder, f"cell-{method}-{size}-{fold}", inputs, work).results or {}
 
     def evaluated(self, force_field: CoarseGrainedForceField) -> tuple[SurfaceComparison, float]:
         """Return a force field's Boltzmann distribution compared with the reference, and the effective sample size in percent.
@@ -267,7 +264,7 @@ def peptide(folder: Path, small: bool, deadline: float) -> dict[str, Any]:
         require_time(deadline)
         changes: dict[str, Any] = {**SMALL, "sampling": {"runs": 2, "frames": 300}} if small else {}
         settings = settings_of("chignolin_coarse.toml", _merged(changes, {"training": {"method": method}}))
-        results[method] = coarse_grain.run_settings(settings, EXAMPLES, folder / method, folder / "reference")
+        results[method] = run_coarse_graining(settings, EXAMPLES, folder / method, folder / "reference")
     rows = [
         (method, f"{one['native_contacts_jensen_shannon']:.4f}", f"{one['folding_free_energy_reference_kt']:.3f}",
          f"{one['folding_free_energy_coarse_kt']:.3f} +- {one['folding_free_energy_coarse_error_kt']:.3f}",

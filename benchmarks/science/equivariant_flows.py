@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowbridge.core.training.processes import is_main_process
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
 from ..harness import report, study
 from .equivariance_compared import compared
@@ -99,7 +99,7 @@ def _evaluated_once(
     def work(folder: Path) -> dict[str, Any]:
         return evaluated(case, model, test, draws, seed, folder)
 
-    stage = Stage.completed(output, f"judge-{name}", inputs, work)
+    stage = StageFolder.completed(output, f"judge-{name}", inputs, work)
     results = stage.results or {}
     results.pop("wall_seconds", None)
     with np.load(stage.folder / "draws.npz") as kept:

@@ -26,7 +26,7 @@ from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster, ParticleSystem
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage, train_continuous_flow
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
 VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
 _BATCH = 64  # configurations that are evaluated at once
@@ -120,7 +120,7 @@ def reference_samples(name: str, case: Case, output: Path, seed: int) -> tuple[T
             **run.statistics(),
         }
 
-    stage = Stage.completed(output, f"samples-{name}", inputs, work)
+    stage = StageFolder.completed(output, f"samples-{name}", inputs, work)
     return run.run(stage.folder), stage.results or {}
 
 
@@ -156,7 +156,7 @@ def trained_flow(
             flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "curves": curves}
 
-    stage = Stage.completed_together(output, f"train-{label}", inputs, work)
+    stage = StageFolder.completed(output, f"train-{label}", inputs, work, together=True)
     model = flowbridge.load(stage.folder / "model.flow")
     if not isinstance(model, EquivariantFlow):
         raise TypeError(f"{stage.folder / 'model.flow'} holds a {type(model).__name__}")

@@ -37,7 +37,7 @@ from flowbridge.forcefields.private.units import UnitData
 from flowbridge.forcefields.training.modules import network_forces
 from flowbridge.integrations.openmm.forces.public_prior import public_prior
 from flowbridge.integrations.openmm.sampling.dynamics import load_trajectory
-from flowbridge.workflows.coarse_graining.reference import load_beads, reference_model, run_mapping, run_reference
+from flowbridge.workflows.coarse_graining.reference import load_beads, mapped_reference, reference_model
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, REFERENCE, drawn
 
 from ..harness import OutOfTime, done_once, mean_and_deviation, report
@@ -83,8 +83,8 @@ class PrivateAlanine:
         self.sizes = SMALL if small else Sizes()
         self.temperature = settings.temperature
         model = reference_model(settings, EXAMPLES)
-        runs = run_reference(settings, model, EXAMPLES, folder)
-        beads = load_beads(run_mapping(settings, model, runs, folder))
+        done = mapped_reference(settings, model, EXAMPLES, folder)
+        runs, beads = done["reference"], load_beads(done["beads"])
         force_map = bonded_force_map(model.mapping, model.constraints)
         files = (runs.results or {})["files"]
         forces = [force_map.forces(load_trajectory(runs.folder / "trajectories" / file).forces) for file in files]

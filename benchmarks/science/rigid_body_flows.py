@@ -31,7 +31,7 @@ from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import draws_of, train_by_work
 from flowbridge.flows.rigid.works import summary, works_of
 from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
 from ..harness import report, study
 from .ice import Protocol, crystal_of, mbar_reference, samples_of, simulate
@@ -103,7 +103,7 @@ def body_results(body: Body, plan: Plan, output: Path, seed: int) -> dict[str, A
         "charges": list(body.charges), "strength": body.strength, "training": plan.body_training.model_dump(mode="json"),
         "frames": plan.body_frames, "samples": plan.samples, "seed": seed, "design": DESIGN.model_dump(mode="json"),
     }  # fmt: skip
-    return _results(Stage.completed(output, "tetrahedron", inputs, work))
+    return _results(StageFolder.completed(output, "tetrahedron", inputs, work))
 
 
 class Ice:
@@ -115,7 +115,7 @@ class Ice:
         self.inputs = {**plan.protocol.inputs(), "seed": seed}
         self._design = RigidFlowConfiguration(closed="forward", seed=seed)
         self.energy = RigidSystemEnergy(self.water.system, plan.protocol.platform, workers=1)
-        self.simulations = Stage.completed(output, "simulate", self.inputs, self._simulate)
+        self.simulations = StageFolder.completed(output, "simulate", self.inputs, self._simulate)
 
     def reference(self) -> dict[str, Any]:
         """Return MBAR's free energies a molecule."""
@@ -131,7 +131,9 @@ class Ice:
             **self.inputs, "temperature": temperature, "training": settings.model_dump(mode="json"),
             "design": design.model_dump(mode="json"),
         }  # fmt: skip
-        return _results(Stage.completed(self.output, "map", inputs, partial(self._map, temperature, settings, design)))
+        return _results(
+            StageFolder.completed(self.output, "map", inputs, partial(self._map, temperature, settings, design))
+        )
 
     def generator_results(self, temperature: float) -> dict[str, Any]:
         """Return what a generator at ``temperature`` gives."""
@@ -142,7 +144,7 @@ class Ice:
             "design": self._design.model_dump(mode="json"),
         }  # fmt: skip
         return _results(
-            Stage.completed(self.output, "generator", inputs, partial(self._generator, temperature, settings))
+            StageFolder.completed(self.output, "generator", inputs, partial(self._generator, temperature, settings))
         )
 
     def _simulate(self, folder: Path) -> dict[str, Any]:
@@ -198,7 +200,7 @@ class Ice:
         }
 
 
-def _results(stage: Stage) -> dict[str, Any]:
+def _results(stage: StageFolder) -> dict[str, Any]:
     if stage.results is None:
         raise RuntimeError(f"the stage in {stage.folder} has no results")
     return stage.results

@@ -21,7 +21,7 @@ from flowbridge.core.model_files.files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 from flowbridge.workflows.diagnostics.doctor import Finding, core_works, examine
 
-COMMAND = [sys.executable, "-m", "flowbridge.commands.application"]
+COMMAND = [sys.executable, "-m", "flowbridge"]
 
 
 @register_kind
@@ -66,10 +66,10 @@ def test_help_lists_the_commands_and_loads_no_engine():
     code = (
         "import sys\nfrom flowbridge.commands.application import application\n"
         "application(['--help'], standalone_mode=False)\n"
-        "print([name for name in ('torch', 'openmm', 'ase') if name in sys.modules])"
+        "print([name for name in ('torch', 'openmm', 'ase', 'numpy', 'pydantic', 'rich.progress') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("run", "reference", "info", "doctor"):
+    for command in ("run", "reference", "info", "doctor", "compile", "coarse-grain", "build", "isomers"):
         assert f"\n  {command} " in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -147,7 +147,7 @@ def test_interruption_says_how_to_continue(tmp_path):
         "def endless(config, workers):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "reference.run = endless\n"
+        "reference.compute_reference = endless\n"
         "application(['reference', sys.argv[1]])\n"
     )
     process = subprocess.Popen(

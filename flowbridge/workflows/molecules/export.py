@@ -34,11 +34,9 @@ def write_workflows(isomers: Sequence[FoundIsomer], formula: str, folder: Path) 
     Args:
         isomers: from the lowest energy to the highest.
         formula: of them all.
-        folder: made where it is not; files of a former call that are not written again are removed.
+        folder: to write into; made where it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{formula}_*.*"):
-        old.unlink()
     unknown = []
     for rank, isomer in enumerate(isomers, 1):
         molecule = molecule_of(isomer.numbers, isomer.bonds, isomer.positions)
