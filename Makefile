@@ -1,40 +1,77 @@
-# make demo     sets everything up in .venv and runs the example workflow
-# make test     sets everything up in .venv and runs every check
-# make test-torchforce   runs OpenMM's tests with the real openmmtorch.TorchForce, in .venv-torchforce (8 GB)
-# Needs Python 3.11, make and a network (or local packages) only.
+# make demo       sets up what running needs, and runs the example workflow
+# make check      lint, types and the fast tests
+# make test       lint, types and every test that needs no GPU
+#                 (COVERAGE=yes: with the share of lines that they run)
+# make test-wheel         what a user gets from the wheel
+# make test-torchforce    OpenMM's tests with the real openmmtorch.TorchForce, in .venv-torchforce (8 GB)
+# Another Python: make test PYTHON=python3.13 (3.11, 3.12 and 3.13 are supported). It gets an environment of its own.
+# Needs Python, make and a network (or local packages) only.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ifdef PYTHON
+VENV = .venv-$(notdir $(PYTHON))
+else
+PYTHON := $(shell command -v python3.11 || command -v python3)
+VENV = .venv
+endif
+BIN = $(VENV)/bin
+DEMO = $(VENV)-demo
 PIP = -m pip --disable-pip-version-check
 # torch comes first and by its exact version: that one has a wheel without CUDA packages, and left to itself
 # pip would take a newer torch together with several gigabytes of them.
 TORCH = $(shell sed -n '/^torch==/p' constraints.txt)
-STAMP = .venv/installed.stamp
+STAMP = $(VENV)/installed.stamp
+DEMO_STAMP = $(DEMO)/installed.stamp
 TORCHFORCE = .venv-torchforce
 TORCHFORCE_STAMP = $(TORCHFORCE)/installed.stamp
-WHEELS = build/wheels
+REQUIREMENTS = setup.cfg pyproject.toml constraints.txt
+DISTRIBUTIONS = build/distributions
 CLEAN = build/clean-environment
+PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install test lint types demo wheel test-wheel test-torchforce clean
+.PHONY: install demo check test slow-tests lint types fast wheel test-wheel test-torchforce clean
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) install $(TORCH)
-	.venv/bin/python $(PIP) install -c constraints.txt -e '.[development]'
-	touch $(STAMP)
+$(STAMP): $(REQUIREMENTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) install $(TORCH)
+	$(BIN)/python $(PIP) install -c constraints.txt -e '.[development]'
+	touch $@
 
-demo: install
-	.venv/bin/flowbridge run examples/alanine_dipeptide.toml
+$(DEMO_STAMP): $(REQUIREMENTS)
+	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python $(PIP) install $(TORCH)
+	$(DEMO)/bin/python $(PIP) install -c constraints.txt -e .
+	touch $@
+
+demo: $(DEMO_STAMP)
+	$(DEMO)/bin/flowbridge run examples/alanine_dipeptide.toml
+
+check: install
+	$(MAKE) --no-print-directory -j 3 lint types fast
+
+fast: install
+	$(PYTEST) -m "not slow"
 
 test: install lint types
-	.venv/bin/pytest -n 2 --dist worksteal
+	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+# Measures which tests are slow: tests/slow_tests.txt. On a machine that does nothing else.
+slow-tests: install
+	$(PYTEST) --measure-slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy -p flowbridge
 
 # The newest published openmmtorch works with one torch only, and with OpenMM 8.6 except for reading XML: a copy of OpenMM
-# 8.5 beside is for that. Everything else has the versions of the other environment.
-$(TORCHFORCE_STAMP): setup.cfg pyproject.toml constraints.txt
+# 8.5 is for that. Everything else has the versions of the other environment.
+$(TORCHFORCE_STAMP): $(REQUIREMENTS)
 	test -x $(TORCHFORCE)/bin/python || $(PYTHON) -m venv $(TORCHFORCE)
 	mkdir -p build
 	sed '/^torch==/d' constraints.txt > build/constraints-torchforce.txt
@@ -43,24 +80,18 @@ $(TORCHFORCE_STAMP): setup.cfg pyproject.toml constraints.txt
 		-e '.[molecules]' pytest pytest-xdist hypothesis
 	rm -rf $(TORCHFORCE)/openmm-8.5
 	$(TORCHFORCE)/bin/python $(PIP) install --no-deps --target $(TORCHFORCE)/openmm-8.5 openmm==8.5.2 openmmtorch==1.5
-	touch $(TORCHFORCE_STAMP)
+	touch $@
 
 test-torchforce: $(TORCHFORCE_STAMP)
 	$(TORCHFORCE)/bin/pytest -rs tests/integrations/test_torchforce.py tests/integrations/test_openmm_forces.py
 
-lint: install
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-
-# A new build folder each time: setuptools would put modules that were deleted since into the wheel. The metadata
-# that it leaves in the tree would hide the installed package's from Python started here, and go stale.
+# The wheel is built from the sdist, which shows that both hold everything. The metadata that setuptools leaves in the tree
+# would hide the installed package's from Python started here, and go stale.
 wheel: install
-	rm -rf build/lib build/bdist.* $(WHEELS)
-	.venv/bin/python $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+	rm -rf $(DISTRIBUTIONS)
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DISTRIBUTIONS)')" > /dev/null
+	$(BIN)/python $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(DISTRIBUTIONS) $(DISTRIBUTIONS)/*.tar.gz
 	rm -rf flowbridge.egg-info
-
-types: install
-	.venv/bin/mypy -p flowbridge
 
 # What a user gets from the wheel alone, run from a folder that holds nothing.
 test-wheel: wheel
@@ -68,9 +99,9 @@ test-wheel: wheel
 	$(PYTHON) -m venv $(CLEAN)
 	mkdir -p build/empty
 	$(CLEAN)/bin/python $(PIP) install --quiet $(TORCH)
-	$(CLEAN)/bin/python $(PIP) install --quiet -c constraints.txt $(WHEELS)/*.whl
+	$(CLEAN)/bin/python $(PIP) install --quiet -c constraints.txt $(DISTRIBUTIONS)/*.whl
 	cd build/empty && ../clean-environment/bin/python -I ../../.ci/smoke_test.py
 	cd build/empty && ../clean-environment/bin/flowbridge doctor --quick
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .venv $(TORCHFORCE)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .venv .venv-*

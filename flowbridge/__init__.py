@@ -4,7 +4,6 @@ Names are loaded on first use: ``import flowbridge`` itself imports neither torc
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # takes longer than all the rest here
+
         value: Any = version("flowbridge")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name], __name__), name)

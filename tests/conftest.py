@@ -1,5 +1,6 @@
 """Potentials in closed form that stand in for learned ones: exact, fast, storable."""
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from openmm import app, unit
+from typer.testing import CliRunner
 
+from flowbridge.commands.application import application
 from flowbridge.core.model_files.files import register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 from flowbridge.integrations.openmm.forces.particles import particles_from_topology
@@ -158,6 +161,22 @@ def shared_morse_file(alanine, tmp_path_factory) -> Path:
         if not path.exists():
             save(MorseMolecule.at_rest(alanine.particles, alanine.positions), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def compiled_morse_file(shared_morse_file) -> tuple[Path, str, str]:
+    """``shared_morse_file`` with its program for one configuration in the cache beside it, and what the command printed.
+
+    One process makes it with ``flowbridge compile``, the others wait.
+    """
+    printed = shared_morse_file.with_name("compiled.json")
+    with filelock.FileLock(shared_morse_file.with_name("compiled.lock")), pytest.MonkeyPatch.context() as patch:
+        if not printed.exists():
+            patch.setenv("FLOWBRIDGE_CACHE", str(shared_morse_file.parent))
+            done = CliRunner().invoke(application, ["compile", str(shared_morse_file), "--batch", "1"])
+            assert done.exit_code == 0, done.output
+            printed.write_text(json.dumps([done.stdout, done.stderr]))
+    return (shared_morse_file, *json.loads(printed.read_text()))
 
 
 @pytest.fixture

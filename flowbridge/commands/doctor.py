@@ -11,7 +11,9 @@ from .options import AsJSON, Debug, readable_errors
 
 def doctor(
     json: AsJSON = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out compiling with torch.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out compiling with torch and importing each package.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Try which packages, platforms, backends and compilers work here, and say why others do not.
@@ -25,7 +27,7 @@ def doctor(
 
         stderr = Console(stderr=True)
         with stderr.status("trying") as status:
-            findings = list(examine(compilation=not quick, announce=lambda what: status.update(f"trying {what}")))
+            findings = list(examine(quick=quick, announce=lambda what: status.update(f"trying {what}")))
         if json:
             typer.echo(findings_as_json(findings))
         else:

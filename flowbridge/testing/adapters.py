@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,44 @@ import torch
 from openmm import unit
 
 from ..core.energy import as_batched_energy
-from .case import Case
-from .report import Check, NamedCheck
+from ..core.potential import Potential
+from .case import Case, case_of
+from .report import Check, ConformanceReport, NamedCheck
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 _PLATFORMS = {"Reference": 1e-8, "CPU": 1e-3, "OpenCL": 1e-3, "CUDA": 1e-3, "HIP": 1e-3}
 """Allowed deviation, relative: all platforms but Reference keep positions in single precision."""
+
+
+def check_adapter(
+    name: str,
+    evaluate: Callable[[Potential, FloatArray, FloatArray | None], tuple[FloatArray, FloatArray]],
+    potential: Potential,
+    positions: torch.Tensor | None = None,
+    cell: torch.Tensor | None = None,
+    *,
+    allowed: float = 1e-7,
+) -> ConformanceReport:
+    """Check that an engine gives what the potential gives, and return the report if it does.
+
+    Args:
+        name: the engine's, for messages.
+        evaluate: from the potential, positions ``(B, N, 3)`` in nm and cells ``(B, 3, 3)`` in nm or None to energies ``(B,)``
+            in kJ/mol and forces ``(B, N, 3)`` in kJ/mol/nm, computed through the adapter.
+        potential: what is evaluated.
+        positions: typical configurations as for :func:`~flowbridge.testing.check_potential`.
+        cell: as there.
+        allowed: relative deviation of energies and forces.
+
+    Raises:
+        ConformanceError: where they differ by more.
+    """
+    case = case_of(potential, positions, cell, 4, 0)
+    energies, forces = evaluate(potential, case.positions.numpy(), None if case.cell is None else case.cell.numpy())
+    report = ConformanceReport(type(potential).__name__, (_agreement(case, name, energies, forces, allowed),))
+    report.require()
+    return report
 
 
 def adapter_checks() -> Iterator[NamedCheck]:

@@ -10,7 +10,7 @@ from .case import Case
 
 
 class ConformanceError(FlowbridgeError, AssertionError):
-    """A potential or a generator breaks its contract; the message lists where."""
+    """A potential, a generator or a transform breaks its contract; the message lists where."""
 
 
 @dataclass(frozen=True)

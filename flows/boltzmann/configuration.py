@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ...core.configuration import StrictModel
+from ..transforms.registry import TRANSFORMS, Domain, find_transform
 
 
 class TorsionChainConfiguration(StrictModel):
@@ -37,7 +38,8 @@ class StiffChainConfiguration(StrictModel):
     Attributes:
         map: ``whitened``: subtract a regression on torsion features and whiten, latent space normal; ``interval``: each
             coordinate by the distribution function of a truncated normal to [0, 1], latent space uniform (the paper's).
-        transform: ``affine`` or ``sinh_arcsinh`` (whitened), ``bumps`` (interval).
+        transform: name in :mod:`flowbridge.flows.transforms.registry`: ``affine`` or ``sinh_arcsinh`` (whitened), ``bumps``
+            (interval).
         couplings: number of coupling layers.
         hidden: widths of the hidden layers of the conditioners.
         components: bumps of one mixture (``bumps`` only).
@@ -49,7 +51,7 @@ class StiffChainConfiguration(StrictModel):
     """
 
     map: Literal["whitened", "interval"] = "whitened"
-    transform: Literal["affine", "sinh_arcsinh", "bumps"] = "sinh_arcsinh"
+    transform: str = "sinh_arcsinh"
     couplings: NonNegativeInt = 8
     hidden: tuple[PositiveInt, ...] = (128, 128)
     components: PositiveInt = 8
@@ -59,10 +61,12 @@ class StiffChainConfiguration(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StiffChainConfiguration:
-        if (self.map == "interval") != (self.transform == "bumps"):
+        domain: Domain = "interval" if self.map == "interval" else "line"
+        if find_transform(self.transform).domain != domain:
+            fitting = [name for name, registered in TRANSFORMS.items() if registered.domain == domain]
             raise ValueError(
-                f"map = {self.map!r} and transform = {self.transform!r} do not fit: bumps live on the interval, "
-                "affine and sinh_arcsinh on the whitened coordinates"
+                f"map = {self.map!r} and transform = {self.transform!r} do not fit: {self.map} coordinates are for "
+                f"{' or '.join(fitting)}"
             )
         if self.mixing != "none" and (self.map == "interval" or self.split != "random"):
             raise ValueError(

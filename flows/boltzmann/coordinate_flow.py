@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..transforms.bijection import Bijection, Chain, ElementwiseTransform, Transformed, Triangular
-from ..transforms.bumps import CircularBumps, IntervalBumps
+from ..transforms.bijection import Bijection, Chain, Transformed, Triangular
+from ..transforms.bumps import CircularBumps
 from ..transforms.conditioners import FourierFeatures
 from ..transforms.couplings import Coupling
 from ..transforms.linear_layer import InvertibleLinear
-from ..transforms.sinh_arcsinh import Affine, SinhArcsinh
+from ..transforms.registry import find_transform
 from .configuration import FlowConfiguration
 from .molecule_coordinates import Coordinates, MoleculeCoordinates
 
@@ -156,13 +156,13 @@ def _stiff_chain(
     settings = configuration.stiff
     dimension = coordinates.stiff_dimension
     context = FourierFeatures(len(coordinates.layout.circular), settings.harmonics, coordinates.layout.pairs).count
-    interval = settings.map == "interval"
+    interval, registered = settings.map == "interval", find_transform(settings.transform)
 
     def layer(transformed: list[int], conditioning: list[int] | None = None) -> Coupling:
         encoder = IntervalFeatures() if interval else None
         seen = dimension - len(transformed) if conditioning is None else len(conditioning)
         return Coupling(
-            dimension, transformed, _stiff_transform(configuration), settings.hidden, generator,
+            dimension, transformed, registered.make(settings.components), settings.hidden, generator,
             conditioning=conditioning, encoder=encoder, features=seen, context=context,
         )  # fmt: skip
 
@@ -185,12 +185,3 @@ def _stiff_chain(
             stiff_layers.append(InvertibleLinear(dimension, configuration.seed + number, bias=False))
         stiff_layers.append(layer(parts[number % 2]))
     return Chain(stiff_layers)
-
-
-def _stiff_transform(configuration: FlowConfiguration) -> ElementwiseTransform:
-    settings = configuration.stiff
-    if settings.transform == "affine":
-        return Affine()
-    if settings.transform == "sinh_arcsinh":
-        return SinhArcsinh()
-    return IntervalBumps(settings.components, minimum_identity=1e-4)

@@ -83,7 +83,20 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def crystals(cache):
+def two_processes(cache):
+    """What two processes print that compile the crystal for one configuration at the same time."""
+    script = PROCESS.format(name=__name__, file=__file__, cache=str(cache.folder))
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=500) for process in running]
+    assert [process.returncode for process in running] == [0, 0], answers
+    return answers
+
+
+@pytest.fixture(scope="module")
+def crystals(cache, two_processes):
     """The same potential, interpreted and compiled for 1, for 6 and for 24 configurations (these with the batch last)."""
     crystal = Crystal().requires_grad_(False)
     return crystal, *(compiled(crystal, batch=batch, cache=cache) for batch in (1, 6, 24))
@@ -591,21 +604,15 @@ with Cache(Path({!r})).making({{"a": 1}}) as folder:
 """
 
 PROCESS = """
-import sys, torch
-sys.path.insert(0, {folder!r})
-from test_compilation import Crystal, Cache, compiled
+import sys, importlib.util
 from pathlib import Path
-print(compiled(Crystal().requires_grad_(False), batch=3, cache=Cache(Path({cache!r}), limit=2**30)).folder)
+specification = importlib.util.spec_from_file_location({name!r}, {file!r})
+here = sys.modules[{name!r}] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(here)
+print(here.compiled(here.Crystal().requires_grad_(False), batch=1, cache=here.Cache(Path({cache!r}), limit=2**30)).folder)
 """
 
 
-def test_two_processes_compile_once(tmp_path):
-    script = PROCESS.format(folder=os.path.dirname(__file__), cache=str(tmp_path))
-    running = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    answers = [process.communicate(timeout=500) for process in running]
-    assert [process.returncode for process in running] == [0, 0], answers
-    assert answers[0][0] == answers[1][0]
-    assert sum(": compiling" in error for _, error in answers) == 1
+def test_two_processes_compile_once(two_processes, crystals):
+    assert [output.strip() for output, _ in two_processes] == [str(crystals[1].folder)] * 2
+    assert sum(": compiling" in error for _, error in two_processes) == 1

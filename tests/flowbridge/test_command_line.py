@@ -19,7 +19,6 @@ from flowbridge.core.errors import ModelFileError
 from flowbridge.core.evaluator import EvaluationOptions, Evaluator
 from flowbridge.core.model_files.files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialMetadata
-from flowbridge.workflows.diagnostics.doctor import Finding, core_works, examine
 
 COMMAND = [sys.executable, "-m", "flowbridge"]
 
@@ -161,128 +160,20 @@ def test_interruption_says_how_to_continue(tmp_path):
     assert stderr == "interrupted: repeat the same command to continue where it stopped\n"
 
 
-# --- doctor ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def report():
-    return run("doctor", "--json", "--quick")
-
-
-def test_doctor_finds_the_core_working(report):
-    assert report.returncode == 0, report.stdout
-    content = json.loads(report.stdout)
-    assert content["core_works"] is True
-    found = {(f["section"], f["name"]): f for f in content["findings"]}
-    for section, name in (
-        ("core", "a potential in torch, OpenMM and ASE"),
-        ("platforms", "Reference"),
-        ("platforms", "CPU"),
-        ("backends", "PythonForce"),
-        ("packages", "torch"),
-    ):
-        assert found[section, name]["works"], found[section, name]
-    assert {"TorchForce", "PythonTorchForce"} <= {name for _, name in found}
-    for finding in content["findings"]:
-        assert finding["detail"], finding  # a reason or a measurement for everything
-
-
-def broken_package(folder, name, code):
-    (folder / name).mkdir()
-    (folder / name / "__init__.py").write_text(code)
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("raise ImportError('undefined symbol: _ZN5torch3jit')", "undefined symbol"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
-        ("print('{ not json'); import os; os._exit(3)", "no message"),
-        (
-            "class TorchForce:\n  def __init__(self, module): raise RuntimeError('built for another torch')",
-            "another",
-        ),
-    ],
-)
-def test_a_broken_openmmtorch_is_reported_and_breaks_nothing(tmp_path, code, reason):
-    from flowbridge.workflows.diagnostics import doctor
-
-    path = broken_package(tmp_path, "openmmtorch", code)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        finding = doctor._finding("backends", "TorchForce", False, "torch_force")
-    assert not finding.works
-    assert reason in finding.detail
-
-
-def test_a_package_that_crashes_is_blamed_and_the_others_are_still_tried(tmp_path, monkeypatch):
-    from flowbridge.workflows.diagnostics import doctor
-
-    broken_package(tmp_path, "h5py", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    broken_package(tmp_path, "jinja2", "raise ImportError('half an installation')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    errors = doctor._import_errors(["numpy", "h5py", "jinja2", "safetensors"])
-    assert errors["numpy"] is None
-    assert "signal 11" in errors["h5py"]
-    assert "half an installation" in errors["jinja2"]
-    assert errors["safetensors"] is None
-
-
-def test_doctor_without_a_compiler_says_so(monkeypatch):
-    from flowbridge.workflows.diagnostics import doctor
-
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    finding = doctor._finding("compilers", "C++ with OpenMP", False, "compile_cpp")
-    assert not finding.works
-    assert "no-such-compiler" in finding.detail
-
-
-def test_a_broken_openmm_breaks_the_core_and_gives_exit_code_1(tmp_path, monkeypatch):
-    from flowbridge.workflows.diagnostics import doctor
-
-    broken_package(tmp_path, "openmm", "raise ImportError('libOpenMM.so: cannot open shared object file')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    core = next(examine(compilation=False))
-    platforms = doctor._finding("platforms", "Reference", True, "python_force", "Reference")
-    monkeypatch.setattr(doctor, "examine", lambda **_: iter([core, platforms]))
-    result = invoke("doctor")
-    assert result.exit_code == 1
-    text = " ".join(result.stdout.split())
-    assert text.count("libOpenMM.so") == 2
-    assert "The core does not work here: a potential in torch, OpenMM and ASE, Reference." in text
-
-
-def test_core_needs_only_what_is_required():
-    fine = Finding("packages", "torch", True, "2.13", required=True)
-    optional = Finding("backends", "TorchForce", False, "absent")
-    assert core_works([fine, optional])
-    assert not core_works([fine, Finding("platforms", "Reference", False, "gone", required=True)])
-
-
-def test_what_is_tried_is_announced_before():
-    announced = []
-    findings = examine(compilation=False, announce=announced.append)
-    assert next(findings).section == "core"
-    assert announced == ["core"]
-    findings.close()
-
-
 def test_console_script_is_installed():
     assert Path(sys.executable).with_name("flowbridge").is_file()
 
 
-def test_compile_makes_what_adapters_look_for(shared_morse_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(tmp_path))
-    done = invoke("compile", shared_morse_file, "--batch", "1")
-    assert done.exit_code == 0, done.output
-    assert "compiling morse.flow (batch 1, float64 positions)" in done.stderr
-    assert re.search(r"1 +\d+ +\d+ +\d+\.\d", done.stdout)
-    assert str(tmp_path) in done.stdout
-    again = invoke("compile", shared_morse_file)
+def test_compile_makes_what_adapters_look_for(compiled_morse_file, monkeypatch):
+    file, stdout, stderr = compiled_morse_file
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(file.parent))
+    assert "compiling morse.flow (batch 1, float64 positions)" in stderr
+    assert re.search(r"1 +\d+ +\d+ +\d+\.\d", stdout)
+    assert str(file.parent) in stdout
+    again = invoke("compile", file)
     assert again.exit_code == 0
     assert "compiling" not in again.stderr
-    found = Evaluator.of(shared_morse_file, EvaluationOptions(compilation="cached")).evaluated
+    found = Evaluator.of(file, EvaluationOptions(compilation="cached")).evaluated
     assert isinstance(found, CompiledPotential)
 
 

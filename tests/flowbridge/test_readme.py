@@ -98,7 +98,7 @@ def test_commands_exist():
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = words_after("make")
-    assert targets == [["demo"], ["test"], ["test-torchforce"]]
+    assert targets == [["demo"], ["check"], ["test"], ["test-torchforce"]]
     for (target,) in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 

@@ -17,11 +17,12 @@ from flowbridge.integrations.openmm import add_potential, particle_system
 
 
 @pytest.fixture
-def file(shared_morse_file, monkeypatch):
+def file(compiled_morse_file, monkeypatch):
     """A model file, with a cache of compiled programs beside it, and models of files compiled."""
-    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(shared_morse_file.parent))
+    file, *_ = compiled_morse_file
+    monkeypatch.setenv("FLOWBRIDGE_CACHE", str(file.parent))
     monkeypatch.setenv("FLOWBRIDGE_COMPILE", "always")
-    return shared_morse_file
+    return file
 
 
 def test_openmm(file, morse, alanine):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
@@ -27,7 +28,7 @@ _BACKEND_REMEDIES = {
     "TorchForce": "optional, slower than PythonForce with a compiled model: pip install torch==2.9.1 openmmtorch==1.5",
     "PythonTorchForce": "optional, in no published openmmtorch yet",
 }
-_TIME_LIMIT = 300.0
+_TIME_LIMIT = 300.0  # seconds that a probe may take
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,49 @@ class Finding:
     required: bool = False
 
 
-def examine(*, compilation: bool = True, announce: Callable[[str], object] = str) -> Iterator[Finding]:
+Outcome = Mapping[str, Any]
+"""What a probe found, under ``detail`` in words, or under ``error`` the reason why it failed."""
+
+
+def examine(*, quick: bool = False, announce: Callable[[str], object] = str) -> Iterator[Finding]:
     """Try everything and yield a finding for each.
 
     Args:
-        compilation: whether to compile with torch, which takes up to a minute.
+        quick: leave out compiling with torch, up to a minute, and importing the packages that nothing else here needs: of
+            those only the version is read.
         announce: called with what is tried next.
     """
-    announce("core")
-    yield _finding("core", "a potential in torch, OpenMM and ASE", True, "learned_potential")
-    announce("packages")
-    yield from _packages()
-    announce("OpenMM platforms and backends")
-    with ThreadPoolExecutor(2) as pool:  # each probe is a process that mostly imports
-        yield from _platforms(pool)
-        forces = [
-            pool.submit(_finding, "backends", name, False, probe)
-            for name, probe in (("TorchForce", "torch_force"), ("PythonTorchForce", "python_torch_force"))
-        ]
-        for force in forces:
-            found = force.result()
-            remedy = _BACKEND_REMEDIES[found.name]
-            yield Finding(
-                "backends", found.name, found.works, found.detail if found.works else f"{found.detail}; {remedy}"
-            )
-    announce("devices and compilers")
-    yield _finding("devices", "CUDA in torch", False, "cuda_device")
-    yield _finding("compilers", "C++ with OpenMP", False, "compile_cpp")
-    if compilation:
+    requirements = _requirements()
+    imports = [] if quick else [name for name in requirements if _installed(name)]
+    probes = [
+        ("learned_potential",),
+        *(("import_package", name) for name in imports),
+        ("list_platforms",),
+        *(("python_force", name) for name in _KNOWN_PLATFORMS),
+        ("torch_force",),
+        ("python_torch_force",),
+        ("cuda_device",),
+        ("compile_cpp",),
+    ]
+    with contextlib.closing(_outcomes(probes)) as outcomes:
+        announce("core")
+        yield _finding("core", "a potential in torch, OpenMM and ASE", True, next(outcomes))
+        announce("packages")
+        yield from _packages(requirements, dict(zip(imports, outcomes, strict=False)))
+        announce("OpenMM platforms and backends")
+        listing = next(outcomes)
+        yield from _platforms(listing, dict(zip(_KNOWN_PLATFORMS, outcomes, strict=False)))
+        for name, remedy in _BACKEND_REMEDIES.items():
+            found = _finding("backends", name, False, next(outcomes))
+            yield found if found.works else Finding("backends", name, False, f"{found.detail}; {remedy}")
+        announce("devices and compilers")
+        yield _finding("devices", "CUDA in torch", False, next(outcomes))
+        yield _finding("compilers", "C++ with OpenMP", False, next(outcomes))
+    if not quick:
         announce("compilation with torch (up to a minute)")
-        yield _finding("compilers", "torch inductor", False, "compile_torch")
+        yield from (
+            _finding("compilers", "torch inductor", False, outcome) for outcome in _outcomes([("compile_torch",)])
+        )
 
 
 def core_works(findings: list[Finding]) -> bool:
@@ -113,24 +127,37 @@ def findings_as_json(findings: list[Finding]) -> str:
     return json.dumps(content, indent=1)
 
 
-def _packages() -> Iterator[Finding]:
-    """Import every package that flowbridge depends on and compare versions with the declared ranges."""
-    requirements = [Requirement(text) for text in requires("flowbridge") or ()]
-    required = {r.name: r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
-    optional = {r.name: r for r in requirements if r.marker and r.marker.evaluate({"extra": "molecules"})}
-    wanted = {**required, **{name: r for name, r in optional.items() if name not in required}}
-    errors = _import_errors(list(wanted))
+def _requirements() -> dict[str, tuple[Requirement, bool]]:
+    """Return every package that flowbridge depends on, with its declared range and whether it is required."""
+    wanted: dict[str, tuple[Requirement, bool]] = {}
+    declared = [Requirement(text) for text in requires("flowbridge") or ()]
+    for extra in ("", "molecules"):
+        for requirement in declared:
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                wanted.setdefault(requirement.name, (requirement, not extra))
+    return wanted
+
+
+def _installed(name: str) -> str | None:
+    """Return the installed version of a package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _packages(
+    requirements: Mapping[str, tuple[Requirement, bool]], imports: Mapping[str, Outcome]
+) -> Iterator[Finding]:
+    """Compare versions with the declared ranges, and say which packages could not be imported."""
     yield Finding("packages", "flowbridge", True, f"{version('flowbridge')}, Python {sys.version.split()[0]}", True)
-    for name, requirement in wanted.items():
-        needed = name in required
+    for name, (requirement, needed) in requirements.items():
         supported = f"supported: {requirement.specifier}"
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
+        installed = _installed(name)
+        error = imports.get(name, {}).get("error")
+        if installed is None:
             yield Finding("packages", name, False, f"not installed; pip install '{requirement.name}'", needed)
-            continue
-        error = errors[name]
-        if error is not None:
+        elif error is not None:
             yield Finding("packages", name, False, f"{installed} cannot be imported: {error}", needed)
         elif not requirement.specifier.contains(installed, prereleases=True):
             yield Finding("packages", name, False, f"{installed} is outside what is {supported}", needed)
@@ -138,37 +165,16 @@ def _packages() -> Iterator[Finding]:
             yield Finding("packages", name, True, f"{installed} ({supported})", needed)
 
 
-def _import_errors(names: list[str]) -> dict[str, str | None]:
-    """Return for each package why it cannot be imported, or None; survives packages that crash Python."""
-    errors: dict[str, str | None] = {}
-    while remaining := [name for name in names if name not in errors]:
-        lines, ending = _run("import_packages", *remaining)
-        for line in lines:
-            if "name" in line:
-                errors[line["name"]] = line["error"]
-        if not any(name in errors for name in remaining) or ending is not None:
-            started = [line["starting"] for line in lines if "starting" in line]
-            errors[started[-1] if started else remaining[0]] = ending or "its import ended without a result"
-    return errors
-
-
-def _platforms(pool: ThreadPoolExecutor) -> Iterator[Finding]:
-    lines, ending = _run("list_platforms")
-    listing: dict[str, Any] = lines[-1] if lines else {"error": ending}
-    if listing.get("error"):
+def _platforms(listing: Outcome, tried: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Report OpenMM's platforms, the known ones that were tried already and any other."""
+    if listing["error"] is not None:
         yield Finding("platforms", "OpenMM", False, str(listing["error"]), True)
         return
-    registered: list[str] = listing["platforms"]
-    names = [*_KNOWN_PLATFORMS, *(name for name in registered if name not in _KNOWN_PLATFORMS)]
-    tries = {
-        name: pool.submit(_finding, "platforms", name, name == "Reference", "python_force", name)
-        for name in names
-        if name in registered
-    }
+    others = [name for name in listing["platforms"] if name not in tried]
     works = []
-    for name in names:
-        if name in tries:
-            found = tries[name].result()
+    for name, outcome in [*tried.items(), *zip(others, _outcomes([("python_force", o) for o in others]), strict=True)]:
+        if name in listing["platforms"]:
+            found = _finding("platforms", name, name == "Reference", outcome)
             works += [name] if found.works else []
             yield found
         else:
@@ -179,39 +185,60 @@ def _platforms(pool: ThreadPoolExecutor) -> Iterator[Finding]:
     yield Finding("backends", "PythonForce", bool(works), detail, True)
 
 
-def _finding(section: str, name: str, required: bool, probe: str, *arguments: str) -> Finding:
-    lines, ending = _run(probe, *arguments)
-    if ending is not None or not lines:
-        return Finding(section, name, False, ending or "no result", required)
-    error = lines[-1].get("error")
-    return Finding(section, name, error is None, str(error or lines[-1].get("detail", "")), required)
+def _finding(section: str, name: str, required: bool, outcome: Outcome) -> Finding:
+    error = outcome["error"]
+    return Finding(section, name, error is None, str(error or outcome.get("detail", "")), required)
 
 
-def _run(probe: str, *arguments: str) -> tuple[list[dict[str, Any]], str | None]:
-    """Run a probe in its own process; return its JSON lines and, when it did not end well, how it ended."""
-    if probe not in PROBES:
-        raise ValueError(f"there is no probe {probe!r}; known are {', '.join(PROBES)}")
-    command = [sys.executable, "-m", f"{__package__}.probes", probe, *arguments]
-    ending = None
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIME_LIMIT,
-            stdin=subprocess.DEVNULL,
-        )
-        output = done.stdout
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            killed = f"the process that tried it was killed by signal {-done.returncode}"
-            ending = killed if done.returncode < 0 else last
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        ending = f"no answer within {_TIME_LIMIT:.0f} s"
-    lines = [_parsed(line) for line in output.splitlines() if line.startswith("{")]
-    return [line for line in lines if line], ending
+def _outcomes(probes: Sequence[tuple[str, ...]]) -> Generator[Outcome, None, None]:
+    """Run probes, each a name and arguments, and yield what each finds.
+
+    One process runs them all, since most of their time goes into imports. Where a probe takes its process down, that is its
+    outcome, and another process goes on with the rest.
+    """
+    unknown = [name for name, *_ in probes if name not in PROBES]
+    if unknown:
+        raise ValueError(f"there is no probe {unknown[0]!r}; known are {', '.join(PROBES)}")
+    done = 0
+    while done < len(probes):
+        first = done
+        for outcome in _outcomes_of_process(probes[first:]):
+            done += 1
+            yield outcome
+
+
+def _outcomes_of_process(probes: Sequence[tuple[str, ...]]) -> Iterator[Outcome]:
+    """Yield outcomes up to the end of the process; the last says how it ended, if that was too early."""
+    command = [sys.executable, "-m", f"{__package__}.probes", str(_TIME_LIMIT), *map(json.dumps, probes)]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace"
+        ) as process,
+    ):
+        assert process.stdout is not None  # it is a pipe
+        count = 0
+        try:
+            for line in process.stdout:
+                outcome = _parsed(line)
+                if "error" in outcome:
+                    count += 1
+                    yield outcome
+        finally:
+            if count < len(probes):
+                process.terminate()  # where nobody asks for the rest; one that ended by itself does not notice
+        if count < len(probes):
+            stderr.seek(0)
+            yield {"error": _ending(process.wait(), stderr.read().strip())}
+
+
+def _ending(code: int, said: str) -> str:
+    """Return how a process ended that had not tried everything."""
+    if "Timeout (" in said:  # of faulthandler, which watches over each probe
+        return f"no answer within {_TIME_LIMIT:.0f} s"
+    if code < 0:
+        return f"the process that tried it was killed by signal {-code}"
+    return (said.splitlines() or ["no message"])[-1]
 
 
 def _parsed(line: str) -> dict[str, Any]:

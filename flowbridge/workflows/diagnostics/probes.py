@@ -1,12 +1,14 @@
-"""Small things tried for real, each in a process of its own: what ``flowbridge doctor`` reports.
+"""Small things tried for real, in a process of their own: what ``flowbridge doctor`` reports.
 
-``python -m flowbridge.workflows.diagnostics.probes NAME [ARGUMENT ...]`` runs one probe and prints one JSON object a
-line. A probe that crashes its process (an extension built for another torch, a broken driver) takes nothing else with it.
+``python -m flowbridge.workflows.diagnostics.probes SECONDS '["NAME", "ARGUMENT"]' ...`` runs probes one after the other,
+and prints one JSON object a line for each. A probe that crashes its process (an extension built for another torch, a
+broken driver) takes no caller with it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import math
 import os
@@ -25,16 +27,9 @@ class ProbeError(Exception):
     """What was tried gave a wrong result."""
 
 
-def import_packages(*distributions: str) -> None:
-    """Import each package, printing a line before and after so that a crash can be blamed."""
-    for name in distributions:
-        _print({"starting": name})
-        try:
-            import_module(name.replace("-", "_"))
-        except Exception as error:
-            _print({"name": name, "error": _describe(error)})
-        else:
-            _print({"name": name, "error": None})
+def import_package(distribution: str) -> None:
+    """Import the package of a distribution."""
+    import_module(distribution.replace("-", "_"))
 
 
 def list_platforms() -> dict[str, Any]:
@@ -144,6 +139,7 @@ def cuda_device() -> dict[str, Any]:
 
 def learned_potential() -> dict[str, Any]:
     """Save a potential, load it, and compare its energy in torch, OpenMM and ASE."""
+    os.environ["FLOWBRIDGE_COMPILE"] = "never"  # what compilers do is tried apart
     import ase.units
     import numpy as np
     import openmm
@@ -225,14 +221,10 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if not isinstance(error, ProbeError) else str(error)
 
 
-def _print(content: dict[str, Any]) -> None:
-    print(json.dumps(content), flush=True)
-
-
 PROBES: dict[str, Callable[..., dict[str, Any] | None]] = {
     probe.__name__: probe
     for probe in (
-        import_packages,
+        import_package,
         list_platforms,
         python_force,
         torch_force,
@@ -245,14 +237,20 @@ PROBES: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-def main(name: str, *arguments: str) -> None:
-    """Run one probe and print its result, or its reason for failing under ``error``."""
-    try:
-        result = PROBES[name](*arguments)
-    except Exception as error:
-        _print({"error": _describe(error)})
-    else:
-        _print({"error": None, **(result or {})})
+def main(seconds: str, *calls: str) -> None:
+    """Run probes, each ``[name, *arguments]`` in JSON, and print their results, or reasons for failing under ``error``.
+
+    A probe that takes longer than ``seconds`` ends the process.
+    """
+    for call in calls:
+        name, *arguments = json.loads(call)
+        faulthandler.dump_traceback_later(float(seconds), exit=True)
+        try:
+            found = {"error": None, **(PROBES[name](*arguments) or {})}
+        except Exception as error:
+            found = {"error": _describe(error)}
+        print(json.dumps(found), flush=True)
+    faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":
