@@ -9,8 +9,8 @@ In a test of yours::
         print(check_potential(MyPotential()))
 
 :func:`check_potential` raises an error that lists everything that is wrong; :func:`examine_potential` returns the same report
-and raises nothing. :func:`check_generator` and :func:`examine_generator` do the same for a density that can be drawn from,
-:func:`check_adapter` compares an engine with a potential, and :func:`check_transform` checks an elementwise transform of a flow.
+and raises nothing. :func:`check_generator` and :func:`examine_generator` do the same for a density that can be drawn from.
+:func:`check_adapter` compares an engine with a potential, :func:`check_transform` checks an elementwise transform of a flow.
 """
 
 from .adapters import check_adapter
