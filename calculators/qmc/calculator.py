@@ -167,7 +167,7 @@ class QMCCalculator(Calculator):
         """
         if "forces" in properties and self.parameters["forces"] != HELLMANN_FEYNMAN:
             raise PropertyNotImplementedError(
-                f"forces are computed only if requested by name, QMCCalculator(forces={HELLMANN_FEYNMAN!r}): they are "
+                f"forces are computed where they are asked for by name, QMCCalculator(forces={HELLMANN_FEYNMAN!r}): they are "
                 "noisy, and lack the Pulay term, so that they serve analysis and neither relaxation nor dynamics"
             )
         super().calculate(atoms, properties, system_changes)

@@ -119,7 +119,7 @@ class TestMemory:
 
     def test_what_is_computed_before_a_crash_is_kept(self, tmp_path):
         class Interrupted:
-            slots = 1
+            workers = 1
 
             def __call__(self, function, jobs):
                 yield function(jobs[0])

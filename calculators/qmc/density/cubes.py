@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from ase.io.cube import write_cube
 from ase.units import Bohr
 from numpy.typing import NDArray
 
-from ....core.atomic_files import write_whole
 from ....core.errors import ConfigurationError
 from .densities import DensityModel
 
@@ -61,8 +59,9 @@ def write_density_cube(path: str | os.PathLike[str], density: DensityModel, atom
 
     Raises as :func:`cell_grid`.
     """
-    stream = io.StringIO()
-    write_cube(
-        stream, atoms, density_on_cell(density, atoms, spacing), comment="electron density, e/bohr^3, by flowbridge"
-    )
-    write_whole(Path(path).absolute(), stream.getvalue().encode())
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:  # ASE writes through the file descriptor
+        values = density_on_cell(density, atoms, spacing)
+        write_cube(file, atoms, values, comment="electron density, e/bohr^3, by flowbridge")
+    part.replace(path)

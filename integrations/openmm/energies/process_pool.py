@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Generator
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 import openmm
 
 from ....core.errors import WorkerError
@@ -103,9 +104,13 @@ class ProcessPool:
             )
         current = int(process.memory.current[0])
         if process.chunks and current >= 0:
-            _, start, stop = process.chunks.popleft()
+            buffer, start, stop = process.chunks.popleft()
             culprit = start + current
-            pending.give_back(start, culprit)
+            # Earlier results are in the memory, except for the reasons of failures.
+            finite = process.copy_results(buffer, batch, start, culprit).finite
+            process.finished.extend((start + int(index), start + int(index) + 1) for index in np.flatnonzero(finite))
+            for index in np.flatnonzero(~finite):
+                pending.give_back(start + int(index), start + int(index) + 1)
             pending.give_back(culprit + 1, stop)
             if culprit in suspects:
                 batch.fail(culprit, f"the process that evaluated it {cause}, twice")
@@ -200,13 +205,18 @@ class _Process:
                 self.ready = True
                 continue
             buffer, start, stop = self.chunks.popleft()
-            there = self.memory.batch(buffer, stop - start, False, batch.forces is not None)
-            batch.take(start, there.energies, there.forces)
+            self.copy_results(buffer, batch, start, stop)
             batch.failures.update({start + index: reason for index, reason in answer["failures"]})
             self.finished.append((start, stop))
             pending.cost = answer["seconds"] / (stop - start)
             self._free.append(buffer)
         return bool(data)
+
+    def copy_results(self, buffer: int, batch: ConfigurationBatch, start: int, stop: int) -> ConfigurationBatch:
+        """Copy the results of a buffer to ``start`` to ``stop`` of the batch, and return the buffer."""
+        there = self.memory.batch(buffer, stop - start, False, batch.forces is not None)
+        batch.take(start, there.energies, there.forces)
+        return there
 
     def cause_of_death(self) -> str:
         """Return a description of how the process ended."""
