@@ -106,8 +106,7 @@ class Processes:
                 "checkpoints. Give all processes a folder on a file system that they share"
             )
         if self.number > 1:
-            for value in module.state_dict().values():
-                torch.distributed.broadcast(value, 0)
+            module.load_state_dict(self.agree(module.state_dict()))
             torch.distributed.barrier()
 
 
