@@ -55,14 +55,9 @@ class PotentialCalculator(BaseCalculator):
         potential: a potential, used as it is, or the path of a model file, whose model all that evaluate the file share.
         global_parameters: values for the potential's global parameters that differ from their defaults; see
             :meth:`set_global_parameters`.
-        dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
-            parameters and passes float64 positions. An object is copied before its parameters are converted.
-        device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
-            CPU.
-        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
-            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
-            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
-            ``"never"`` evaluates with torch.
+        dtype: floating type; see :class:`~flowbridge.core.evaluator.EvaluationOptions`, as for the next two.
+        device: torch device.
+        compilation: whether to compile.
 
     Raises:
         CalculatorSetupError: for a potential, dtype or parameter that cannot be used.

@@ -37,10 +37,13 @@ class EvaluationOptions:
     Attributes:
         replicas: number of copies of the molecule, evaluated as one batch.
         scale_parameter: global parameter that multiplies energy and forces; None for no such parameter.
-        dtype: floating type of parameters and positions (``"float32"``, ``"float64"``); None keeps the parameters as they are
-            and gives float64 positions.
+        dtype: floating type to convert parameters and positions to (``"float32"``, ``"float64"``); None keeps the parameters
+            and gives float64 positions. An object is copied before its parameters are converted.
         device: torch device on which the potential runs; None keeps an object where it is and puts a file's model on the CPU.
-        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
+        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
+            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
+            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
+            ``"never"`` evaluates with torch.
 
     Raises:
         ConfigurationError: for fewer than one replica or another dtype.
@@ -151,8 +154,7 @@ class Evaluator:
 
         Args:
             potential: a potential, or the path of a model file.
-            options: how to evaluate it. ``compilation="auto"`` compiles the model of a file and leaves an object, which may be
-                trained further, as it is.
+            options: how to evaluate it.
             digest: what the file's digest must be; None accepts the one it has.
 
         Raises:

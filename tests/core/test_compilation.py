@@ -381,7 +381,6 @@ class TestIdentity:
         monkeypatch.syspath_prepend(tmp_path)
         importlib.invalidate_caches()
         potential = importlib.import_module("identity_probe.model").Spring()
-        importlib.import_module("identity_probe.late")
 
         def edited(file, old, new):
             before, content = source_digest(potential), (folder / file).read_text()
@@ -431,7 +430,7 @@ class TestIdentity:
 
     def test_it_is_the_same_in_every_process(self, probe, tmp_path):
         script = (
-            "import identity_probe.late, identity_probe.model; from flowbridge.core.compilation.identity import "
+            "import identity_probe.model; from flowbridge.core.compilation.identity import "
             "source_digest; print(source_digest(identity_probe.model.Spring()))"
         )
         found = set()

@@ -170,19 +170,28 @@ class _ReachableCode:
             if (module, used) in self._modules:
                 continue
             self._modules.add((module, used))
-            if f"{module}.{used}" in sys.modules:
+            if _is_module(module, used):
                 self._follow_module(f"{module}.{used}", names)
             else:
                 self.mention(module, used)
 
 
 def _source(module: str) -> _Source | None:
-    """Return the definitions of a loaded module as its file has them now, None where there is no file."""
+    """Return the definitions of a module as its file has them now, None where there is no file."""
+    path, package = _place(module)
+    return _parsed(path, os.stat(path).st_mtime_ns, package) if path.endswith(".py") else None
+
+
+def _place(module: str) -> tuple[str, str]:
+    """Return the file of a module, loaded or not (empty where there is none), and the package it is in."""
     loaded = sys.modules.get(module)
-    path = getattr(loaded, "__file__", None)
-    if path is None or not path.endswith(".py"):
-        return None
-    return _parsed(path, os.stat(path).st_mtime_ns, getattr(loaded, "__package__", None) or "")
+    try:
+        spec = getattr(loaded, "__spec__", None) or (None if loaded else importlib.util.find_spec(module))
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None:
+        return spec.origin or "", spec.parent or ""
+    return getattr(loaded, "__file__", None) or "", ""
 
 
 @cache
@@ -193,10 +202,10 @@ def _parsed(path: str, modified: int, package: str) -> _Source:
     for statement in ast.parse(content).body:
         if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
             continue
-        if not isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if not isinstance(statement, ast.ClassDef | ast.FunctionDef):
             source.imports |= _imports(statement, package)
         if isinstance(statement, ast.ClassDef):
-            methods = [part for part in statement.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+            methods = [part for part in statement.body if isinstance(part, ast.FunctionDef)]
             statement.body = [part for part in statement.body if part not in methods]
             # Annotations of a class may be what it is made of (a dataclass, a validated configuration): they count.
             pieces = [_piece(statement, 0, package)]
@@ -210,7 +219,7 @@ def _parsed(path: str, modified: int, package: str) -> _Source:
 
 
 def _piece(statement: ast.stmt, flags: int, package: str, method: str = "") -> _Piece:
-    if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(statement, ast.ClassDef | ast.FunctionDef):
         # The compiler drops the text of a docstring, but not every trace of there being one.
         texts = [part for part in statement.body if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
         statement.body = [part for part in statement.body if part not in texts] or [ast.Pass(lineno=1, col_offset=0)]
@@ -254,13 +263,17 @@ def _imports(statement: ast.stmt, package: str) -> dict[str, tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:
-                whole = f"{origin}.{alias.name}"
-                found[alias.asname or alias.name] = (whole, "") if whole in sys.modules else (origin, alias.name)
+                whole = _is_module(origin, alias.name)
+                found[alias.asname or alias.name] = (f"{origin}.{alias.name}", "") if whole else (origin, alias.name)
     return found
 
 
+def _is_module(package: str, name: str) -> bool:
+    return _place(package)[0].endswith("__init__.py") and _place(f"{package}.{name}")[0] != ""
+
+
 def _bound(statement: ast.stmt) -> set[str]:
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(statement, ast.FunctionDef):
         return {statement.name}
     nodes = list(ast.walk(statement))
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

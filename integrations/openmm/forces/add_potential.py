@@ -62,14 +62,9 @@ def add_potential(
         backend: ``"python"`` is ``openmm.PythonForce``. ``"torchforce"`` is ``openmmtorch.TorchForce``, TorchScript within
             the System: the XML holds the model itself, no path. ``"auto"`` takes ``"python"``, which works everywhere and
             is the fastest by far with a compiled model, except where ``parameter_derivatives`` ask for ``"torchforce"``.
-        dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
-            parameters and passes float64 positions.
-        device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
-            CPU.
-        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
-            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
-            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
-            ``"never"`` evaluates with torch.
+        dtype: floating type; see :class:`~flowbridge.core.evaluator.EvaluationOptions`, as for the next two.
+        device: torch device.
+        compilation: whether to compile.
         parameter_derivatives: names of global parameters by which a Context is to give derivatives of the energy;
             ``"torchforce"`` only.
 
