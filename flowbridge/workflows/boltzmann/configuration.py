@@ -209,7 +209,7 @@ def read_tables(
     if base is None:
         return data
     if not (path.parent / base).is_file():
-        raise ConfigurationError(f"{path} extends {base}, which does not exist beside it")
+        raise ConfigurationError(f"{path} extends {base}, which does not exist next to it")
     chain = (*extended_by, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise ConfigurationError(f"{path} extends {base}, which extends it in turn")

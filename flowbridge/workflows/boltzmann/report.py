@@ -104,10 +104,19 @@ def _draw(
             "ase": 1e-3 * dynamics.nve_step_fs,
         }
         run_figures.temperature(data.temperatures, workflow.molecule.temperature, intervals, file("temperature"))
-    curves = {name: (done[name].results or {}).get("curves", {}) for name in ("train", "comparison") if name in done}
+    curves = {name: _curves(done[name].results or {}) for name in ("train", "comparison") if name in done}
     if any(points for model in curves.values() for points in model.values()):
         run_figures.training(curves, file("training"))
     return made
+
+
+def _curves(trained: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Return training curves with the keys of today; stages of former versions have ``effective_share``."""
+    former = {"effective_share": "effective_sample_fraction"}
+    return {
+        stage: [{former.get(key, key): value for key, value in point.items()} for point in points]
+        for stage, points in trained.get("curves", {}).items()
+    }
 
 
 def _difference(workflow: Workflow, results: Mapping[str, Any]) -> dict[str, Any] | None:

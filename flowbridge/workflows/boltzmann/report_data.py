@@ -61,7 +61,7 @@ class ReportData:
         angles: in degrees by type.
         left_out: labels of the types that find no place in the figures.
         energy: potential energy over kT.
-        md_frames: number of MD frames behind the marginals, training and held-out.
+        md_frames: number of MD frames in the marginals, training and held-out.
         energies: total energies in kJ/mol against time of ``nve_flow_0``, ``nve_force_field_0`` and ``ase_nve``.
         temperatures: kinetic temperatures in K against time, by run.
         degrees_of_freedom: internal ones, 3N - 6.
@@ -157,7 +157,7 @@ def _kept_runs(folder: Path, names: tuple[str, ...]) -> dict[str, FloatArray]:
 
 
 def _temperatures(folder: Path) -> dict[str, FloatArray]:
-    """Return temperatures of the flow-driven Langevin runs: OpenMM's averaged over workers, and ASE's."""
+    """Return temperatures of the Langevin runs of the flow: OpenMM's averaged over workers, and ASE's."""
     found: dict[str, FloatArray] = {}
     traces = []
     for file in _langevin_files(folder):

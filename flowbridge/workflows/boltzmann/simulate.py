@@ -144,7 +144,7 @@ def permuted(trajectory: Trajectory, groups: list[tuple[int, ...]], seed: int) -
     """Return the frames with each group of hydrogens cyclically relabelled at random.
 
     An exact symmetry of the ensemble (and unlike an exchange of two, one that keeps the handedness of the group): it gives
-    the three wells of a methyl rotor equal populations without waiting for it to turn.
+    the three basins of a methyl rotor equal populations without waiting for it to turn.
     """
     generator = np.random.default_rng(seed)
     positions, forces = trajectory.positions.copy(), trajectory.forces.copy()

@@ -120,8 +120,8 @@ def configurational_temperature(frames: Trajectory, energy: BatchedEnergy, seed:
     """
     random = np.random.default_rng(seed)
     step = _STEP * random.choice([-1.0, 1.0], frames.positions.shape)
-    ahead, behind = (energy.energies_and_forces(frames.positions + sign * step)[1] for sign in (1.0, -1.0))
-    laplacian = -((ahead - behind) * step).sum(axis=(1, 2)) / (2.0 * _STEP**2)
+    forward, backward = (energy.energies_and_forces(frames.positions + sign * step)[1] for sign in (1.0, -1.0))
+    laplacian = -((forward - backward) * step).sum(axis=(1, 2)) / (2.0 * _STEP**2)
     squared = np.square(frames.forces).sum(axis=(1, 2))
     value = float(squared.mean() / laplacian.mean() / thermal_energy(1.0))
     # The error of a quotient of averages, to first order.

@@ -13,7 +13,7 @@ from ...integrations.openmm.systems.mmff import mmff_system, mmff_topology
 from ...integrations.rdkit.molecular_graphs import molecule_of
 from .results import FoundIsomer
 
-_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.
+_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System next to it, is MMFF94.
 #
 #     flowbridge run {name}.toml
 

@@ -135,7 +135,7 @@ def make_and_print(request: IsomerRequest, path: Path, executor: Executor | None
 def make_isomers(request: IsomerRequest, path: Path, executor: Executor | None = None) -> IsomerCounts:
     """Enumerate, relax and store isomers; go on where an earlier call stopped.
 
-    A molecule is kept when its relaxed geometry has the bonds it started with. What was tried and failed is written beside the
+    A molecule is kept when its relaxed geometry has the bonds it started with. What was tried and failed is written next to the
     database (``NAME.failures.json``), and not tried again.
 
     Args:
