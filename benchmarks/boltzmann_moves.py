@@ -24,7 +24,7 @@ from openmm import app, unit
 from flowbridge.integrations.openmm.sampling.boltzmann_moves import BoltzmannMover
 
 from .harness import arguments, report
-from .molecules import EXAMPLES, alanine_frames, alanine_topology
+from .molecules import EXAMPLES, alanine_frames, alanine_system, alanine_topology
 
 _TEMPERATURE, _STEP = 300.0, 0.001
 _PHI = [4, 6, 8, 14]
@@ -33,10 +33,9 @@ _PHI = [4, 6, 8, 14]
 def simulation(seed: int) -> app.Simulation:
     """Return alanine dipeptide in Amber ff96 with OBC implicit solvent, at phi < 0."""
     topology, _ = alanine_topology()
-    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
     integrator = openmm.LangevinMiddleIntegrator(_TEMPERATURE, 1.0, _STEP)
     integrator.setRandomNumberSeed(seed)
-    made = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    made = app.Simulation(topology, alanine_system(), integrator, openmm.Platform.getPlatformByName("Reference"))
     made.context.setPositions(alanine_frames()[0])
     made.context.setVelocitiesToTemperature(_TEMPERATURE, seed)
     return made

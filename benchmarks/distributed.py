@@ -9,7 +9,6 @@ from pathlib import Path
 import distributed
 import openmm
 import torch
-from openmm import app
 
 from flowbridge.integrations.dask import DaskExecutor
 from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
@@ -17,7 +16,7 @@ from flowbridge.integrations.openmm.energies.distributed import DistributedEnerg
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_all, run_langevin
 
 from .harness import arguments, paired, ratio, report
-from .molecules import alanine_flow, alanine_frames, alanine_topology
+from .molecules import alanine_flow, alanine_frames, alanine_system, alanine_topology
 
 _RUNS, _FRAMES, _INTERVAL = 4, 25, 200  # simulations of 5000 steps each
 
@@ -47,15 +46,8 @@ def main() -> None:
             results[f"{work}_{workers}"] = {
                 "speedup": speedup, "efficiency": speedup / workers, "seconds_alone": seconds[0], "seconds": seconds[1]
             }  # fmt: skip
-            rows.append(
-                [
-                    work,
-                    f"{workers}",
-                    *(f"{x:.2f}" for x in seconds),
-                    f"{speedup:.2f}",
-                    f"{100 * speedup / workers:.0f} %",
-                ]
-            )
+            numbers = [f"{x:.2f}" for x in (*seconds, speedup)]
+            rows.append([work, f"{workers}", *numbers, f"{100 * speedup / workers:.0f} %"])
     report(
         "distributed",
         f"work on Dask workers: {_RUNS} simulations of {_FRAMES * _INTERVAL:,} steps, {options.count:,} energies and samples",
@@ -66,8 +58,7 @@ def main() -> None:
 
 
 def _cases(executor: DaskExecutor, count: int, folder: Path) -> dict[str, Callable[[], object]]:
-    topology, positions = alanine_topology()
-    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
+    system, (_, positions) = alanine_system(), alanine_topology()
     xml = openmm.XmlSerializer.serialize(system)
     runs = [
         LangevinRun(xml, positions, 300.0, 0.001, 2.0, 100, _INTERVAL, _FRAMES, seed, folder / f"{seed}.npz")

@@ -51,22 +51,9 @@ def matrix_vector_chain(module: torch.nn.Module) -> Callable[[], object]:
     x, y = np.ones(size, dtype=np.float32), np.ones(size, dtype=np.float32)
     folder = Path(tempfile.mkdtemp(prefix="flowbridge-floor-"))
     (folder / "chain.c").write_text(_SOURCE)
-    compiler = os.environ.get("CC", "gcc").split()
     library = folder / "chain.so"
-    subprocess.run(
-        [
-            *compiler,
-            "-O3",
-            "-march=native",
-            "-ffast-math",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(library),
-            str(folder / "chain.c"),
-        ],
-        check=True,
-    )
+    command = f"{os.environ.get('CC', 'gcc')} -O3 -march=native -ffast-math -shared -fPIC -o".split()
+    subprocess.run([*command, str(library), str(folder / "chain.c")], check=True)
     function = ctypes.CDLL(str(library)).chain
     values = [ctypes.c_void_p(array.ctypes.data) for array in (weights, rows, columns)]
     vectors = [ctypes.c_void_p(array.ctypes.data) for array in (x, y)]

@@ -21,8 +21,8 @@ from flowbridge.core.potential import Potential
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system
 
+from .external_flows import external_flows, parameter_count
 from .floor import matrix_vector_chain
-from .foreign_flows import foreign_flows, parameter_count
 from .harness import Timing, arguments, paired, ratio, report
 from .molecules import FLOW, alanine_flow, alanine_frames, demo_flow, multiply_adds
 
@@ -65,7 +65,7 @@ def ase_steps(file: Path, steps: int, compilation: str) -> Callable[[], object]:
     return run
 
 
-def measured(flow: BoltzmannGenerator, rounds: int, foreign: bool) -> tuple[dict[str, Timing], dict[str, Any]]:
+def measured(flow: BoltzmannGenerator, rounds: int, external: bool) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Return the timings of one flow and the ratios that matter."""
     folder = Path(tempfile.mkdtemp(prefix="flowbridge-benchmark-"))
     file = folder / "alanine.flow"
@@ -73,7 +73,7 @@ def measured(flow: BoltzmannGenerator, rounds: int, foreign: bool) -> tuple[dict
     program = compiled(flow, digest=digest)
     assert program is not None
     positions = torch.as_tensor(alanine_frames()[:1])
-    others = foreign_flows(flow) if foreign else {}
+    others = external_flows(flow) if external else {}
     cases: dict[str, Callable[[], object]] = {
         "floor: multiply-adds in C": matrix_vector_chain(flow.flow),
         "bare compiled call": lambda: program.run([positions]),
@@ -118,7 +118,7 @@ def main() -> None:
     rows: list[tuple[str, ...]] = []
     flows = {"demo": demo_flow(), "small": FLOW}
     for name, configuration in flows.items():
-        timings, results = measured(alanine_flow(configuration), options.rounds, foreign=name == "small")
+        timings, results = measured(alanine_flow(configuration), options.rounds, external=name == "small")
         everything[name] = results
         rows.append((f"{name} flow, {results['multiply_adds']} multiply-adds", "", ""))
         bare = timings["bare compiled call"]

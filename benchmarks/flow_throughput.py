@@ -22,7 +22,7 @@ from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.flows.boltzmann.position_sampler import PositionSampler
 
-from .foreign_flows import ExternalFlow, foreign_flows, parameter_count
+from .external_flows import ExternalFlow, external_flows, parameter_count
 from .harness import Timing, arguments, paired, ratio, report
 from .molecules import FLOW, alanine_flow, alanine_frames, multiply_adds
 
@@ -86,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
     flow = alanine_flow(FLOW)
-    others = foreign_flows(flow)
+    others = external_flows(flow)
     file = Path(tempfile.mkdtemp(prefix="flowbridge-benchmark-")) / "alanine.flow"
     digest = flowbridge.save(flow, file)
     programs: Programs = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -18,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from flowbridge.workflows.stages import write_json
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("flowbridge", "torch", "openmm", "ase", "numpy", "zuko", "nflows", "normflows")
 
@@ -30,7 +33,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Over rounds."""
+        """Median over rounds."""
         return statistics.median(self.rounds)
 
 
@@ -44,10 +47,10 @@ def paired(
     """Time every case in every round.
 
     Args:
-        cases: what to call.
+        cases: functions to time.
         work: units of work of one call (steps, configurations); 1 where a case is not named.
-        rounds: how often each case has its turn.
-        seconds: how long a turn lasts at least.
+        rounds: number of turns of each case.
+        seconds: shortest turn.
     """
     counts = {name: _calls(case, seconds) for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -98,32 +101,82 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(
-    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, Any]
-) -> None:
-    """Print a table and write ``results`` with the machine to ``benchmarks/results/NAME.json``."""
-    console = Console()
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with its first column on the left and numbers on the right."""
     table = Table(*columns, title=title, title_justify="left", box=None)
     for number, column in enumerate(table.columns):
         column.no_wrap = True
         column.justify = "right" if number else "left"
     for row in rows:
         table.add_row(*row)
-    console.print(table)
-    where = machine()
+    Console().print(table)
+
+
+def report(
+    name: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    results: Mapping[str, Any],
+    *,
+    small: bool = False,
+) -> None:
+    """Print a table and write ``results`` with the machine to ``benchmarks/results/NAME.json``, small ones apart."""
+    print_table(title, columns, rows)
+    console, where = Console(), machine()
     console.print(
         f"{where['processor']}, {where['cores']} cores, {where['threads']} thread(s), torch {torch.__version__}",
         highlight=False,
     )
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.json"
+    file = RESULTS / f"{name}{'_small' if small else ''}.json"
     file.write_text(json.dumps({"machine": where, **results}, indent=1) + "\n")
     console.print(f"written to {file}", highlight=False, soft_wrap=True)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Return a parser with what all benchmarks share."""
+    """Return a parser with the options of all timings."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=9, help="turns of each case")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser
+
+
+def study(description: str | None, output: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of all studies: ``--small`` and ``--output``, the folder of finished work."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="seconds instead of hours; the numbers mean nothing")
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), help="folder of what is finished, and not repeated"
+    )
+    return parser
+
+
+class OutOfTime(Exception):
+    """The minutes given are over; the same command continues."""
+
+
+def require_time(deadline: float) -> None:
+    """Raise OutOfTime when ``time.monotonic()`` is past the deadline."""
+    if time.monotonic() > deadline:
+        raise OutOfTime
+
+
+def done_once(file: Path, work: Callable[[], Any], deadline: float = math.inf) -> Any:
+    """Return the result of ``work`` from its file; where there is none, do the work and write the file.
+
+    Raises:
+        OutOfTime: when the work is still to do and the deadline is over.
+    """
+    if not file.is_file():
+        require_time(deadline)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"value": work()})
+    content = json.loads(file.read_text())
+    return content["value"] if list(content) == ["value"] else content
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Return mean and standard deviation as text."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"

@@ -40,6 +40,11 @@ def alanine_topology() -> tuple[app.Topology, NDArray[np.float64]]:
     return pdb.topology, np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
 
 
+def alanine_system(topology: app.Topology | None = None) -> openmm.System:
+    """Return the System of alanine dipeptide, or another peptide, in Amber ff96 with OBC implicit solvent."""
+    return app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology or alanine_topology()[0])
+
+
 def simulated(
     system: openmm.System, positions: NDArray[np.float64], frames: int, interval: int = 20, platform: str = "Reference"
 ) -> NDArray[np.float64]:
@@ -60,9 +65,7 @@ def simulated(
 @cache
 def alanine_frames(frames: int = 1000) -> NDArray[np.float64]:
     """Return frames ``(F, 22, 3)`` nm of alanine dipeptide in Amber ff96 with OBC implicit solvent."""
-    topology, positions = alanine_topology()
-    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
-    return simulated(system, positions, frames)
+    return simulated(alanine_system(), alanine_topology()[1], frames)
 
 
 def alanine_flow(configuration: FlowConfiguration = FLOW, residues: int = 1) -> BoltzmannGenerator:
@@ -80,7 +83,7 @@ def alanine_flow(configuration: FlowConfiguration = FLOW, residues: int = 1) -> 
 def chain_topology(residues: int) -> tuple[app.Topology, NDArray[np.float64]]:
     """Return topology and positions of ACE-(ALA)n-NME: the residue of the example's dipeptide repeated.
 
-    The motion that takes the peptide plane before the residue to the one behind it is applied again and again, which makes a
+    The motion that takes the peptide plane before the residue to the one after it is applied again and again, which makes a
     chain with the same torsions everywhere.
     """
     source, positions = alanine_topology()
@@ -119,7 +122,7 @@ def _frame(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def alanine_chain(residues: int, frames: int = 1500) -> tuple[openmm.System, NDArray[np.float64]]:
     """Return the system of ACE-(ALA)n-NME in Amber ff96 with OBC implicit solvent, and frames ``(F, N, 3)`` nm."""
     topology, positions = chain_topology(residues)
-    system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology)
+    system = alanine_system(topology)
     return system, simulated(system, positions, frames, interval=10)
 
 

@@ -1,6 +1,6 @@
 """Energies and forces of many configurations of one System, per second: ``python -m benchmarks.openmm_energies``.
 
-What two processes can do at most on a machine is measured besides: the same work in as many independent processes as there
+What two processes can do at most on a machine is measured as well: the same work in as many independent processes as there
 are workers, each with a single Context and nothing to share.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.plans import Choices
+from flowbridge.integrations.openmm.energies.plans import PlanConstraints
 
 from .harness import arguments, paired, ratio, report
 from .molecules import alanine_frames, alanine_topology, simulated
@@ -142,7 +142,7 @@ def main() -> None:
         name: (app.ForceField(*files).createSystem(topology), positions) for name, files in _FORCE_FIELDS.items()
     }
     systems["water box (PME)"] = water_box()
-    results: dict[str, Any] = {"platforms": Choices().platforms()}
+    results: dict[str, Any] = {"platforms": PlanConstraints().platforms()}
     rows: list[tuple[str, ...]] = []
     for name, (system, configurations) in systems.items():
         one = results[name] = measured(system, configurations, options.workers, options.rounds)

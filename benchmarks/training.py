@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from openmm import app
 from torch import Tensor
 
 from flowbridge.core.energy import BatchedEnergy
@@ -30,7 +29,7 @@ from flowbridge.flows.boltzmann.training.target import TargetDensity
 from flowbridge.integrations.openmm import OpenMMEnergy
 
 from .harness import arguments, paired, ratio, report
-from .molecules import alanine_flow, alanine_frames, alanine_topology, demo_flow
+from .molecules import alanine_flow, alanine_frames, alanine_system, demo_flow
 
 _BATCH = 512
 _POWERS = (1 / 3, 1 / 3, 1 / 3)
@@ -96,8 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = alanine_flow(demo_flow()).requires_grad_(True)
-    topology, _ = alanine_topology()
-    energy = OpenMMEnergy(app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(topology))
+    energy = OpenMMEnergy(alanine_system())
     energy.settle(alanine_frames())
     cases = {}
     for how, mode in _MODES.items():

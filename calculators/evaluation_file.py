@@ -1,4 +1,4 @@
-"""Evaluation kept by geometry in an SQLite file, which a killed run leaves whole."""
+"""Evaluations stored by geometry in an SQLite file, which stays intact when a run is killed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TABLE = (
 
 
 class EvaluationFile:
-    """Evaluation by geometry; moved, turned or reflected it is the same geometry, in another order of atoms another one.
+    """Stored evaluations by geometry, independent of translation, rotation and reflection, but not of the order of atoms.
 
     Args:
-        path: of the file; None for memory.
-        settings: what the evaluations depend on; others are not found.
+        path: path of the file; None for memory.
+        settings: settings of the evaluations; those with other settings are not found.
 
     Raises:
         ConfigurationError: when the file is no SQLite database.
@@ -44,7 +44,7 @@ class EvaluationFile:
             ) from error
 
     def key(self, numbers: Any, positions: Any) -> str:
-        """Return what a geometry is filed under: positions ``(N, 3)`` in nm."""
+        """Return the key of a geometry with positions ``(N, 3)`` in nm."""
         positions = np.asarray(positions, dtype=float)
         distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(len(positions), 1)]
         rounded = np.nan_to_num(distances / _RESOLUTION, nan=-1.0, posinf=-2.0, neginf=-2.0).round().astype(np.int64)
@@ -61,10 +61,10 @@ class EvaluationFile:
             return None
         return Evaluation(row[0], np.array(json.loads(row[2])).reshape(-1, 3), row[3], row[1], known=True)
 
-    def keep(self, numbers: Any, positions: Any, evaluation: Evaluation) -> None:
-        """Keep a evaluation; it is on disk when this returns."""
-        places = json.dumps(np.nan_to_num(evaluation.positions).tolist())
+    def store(self, numbers: Any, positions: Any, evaluation: Evaluation) -> None:
+        """Store an evaluation; it is on disk when this returns."""
+        positions_json = json.dumps(np.nan_to_num(evaluation.positions).tolist())
         self._connection.execute(
             "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
-            (self.key(numbers, positions), evaluation.energy, evaluation.fault, places, evaluation.evaluations),
+            (self.key(numbers, positions), evaluation.energy, evaluation.fault, positions_json, evaluation.evaluations),
         )

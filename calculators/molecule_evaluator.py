@@ -1,4 +1,4 @@
-"""Any ASE calculator as a evaluator of molecules: energies, relaxation, faults with a reason, everything kept on disk."""
+"""Evaluation of molecules by any ASE calculator: relaxation, energies, faults with a reason, results stored on disk."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from ..flows.molecules.training.evaluation import Evaluation, Geometry
 from .evaluation_file import EvaluationFile
 
 CalculatorSource = str | Callable[[], Any]
-"""``gfn2``, ``gfn1``, the path of a model file (``.flow``), ``module:function`` that makes a calculator, or such a function."""
+"""``gfn2``, ``gfn1``, the path of a model file (``.flow``), ``module:function`` that returns a calculator, or a function."""
 
 _TBLITE = {"gfn2": "GFN2-xTB", "gfn1": "GFN1-xTB"}
-_NEAREST = 0.05  # nm; closer nuclei are no start for any method, and make some of them hang
+_NEAREST = 0.05  # nm; no method can start from closer nuclei, and some hang
 _JOBS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
 class EvaluatorSettings:
-    """How molecules are evaluated.
+    """Settings of the evaluation of molecules.
 
     Attributes:
-        relax: go to the nearest minimum first (BFGS); otherwise evaluator the geometry as it is.
-        force: eV/Å, the largest force at the end of a relaxation.
-        steps: of a relaxation at most; a molecule that is not at rest then is a fault.
-        largest_step: Å, of an atom in one step.
-        seconds: for one molecule at most.
+        relax: whether to relax to the nearest minimum first (BFGS).
+        force: largest force at the end of a relaxation, eV/Å.
+        steps: largest number of steps of a relaxation; a molecule that is not at rest then is a fault.
+        largest_step: largest step of an atom, Å.
+        seconds: largest time for one molecule, s.
     """
 
     relax: bool = True
@@ -53,23 +53,23 @@ class EvaluatorSettings:
     def __post_init__(self) -> None:
         for name in ("force", "steps", "largest_step", "seconds"):
             if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} of a evaluator must be positive, got {getattr(self, name)!r}")
+                raise ConfigurationError(f"{name} of an evaluator must be positive, got {getattr(self, name)!r}")
 
 
 class MoleculeEvaluator:
-    """A :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator` that asks an ASE calculator.
+    """A :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator` with an ASE calculator.
 
-    What a calculator does wrong (an exception, NaN, taking too long, no minimum) is a fault with a reason. Equal geometries,
-    turned or moved or not, are computed once.
+    A failure of the calculator (an exception, NaN, a time-out, no minimum) is a fault with a reason. Equal geometries, also
+    rotated or shifted ones, are computed once.
 
     Args:
-        calculator: see ``CalculatorSource``; with a ``executor``, a string or a function at the top of a module.
-        settings: how to evaluate.
-        executor: where to compute: processes or Dask workers; here, one after the other, when None.
-        file: SQLite file that keeps every evaluation, also those of runs that were killed; in memory only when None.
+        calculator: see ``CalculatorSource``; with an ``executor``, a string or a function at the top of a module.
+        settings: settings of the evaluation.
+        executor: processes or Dask workers; this process where None.
+        file: SQLite file that stores every evaluation, also those of killed runs; memory only where None.
 
     Raises:
-        ConfigurationError: for a calculator that cannot be made.
+        ConfigurationError: for a calculator that cannot be created.
         MissingDependencyError: when its package is not installed.
     """
 
@@ -90,19 +90,19 @@ class MoleculeEvaluator:
 
     @property
     def description(self) -> str:
-        """What evaluates, for provenance."""
+        """Name of the calculator, for provenance."""
         return calculator_name(self.calculator)
 
     def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:
         """See :class:`~flowbridge.flows.molecules.training.evaluation.Evaluator`."""
         pairs = [(np.asarray(z, dtype=int), np.asarray(x, dtype=float)) for z, x in molecules]
         found = [self._known.find(*pair) for pair in pairs]
-        # Of copies within the batch the first is computed, and the others are found afterwards.
+        # The first of equal geometries is computed, and the others are found afterwards.
         first = {self._known.key(*pair): index for index, pair in reversed(list(enumerate(pairs)))}
         missing = sorted(index for index in first.values() if found[index] is None)
         for index, evaluation in self._compute([(index, *pairs[index]) for index in missing]):
             self.evaluations += evaluation.evaluations
-            self._known.keep(*pairs[index], evaluation)
+            self._known.store(*pairs[index], evaluation)
             found[index] = evaluation
         return [
             evaluation if evaluation is not None else self._stored(*pair)
@@ -112,15 +112,15 @@ class MoleculeEvaluator:
     def _stored(self, numbers: Any, positions: Any) -> Evaluation:
         evaluation = self._known.find(numbers, positions)
         if evaluation is None:
-            raise RuntimeError("a evaluation that was just kept is gone: is its file being written by something else?")
+            raise RuntimeError("an evaluation that was just stored is gone: does another program write its file?")
         return evaluation
 
     def _compute(self, molecules: list[tuple[int, Any, Any]]) -> Iterator[tuple[int, Evaluation]]:
         if self.executor is None:
             for index, numbers, positions in molecules:
-                yield index, evaluator(self.calculator, self.settings, numbers, positions)
+                yield index, evaluate_molecule(self.calculator, self.settings, numbers, positions)
             return
-        # Neighbours in the list take similar times; dealt out in turn, jobs end together.
+        # Neighbours in the list take similar times; interleaved jobs end together.
         count = min(len(molecules), _JOBS_PER_WORKER * self.executor.workers)
         jobs = [_Job(self.calculator, self.settings, molecules[part::count]) for part in range(count)]
         for results in self.executor(_evaluate_all, jobs):
@@ -135,22 +135,24 @@ class _Job:
 
 
 def _evaluate_all(job: _Job) -> list[tuple[int, Evaluation]]:
-    return [(index, evaluator(job.calculator, job.settings, z, x)) for index, z, x in job.molecules]
+    return [(index, evaluate_molecule(job.calculator, job.settings, z, x)) for index, z, x in job.molecules]
 
 
-def evaluator(source: CalculatorSource, settings: EvaluatorSettings, numbers: Any, positions: Any) -> Evaluation:
-    """Evaluator one molecule; whatever goes wrong in it is a fault.
+def evaluate_molecule(
+    source: CalculatorSource, settings: EvaluatorSettings, numbers: Any, positions: Any
+) -> Evaluation:
+    """Evaluate one molecule; every failure is a fault.
 
     Args:
-        source: of the calculator; each molecule gets its own.
-        settings: how to evaluate.
-        numbers: ``(N,)`` atomic numbers.
-        positions: ``(N, 3)`` in nm.
+        source: source of the calculator; each molecule gets its own calculator.
+        settings: settings of the evaluation.
+        numbers: atomic numbers ``(N,)``.
+        positions: positions ``(N, 3)`` in nm.
     """
     start = np.array(positions, dtype=float)
-    hopeless = _hopeless(start)
-    if hopeless is not None:
-        return Evaluation(None, start, 0, hopeless)
+    invalid = _invalid_geometry(start)
+    if invalid is not None:
+        return Evaluation(None, start, 0, invalid)
     atoms = Atoms(numbers=numbers, positions=start * nm)
     atoms.calc = make_calculator(source)
     optimiser = BFGS(atoms, logfile=None, maxstep=settings.largest_step) if settings.relax else None
@@ -173,7 +175,7 @@ def _evaluations(optimiser: BFGS | None) -> int:
 
 
 def _relax(optimiser: BFGS, atoms: Atoms, settings: EvaluatorSettings) -> str | None:
-    """Move to a minimum; return why there is none, or None."""
+    """Relax to a minimum; return the reason for failure, or None."""
     deadline = time.monotonic() + settings.seconds
     for converged in optimiser.irun(fmax=settings.force, steps=settings.steps):
         if not np.isfinite(atoms.get_forces()).all():
@@ -185,7 +187,7 @@ def _relax(optimiser: BFGS, atoms: Atoms, settings: EvaluatorSettings) -> str | 
     return f"not at rest after {settings.steps} steps of relaxation"
 
 
-def _hopeless(positions: np.ndarray) -> str | None:
+def _invalid_geometry(positions: np.ndarray) -> str | None:
     if not np.isfinite(positions).all():
         return "positions are not finite"
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + np.eye(len(positions))
@@ -201,7 +203,7 @@ class _TooLong(Exception):
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer. In a thread (a Dask worker's) nothing can; there a relaxation looks at the time itself."""
+    """Interrupt longer work. This is impossible in a thread (of a Dask worker), where the relaxation checks the time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -220,10 +222,9 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @cache
 def _threads() -> ThreadpoolController:
-    """Return the control of OpenMP's threads, made once the calculators' libraries are loaded.
+    """Return the control of OpenMP's threads, created after the calculators' libraries are loaded.
 
-    For a dozen atoms threads cost more than they give, and where cores are busy they cost seconds: molecules are what is
-    computed side by side.
+    For a dozen atoms threads cost more than they gain, and seconds where cores are busy: molecules run in parallel instead.
     """
     return ThreadpoolController()
 
@@ -243,7 +244,7 @@ def make_calculator(source: CalculatorSource) -> Any:
     """Return a new calculator.
 
     Raises:
-        ConfigurationError: for a source that is none.
+        ConfigurationError: for an unknown source.
         MissingDependencyError: when xTB is asked for and tblite is not installed.
     """
     if not isinstance(source, str):

@@ -1,4 +1,4 @@
-"""Whether a relaxed molecule is at a minimum: its lowest vibration."""
+"""The lowest vibration of a relaxed molecule, which shows whether it is at a minimum."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _STEP = 0.005  # Å
 def lowest_frequency(atoms: Atoms) -> float:
     """Return the lowest frequency of a molecule in 1/cm, negative where it is imaginary.
 
-    The Hessian is taken by central differences of forces (6N of them); translations and rotations are projected out of it.
+    The Hessian comes from 6N central differences of forces; translations and rotations are projected out.
 
     Args:
-        atoms: relaxed, with a calculator; three atoms or more, or two.
+        atoms: relaxed molecule of two or more atoms, with a calculator.
     """
     hessian = _hessian(atoms)
     masses = np.repeat(atoms.get_masses(), 3)
@@ -46,7 +46,7 @@ def _hessian(atoms: Atoms) -> NDArray[np.float64]:
 
 
 def _vibrations(atoms: Atoms) -> NDArray[np.float64]:
-    """Return an orthonormal basis ``(3N, M)`` of mass-weighted displacements that neither move nor turn the molecule."""
+    """Return an orthonormal basis ``(3N, M)`` of mass-weighted displacements without translation and rotation."""
     weights = np.sqrt(atoms.get_masses())[:, None]
     centred = atoms.positions - atoms.get_center_of_mass()
     moves = [(weights * axis).reshape(-1) for axis in np.eye(3)]

@@ -1,9 +1,9 @@
-"""Samples of a Boltzmann generator, improved by short Langevin dynamics in OpenMM with exact weights.
+"""Annealed importance sampling from a Boltzmann generator to a force field, by short Langevin dynamics in OpenMM.
 
     python examples/annealed_samples.py MODEL.flow [SAMPLES]
 
-On the way from the flow to the force field the forces turn from one into the other in ten rungs of ten steps. The effective
-sample size grows, and averages stay those of the force field whatever the time step.
+The forces turn from the flow's into the force field's in ten rungs of ten steps. The effective sample size grows, and averages
+are those of the force field at any time step.
 """
 
 import sys
@@ -23,9 +23,11 @@ def main(model: str, count: int = 1000, rungs: int = 10, steps: int = 10) -> tup
     annealed = annealed_samples(
         model, system, count, fractions=rungs, steps=steps, step_ps=0.0005, friction=20.0, seed=1
     )
-    shares = plain.effective_sample_percent(), annealed.effective_sample_percent()
-    print(f"effective samples of {count}: {shares[0]:.1f} % of the flow, {shares[1]:.1f} % after annealing")
-    return shares
+    percents = plain.effective_sample_percent(), annealed.effective_sample_percent()
+    print(
+        f"effective sample size of {count} samples: {percents[0]:.1f} % of the flow, {percents[1]:.1f} % after annealing"
+    )
+    return percents
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python examples/boltzmann_moves.py runs/alanine_dipeptide/alanine_dipeptide.flow [STEPS]
 
-The force field is Amber's; the flow adds nothing to the energy. It proposes conformations, and the rule of Metropolis and
-Hastings accepts those that keep the Boltzmann distribution what it is.
+The force field is Amber's; the flow adds nothing to the energy. It proposes conformations, and the
+Metropolis-Hastings rule accepts or rejects them, so the Boltzmann distribution stays the same.
 """
 
 import sys

@@ -18,7 +18,7 @@ import torch
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
 from flowbridge.core.units import thermal_energy
-from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
+from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, RigidFlowTraining
 from flowbridge.flows.rigid.crystal import at_rest
 from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.relaxation import relaxed
@@ -89,7 +89,7 @@ def main(frames: int = 1000, steps: int = 0, figure: Path = Path("cooled_ice.png
     design = RigidFlowConfiguration(repetitions=4 if steps else 0, closed="forward")
     model = RigidBodyMap.untrained(ice.bodies, crystal, warm, COLD, design)
     if steps:
-        settings = TrainingConfiguration(steps=steps, checkpoint_interval=max(1, steps // 10))
+        settings = RigidFlowTraining(steps=steps, checkpoint_interval=max(1, steps // 10))
         data = model.frames(warm, energy)
         with tempfile.TemporaryDirectory() as folder:
             cut = frames * 4 // 5

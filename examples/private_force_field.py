@@ -99,7 +99,7 @@ def main(
     bead_positions = torch.from_numpy(mapping.positions(positions.reshape(-1, len(atoms), 3)))
     bead_forces = torch.from_numpy(bonded_force_map(mapping, pairs).forces(forces.reshape(-1, len(atoms), 3)))
     owners = torch.arange(trajectories).repeat_interleave(frames)
-    private = owners % 5 > 0  # every fifth trajectory only judges
+    private = owners % 5 > 0  # every fifth trajectory is for evaluation only
     shared, held_out = (BeadFrames(bead_positions[which], bead_forces[which]) for which in (private, ~private))
 
     # Public: the bonds and angles of the published force field, and the published structure.
@@ -146,7 +146,7 @@ def draw(file: Path, epsilons: tuple[float, ...], errors: dict[str, list[float]]
         left.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
         left.set_ylim(0.0, 1.1)
         left.set_xlabel("ε for each trajectory: the larger, the less private")
-        left.set_ylabel("force error (share of the prior's)")
+        left.set_ylabel("force error (fraction of the prior's)")
         left.legend(loc="lower left")
         bins = np.linspace(100.0, 150.0, 41)
         last = [f"{name}, ε = {epsilons[-1]:g}" for name, _, _ in METHODS.values()]

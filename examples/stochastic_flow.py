@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowbridge.core.statistics.estimates import effective_sample_percent
 from flowbridge.flows.stochastic.distributions import StandardNormal
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.resampling import effective_sample_fraction
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
 from flowbridge.flows.stochastic.training import PathStage, train_paths
 from flowbridge.flows.transforms.couplings import Coupling
@@ -38,7 +38,7 @@ def data(count: int, seed: int) -> torch.Tensor:
 
 
 def flow(kernels: bool, seed: int = 0) -> StochasticFlow:
-    """Return three blocks of two spline couplings, with twenty Metropolis steps behind each block or without."""
+    """Return three blocks of two spline couplings, each followed by twenty Metropolis steps, or by none."""
     generator = torch.Generator().manual_seed(seed)
     steps = []
     for _ in range(3):
@@ -78,8 +78,8 @@ def main(steps: int = 300, figure: str = "stochastic_flow.png", samples: int = 1
         left = points[:, 0] < 0.0
         plain = float(np.log((~left).sum() / max(left.sum(), 1)))
         results[name] = float(np.log(weights[~left].sum() / weights[left].sum()))
-        share = effective_sample_fraction(paths.log_weights)
-        print(f"{name}: {plain:.2f} kT, reweighted {results[name]:.2f} kT, effective samples {100 * share:.0f} %")
+        percent = effective_sample_percent(paths.log_weights.numpy())
+        print(f"{name}: {plain:.2f} kT, reweighted {results[name]:.2f} kT, effective sample size {percent:.0f} %")
         drawings[name] = (points, weights)
     draw(Path(figure), drawings, profile(grid, boltzmann))
     return {"exact": exact, **results}

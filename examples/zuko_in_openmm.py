@@ -14,7 +14,7 @@ import zuko
 from openmm import Context, CustomBondForce, CustomExternalForce, LangevinMiddleIntegrator, Platform, System, unit
 
 from flowbridge.core.potential import Particles
-from flowbridge.integrations.external_flows import as_potential
+from flowbridge.integrations.external_flows import DensityPotential
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 TEMPERATURE = 300.0
@@ -24,7 +24,7 @@ PAIR = Particles(names=("Ar1", "Ar2"), atomic_numbers=(18, 18), masses=(39.948, 
 def pair() -> System:
     """Return the known system: wells at distances of 0.3 and 0.7 nm."""
     system = particle_system(
-        as_potential(torch.distributions.MultivariateNormal(torch.zeros(6), torch.eye(6)), PAIR, 1.0)
+        DensityPotential(torch.distributions.MultivariateNormal(torch.zeros(6), torch.eye(6)), PAIR, 1.0)
     )
     trap = CustomExternalForce("60 * (x^2 + y^2 + z^2)")
     for index in range(2):
@@ -66,7 +66,7 @@ def main(steps: int = 600, frames: int = 10_000, check: int = 500) -> tuple[floa
         optimiser.step()
 
     size = torch.tensor(scale, dtype=torch.float64)
-    potential = as_potential(
+    potential = DensityPotential(
         flow.requires_grad_(False),
         PAIR,
         TEMPERATURE,

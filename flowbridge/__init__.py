@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .core.generator import Generator
+    from .core.model import Model
     from .core.model_files.files import load, save
     from .core.potential import Potential
     from .core.samples import WeightedSamples
@@ -14,10 +16,12 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["BoltzmannGenerator", "Potential", "WeightedSamples", "__version__", "load", "save"]
+__all__ = ["BoltzmannGenerator", "Generator", "Model", "Potential", "WeightedSamples", "__version__", "load", "save"]
 
 _HOMES = {
     "BoltzmannGenerator": ".flows.boltzmann.generator",
+    "Generator": ".core.generator",
+    "Model": ".core.model",
     "Potential": ".core.potential",
     "WeightedSamples": ".core.samples",
     "load": ".core.model_files",

@@ -1,4 +1,4 @@
-"""Langevin dynamics of many replicas at once in torch: one call of a potential moves all of them.
+"""Langevin dynamics of many replicas at the same time in torch: one call of a potential moves all of them.
 
 The splitting is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)): half a kick, half a drift, friction and
 noise in closed form, half a drift, half a kick. Its configurations are accurate to fourth order in the time step for high
@@ -21,7 +21,7 @@ from ..core.errors import ConfigurationError, NonFiniteEnergyError
 from ..core.potential import Potential
 from ..core.units import thermal_energy
 
-_CHECK_INTERVAL = 50  # steps between looks at the energies
+_CHECK_INTERVAL = 50  # steps between checks of the energies
 _FAR = 3.0  # times the longest bond of the start
 
 
@@ -40,16 +40,16 @@ class LangevinReplicas:
     """Independent copies of a molecule under one potential, each at its own temperature.
 
     Args:
-        potential: any Potential without a box; a compiled one is as welcome.
-        positions: ``(R, N, 3)`` nm, where the replicas start.
+        potential: any Potential without a box, compiled or not.
+        positions: start ``(R, N, 3)`` nm of the replicas.
         temperatures: K; one number or one a replica.
         step_ps: time step.
-        friction_per_ps: of the thermostat.
-        seed: of velocities and noise.
+        friction_per_ps: friction of the thermostat.
+        seed: random seed of velocities and noise.
         last_good: file (npz) for the last good positions where a run has to be stopped; None writes none.
 
     Raises:
-        ConfigurationError: for numbers that cannot be, or starts of another molecule.
+        ConfigurationError: for impossible numbers, or starts of another molecule.
         NonFiniteEnergyError: where the energy of a start is not finite.
     """
 
@@ -107,7 +107,7 @@ class LangevinReplicas:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def step(self, steps: int) -> ReplicaState:
-        """Do so many steps and return the state.
+        """Make ``steps`` steps and return the state.
 
         Raises:
             NonFiniteEnergyError: where an energy stops being finite or beads fly apart, naming the replica, the bead and the
@@ -141,7 +141,7 @@ class LangevinReplicas:
         return kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on with the same numbers: arrays only."""
+        """Return the state that a resumed run needs for the same numbers: arrays only."""
         state = self.state
         return {
             "positions": state.positions.numpy(), "velocities": state.velocities.numpy(),
@@ -150,7 +150,7 @@ class LangevinReplicas:
         }  # fmt: skip
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`."""
         positions = torch.as_tensor(stored["positions"]).clone()
         energy, forces = self.potential.energy_and_forces(positions)
         velocities = torch.as_tensor(stored["velocities"]).clone()

@@ -14,7 +14,7 @@ from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 from .networks.graph_network import GraphConfiguration, GraphNetwork
 from .networks.invariant_network import InvariantConfiguration, InvariantNetwork, build_network
-from .prior_terms import PriorEnergy, refuse_cell
+from .prior_terms import PriorEnergy
 
 _REVISION = 1  # of the meaning of stored parameters
 _EXAMPLES = 32  # frames kept with the model, to compile and check it with
@@ -22,7 +22,7 @@ _SHAKEN = 0.002  # nm
 
 
 class Strain(NamedTuple):
-    """The worst spot of a configuration: the bead with the largest force, and the term of the energy that pulls it."""
+    """The bead of a configuration with the largest force, and the term of the energy that contributes most to it."""
 
     bead: int
     force: float
@@ -36,13 +36,14 @@ class CoarseGrainedForceField(Potential):
         beads: the particles; from :class:`~flowbridge.forcefields.beads.mappings.Mapping`.
         temperature: K.
         prior: terms in closed form.
-        configuration: of the network; None for the prior alone; or a network, a module from positions ``(B, n, 3)`` nm to
-            energies ``(B,)`` in kT (see :func:`~flowbridge.integrations.external_networks.foreign_network`). That one cannot be
-            kept in a model file.
-        examples: frames ``(32, n, 3)`` nm that stand for what the model is used on.
+        configuration: configuration of the network; None for the prior alone; or a network, a module from positions
+            ``(B, n, 3)`` nm to energies ``(B,)`` in kT (see
+            :class:`~flowbridge.integrations.external_networks.ExternalNetwork`). That one cannot be kept in a model file.
+        examples: frames ``(32, n, 3)`` nm, representative of those the model is used on.
     """
 
     kind: ClassVar[str] = "coarse_grained_force_field"
+    description: ClassVar[str] = "a coarse-grained force field of one molecule"
     examples: Tensor
 
     def __init__(
@@ -83,15 +84,15 @@ class CoarseGrainedForceField(Potential):
 
         Args:
             prior: fitted to the same frames; see :func:`~flowbridge.forcefields.prior_statistics.fit_prior`.
-            configuration: of the network, or a network.
-            temperature: of the frames, K.
+            configuration: configuration of the network, or a network.
+            temperature: temperature of the frames in K.
             positions: the frames.
-            weights: of the frames ``(F,)``; None for equal ones.
+            weights: weights of the frames ``(F,)``; None for equal ones.
         """
         force_field = cls(prior.metadata.particles, temperature, prior, configuration, positions)
-        share = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
+        equal = torch.ones(len(positions), dtype=torch.float64) if weights is None else weights.double()
         if isinstance(force_field.network, InvariantNetwork):
-            force_field.network.features.fit(positions, share / share.sum())
+            force_field.network.features.fit(positions, equal / equal.sum())
         return force_field
 
     def set_examples(self, positions: Tensor) -> None:
@@ -101,7 +102,7 @@ class CoarseGrainedForceField(Potential):
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
-        refuse_cell(cell, global_parameters)
+        self.check_arguments(cell, global_parameters)
         energy: Tensor = self.prior(positions)
         if self.network is None:
             return energy
@@ -119,7 +120,7 @@ class CoarseGrainedForceField(Potential):
         """Return the force field of another sequence: this graph network's parameters, with the other's prior.
 
         Args:
-            prior: of the other sequence's beads.
+            prior: prior of the other sequence's beads.
             positions: frames ``(F, n, 3)`` nm of them, kept as examples.
 
         Raises:
@@ -162,7 +163,7 @@ class CoarseGrainedForceField(Potential):
         return bare
 
     def worst_strain(self, positions: Tensor) -> Strain:
-        """Return the bead of a configuration ``(n, 3)`` with the largest force, and the part of the energy behind it."""
+        """Return the bead of a configuration ``(n, 3)`` with the largest force, and the term of the energy that causes it."""
         with torch.enable_grad():
             leaf = positions.detach().double()[None].requires_grad_(True)
             parts = {term.kind: term(leaf).sum() for term in self.prior.prior_terms}
@@ -178,7 +179,6 @@ class CoarseGrainedForceField(Potential):
         return Strain(bead, float(total[bead]), max(sizes, key=lambda name: sizes[name]))
 
     def describe_strain(self, positions: Tensor) -> str:
-        """See :meth:`Potential.describe_strain`."""
         worst = self.worst_strain(positions)
         return (
             f"the largest force, {worst.force:.3g} kJ/mol/nm, is on bead {self.metadata.particles.label(worst.bead)}, from "
@@ -198,7 +198,6 @@ class CoarseGrainedForceField(Potential):
         return temperature
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         network = self.network_configuration
         if network is None and self.network is not None:
             raise ConfigurationError(
@@ -214,7 +213,6 @@ class CoarseGrainedForceField(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
                 f"the force field was stored in revision {configuration.get('revision')} of its parameters, this "

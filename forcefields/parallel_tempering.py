@@ -26,11 +26,11 @@ class ParallelTempering:
     Args:
         potential: the energy.
         positions: ``(L, N, 3)`` nm, the start of each of L ladders.
-        temperatures: K, increasing; the first is the one that is asked for.
+        temperatures: K, increasing; the first is that of the ensemble.
         step_ps: time step.
         exchange_interval: steps between proposals.
-        friction_per_ps: of the thermostat.
-        seed: of everything random.
+        friction_per_ps: friction of the thermostat.
+        seed: random seed.
         last_good: see :class:`~flowbridge.forcefields.batched_dynamics.LangevinReplicas`.
     """
 
@@ -64,10 +64,10 @@ class ParallelTempering:
 
     @property
     def acceptance(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Share of accepted exchanges between neighbouring temperatures ``(T - 1,)``; NaN where none was proposed."""
+        """Fraction of accepted exchanges between neighbouring temperatures ``(T - 1,)``; NaN where none was proposed."""
         with np.errstate(invalid="ignore"):
-            share: np.ndarray[Any, np.dtype[np.float64]] = self.accepted / self.proposed
-        return share
+            rate: np.ndarray[Any, np.dtype[np.float64]] = self.accepted / self.proposed
+        return rate
 
     def lowest(self) -> Tensor:
         """Return the positions ``(L, N, 3)`` that are at the lowest temperature now."""
@@ -98,7 +98,7 @@ class ParallelTempering:
         return kept
 
     def exchange(self) -> None:
-        """Propose to exchange neighbouring temperatures in all ladders, by the rule of Metropolis."""
+        """Propose to exchange neighbouring temperatures in all ladders, by the Metropolis rule."""
         energies = self.replicas.state.energies.reshape(self.ladders, self.rungs)
         at_rung = torch.argsort(self.rung_of, dim=1)  # replica at each rung
         beta = 1.0 / (thermal_energy(1.0) * self._kelvin)
@@ -123,14 +123,14 @@ class ParallelTempering:
         self.replicas.set_temperatures(self._kelvin[self.rung_of.reshape(-1)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on with the same numbers: arrays only."""
+        """Return the state that a resumed run needs for the same numbers: arrays only."""
         return {
             **self.replicas.state_dict(), "rung_of": self.rung_of.numpy(), "parity": np.array(self._parity),
             "proposed": self.proposed, "accepted": self.accepted,
         }  # fmt: skip
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`."""
         self.replicas.load_state_dict(stored)
         self.rung_of = torch.as_tensor(stored["rung_of"]).clone()
         self._parity = int(stored["parity"])

@@ -33,7 +33,7 @@ _BLOWN_APART = 3.0  # times the median length of a bond
 
 
 class PriorConfiguration(StrictModel):
-    """Which prior terms a force field has, and how they are fitted.
+    """Prior terms of a force field and their fit.
 
     Attributes:
         bonds: ``harmonic`` with the variance of the data, ``morse`` with the same curvature, or ``none``.
@@ -45,7 +45,7 @@ class PriorConfiguration(StrictModel):
         repulsion: stiffness k of ``k/2 (d - d0)^2`` for pairs closer than d0, in kT/nm^2; 0 for none. 3200 is the 1600 (d -
             d0)^2 of arXiv 2203.11167.
         repulsion_range: d0 in nm for all pairs; None for the ``repulsion_quantile`` of each pair's distances.
-        repulsion_quantile: share of the frames in which a pair is closer than its d0.
+        repulsion_quantile: fraction of the frames in which a pair is closer than its d0.
         repulsion_bonds: pairs that at least so many bonds separate repel each other.
     """
 
@@ -70,11 +70,11 @@ def fit_prior(
     """Return prior terms fitted to frames.
 
     Args:
-        beads: with their bonds.
-        positions: of the beads ``(F, n, 3)`` in nm.
-        temperature: of the frames, K.
-        settings: which terms.
-        weights: of the frames ``(F,)``, any scale; None for equal ones.
+        beads: beads with their bonds.
+        positions: positions of the beads ``(F, n, 3)`` in nm.
+        temperature: temperature of the frames in K.
+        settings: terms and their fit.
+        weights: weights of the frames ``(F,)``, any scale; None for equal ones.
 
     Raises:
         ConfigurationError: for too few frames, bonds that do not vary, beads without bonds, and molecules that are broken.
@@ -87,25 +87,25 @@ def fit_prior(
             "(CONECT), or set "
             'bonds = "none"'
         )
-    share = np.full(len(positions), 1.0 / len(positions)) if weights is None else weights / weights.sum()
+    weights = np.full(len(positions), 1.0 / len(positions)) if weights is None else weights / weights.sum()
     frames, kt = torch.as_tensor(np.asarray(positions, dtype=np.float64)), thermal_energy(temperature)
     refuse_broken(beads, positions)
     terms: list[PriorTerm] = []
     if settings.bonds != "none":
-        terms.append(_bonds(beads, frames, share, kt, settings))
+        terms.append(_bonds(beads, frames, weights, kt, settings))
     triplets = bonded_angles(beads)
     if settings.angles != "none" and triplets:
-        mean, variance = _moments(angles(frames, torch.tensor(triplets)), share)
+        mean, variance = _moments(angles(frames, torch.tensor(triplets)), weights)
         _refuse_rigid(variance, "angle", triplets, beads)
         terms.append(HarmonicAngles(triplets, centres=mean, stiffness=kt / variance))
     if settings.torsion_harmonics and bonded_torsions(beads):
-        terms.append(_torsions(beads, frames, share, kt, settings))
+        terms.append(_torsions(beads, frames, weights, kt, settings))
     pairs = pairs_apart(beads, settings.repulsion_bonds)
     if settings.repulsion and pairs:
         found = distances(frames, torch.tensor(pairs)).numpy()
         ranges = np.full(len(pairs), settings.repulsion_range) if settings.repulsion_range else None
         if ranges is None:
-            ranges = np.array([_quantile(column, share, settings.repulsion_quantile) for column in found.T])
+            ranges = np.array([_quantile(column, weights, settings.repulsion_quantile) for column in found.T])
         stiffness = np.full(len(pairs), settings.repulsion * kt)
         terms.append(ExcludedVolume(pairs, ranges=ranges, stiffness=stiffness))
     return PriorEnergy(beads, terms, temperature)
@@ -130,9 +130,9 @@ def refuse_broken(beads: Particles, positions: NDArray[Any]) -> None:
 
 
 def _bonds(
-    beads: Particles, frames: Tensor, share: NDArray[np.float64], kt: float, settings: PriorConfiguration
+    beads: Particles, frames: Tensor, weights: NDArray[np.float64], kt: float, settings: PriorConfiguration
 ) -> PriorTerm:
-    mean, variance = _moments(distances(frames, torch.tensor(beads.bonds)), share)
+    mean, variance = _moments(distances(frames, torch.tensor(beads.bonds)), weights)
     _refuse_rigid(variance, "bond", beads.bonds, beads)
     if settings.bonds == "harmonic":
         return HarmonicBonds(beads.bonds, lengths=mean, stiffness=kt / variance)
@@ -144,7 +144,7 @@ def _bonds(
 
 
 def _torsions(
-    beads: Particles, frames: Tensor, share: NDArray[np.float64], kt: float, settings: PriorConfiguration
+    beads: Particles, frames: Tensor, weights: NDArray[np.float64], kt: float, settings: PriorConfiguration
 ) -> PriorTerm:
     quadruplets = bonded_torsions(beads)
     cosine, sine = torsion_cosines(frames, torch.tensor(quadruplets))
@@ -155,22 +155,22 @@ def _torsions(
     design = np.concatenate([np.cos(np.outer(centres, orders)), np.sin(np.outer(centres, orders))], axis=1)
     coefficients = []
     for column in found.T:
-        density = np.histogram(column, edges, weights=share)[0] * _BINS  # relative to uniform
+        density = np.histogram(column, edges, weights=weights)[0] * _BINS  # relative to uniform
         energy = -kt * np.log(np.maximum(density, settings.torsion_floor))
         coefficients.append(np.linalg.lstsq(design, energy - energy.mean(), rcond=None)[0])
     cosines, sines = np.split(np.array(coefficients), 2, axis=1)
     return FourierTorsions(quadruplets, cosines=cosines, sines=sines)
 
 
-def _moments(values: Tensor, share: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(values: Tensor, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     array = values.numpy()
-    mean = share @ array
-    return mean, share @ np.square(array - mean)
+    mean = weights @ array
+    return mean, weights @ np.square(array - mean)
 
 
-def _quantile(values: NDArray[np.float64], share: NDArray[np.float64], quantile: float) -> float:
+def _quantile(values: NDArray[np.float64], weights: NDArray[np.float64], quantile: float) -> float:
     order = np.argsort(values)
-    return float(values[order][np.searchsorted(np.cumsum(share[order]), quantile).clip(max=len(values) - 1)])
+    return float(values[order][np.searchsorted(np.cumsum(weights[order]), quantile).clip(max=len(values) - 1)])
 
 
 def _refuse_rigid(variance: NDArray[np.float64], what: str, indices: Any, beads: Particles) -> None:

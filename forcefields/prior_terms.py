@@ -1,4 +1,4 @@
-"""Prior energies of coarse-grained force fields: closed forms that keep beads where networks have seen data.
+"""Prior energies of coarse-grained force fields: closed forms that keep beads where there are training data.
 
 Each term is a module that maps positions to energies; :class:`PriorEnergy` puts terms together as a Potential of its own.
 """
@@ -49,7 +49,7 @@ class PriorTerm(nn.Module):
         return self.each(positions).sum(-1)
 
     def shape(self) -> dict[str, Any]:
-        """Return what :func:`empty_term` needs to build a term of the same shape."""
+        """Return the arguments of :func:`empty_term` for a term of the same shape."""
         return {"kind": self.kind, "count": len(self.beads)}
 
 
@@ -63,7 +63,6 @@ class HarmonicBonds(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic(distances(positions, self.beads) - self.lengths, self.stiffness)
 
 
@@ -78,7 +77,6 @@ class MorseBonds(PriorTerm):
     widths: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         stretch = distances(positions, self.beads) - self.lengths
         return self.depths * (1.0 - torch.exp(-self.widths * stretch)).square()
 
@@ -93,7 +91,6 @@ class HarmonicAngles(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic(angles(positions, self.beads) - self.centres, self.stiffness)
 
 
@@ -107,7 +104,6 @@ class FourierTorsions(PriorTerm):
     sines: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         cosine, sine = torsion_cosines(positions, self.beads)
         c, s = cosine, sine
         energy = self.cosines[:, 0] * c + self.sines[:, 0] * s
@@ -117,7 +113,6 @@ class FourierTorsions(PriorTerm):
         return energy
 
     def shape(self) -> dict[str, Any]:
-        """See :meth:`PriorTerm.shape`."""
         return {**super().shape(), "harmonics": self.cosines.shape[1]}
 
 
@@ -131,7 +126,6 @@ class ExcludedVolume(PriorTerm):
     stiffness: Tensor
 
     def each(self, positions: Tensor) -> Tensor:
-        """See :meth:`PriorTerm.each`."""
         return _harmonic((self.ranges - distances(positions, self.beads)).clamp_min(0.0), self.stiffness)
 
 
@@ -159,11 +153,12 @@ class PriorEnergy(Potential):
 
     Args:
         beads: the particles.
-        terms: of the energy, in any order.
+        terms: terms of the energy, in any order.
         temperature: K at which they were fitted; None for terms that were not.
     """
 
     kind: ClassVar[str] = "coarse_grained_prior"
+    description: ClassVar[str] = "a coarse-grained prior of one molecule"
 
     def __init__(self, beads: Particles, terms: list[PriorTerm], temperature: float | None) -> None:
         super().__init__()
@@ -175,16 +170,12 @@ class PriorEnergy(Potential):
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol; see :meth:`Potential.forward`. There is no periodic box."""
-        refuse_cell(cell, global_parameters)
+        self.check_arguments(cell, global_parameters)
         positions = positions.double()
         energy = (0.0 * positions).sum((1, 2))  # a function of the positions also where there is no term
         for term in self.terms:
             energy = energy + term(positions)
         return energy
-
-    def energies_of_terms(self, positions: Tensor) -> dict[str, Tensor]:
-        """Return the energies ``(B, M)`` of the functions of each term, by the kind of the term."""
-        return {term.kind: term.each(positions.double()) for term in self.prior_terms}
 
     @property
     def prior_terms(self) -> list[PriorTerm]:
@@ -196,7 +187,6 @@ class PriorEnergy(Potential):
         return next((term for term in self.prior_terms if term.kind == kind), None)
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         return {
             "beads": self.metadata.particles.to_dict(),
             "temperature": self.metadata.temperature,
@@ -205,19 +195,9 @@ class PriorEnergy(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         temperature = configuration["temperature"]
         return cls(
             Particles.from_dict(configuration["beads"]),
             [empty_term(shape) for shape in configuration["terms"]],
             None if temperature is None else float(temperature),
-        )
-
-
-def refuse_cell(cell: Tensor | None, global_parameters: dict[str, float]) -> None:
-    """Raise ConfigurationError where a force field of one isolated molecule is given a box or parameters."""
-    if cell is not None or global_parameters:
-        raise ConfigurationError(
-            "a coarse-grained force field of one molecule takes neither a cell nor global parameters: make the molecule whole "
-            "and pass positions only"
         )

@@ -1,4 +1,4 @@
-"""ASE: configurations of samples as Atoms."""
+"""ASE: samples as Atoms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..core.samples import WeightedSamples
 
 
 def atoms_from_samples(samples: WeightedSamples) -> list[Atoms]:
-    """Return one ``Atoms`` a sample, in Angstrom, with the masses of the particles.
+    """Return one ``Atoms`` per sample, in Angstrom, with the masses of the particles.
 
     ``atoms.info`` holds ``log_weight``, the reduced potentials (``u_target``, ...) and ``temperature`` in K;
     ``atoms.arrays`` holds ``atomtypes`` (names) and ``residuenames``, as ASE's PDB reader calls them. A
-    particle without an element is ASE's ``X``.
+    particle without an element has ASE's symbol ``X``.
     """
     template = Atoms(numbers=samples.particles.atomic_numbers, masses=samples.particles.masses)
     template.set_array("atomtypes", np.array(samples.particles.names))

@@ -1,7 +1,7 @@
-"""What ASE finds in the entry point group ``ase.plugins``: the calculator, by the name ``flowbridge``.
+"""Plugin of ASE, in the entry point group ``ase.plugins``: the calculator under the name ``flowbridge``.
 
-ASE's plugins are new and their classes private: nobody but ASE imports this module, it imports nothing heavy, and where ASE has
-moved them it registers nothing rather than break ASE's own commands.
+ASE's plugins are new and their classes private. Only ASE imports this module, which imports nothing heavy; where an ASE has
+moved its plugins, it registers nothing, so that ASE's own commands still work.
 """
 
 from __future__ import annotations

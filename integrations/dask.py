@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 _PACKAGES = ("flowbridge", "openmm", "torch", "numpy")
 _CONNECTING = 15.0  # seconds
-_PATIENCE = 60.0  # seconds for the first worker to come
+_PATIENCE = 60.0  # seconds to wait for the first worker
 
 
 def _versions() -> dict[str, str]:
@@ -37,16 +37,16 @@ def _versions() -> dict[str, str]:
 class DaskExecutor:
     """A :class:`~flowbridge.core.execution.executors.Executor` over the workers of a Dask cluster.
 
-    A job whose worker dies is run again by another, from its seed, to the same result. Nothing but memory is shared: results
-    come back to the caller, who writes them.
+    Another worker repeats the job of a worker that dies, from its seed, with the same result. No disk is shared: results return
+    to the caller, who writes them.
 
     Args:
-        client: connected to a scheduler; every worker has one thread (``dask worker --nthreads 1``), since OpenMM's Reference
-            platform draws the random numbers of all simulations of a process from one stream.
-        patience: seconds to wait for the first worker; a queue may take its time.
+        client: client of a scheduler whose workers have one thread each (``dask worker --nthreads 1``), since OpenMM's
+            Reference platform draws the random numbers of all simulations of a process from one stream.
+        patience: seconds to wait for the first worker; a batch system may need long.
 
     Raises:
-        WorkerError: when no worker comes, or one lacks flowbridge.
+        WorkerError: when no worker joins, or one lacks flowbridge.
         ConfigurationError: for workers with several threads or other versions of flowbridge, OpenMM, torch or numpy.
     """
 
@@ -58,23 +58,23 @@ class DaskExecutor:
         except TimeoutError as error:
             raise WorkerError(
                 f"no worker has joined the scheduler at {address} within {patience:g} seconds: start some with "
-                f"'dask worker {address} --nthreads 1', or look at the queue that they wait in"
+                f"'dask worker {address} --nthreads 1', or check the batch system that starts them"
             ) from error
         self._refuse_threads(address)
         self._refuse_other_versions()
 
     @property
     def workers(self) -> int:
-        """How many jobs run at the same time: the workers that are there now."""
+        """Number of jobs that run at the same time: the present number of workers."""
         return max(1, len(self._client.nthreads()))
 
     def __call__(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
         """See :class:`~flowbridge.core.execution.executors.Executor`.
 
         Raises:
-            WorkerError: when a job has cost several workers their life, or the scheduler is gone.
+            WorkerError: when several workers died of one job, or the scheduler is gone.
         """
-        # By scattering nothing and naming no key, equal jobs of different calls are different tasks.
+        # Without a key, equal jobs of different calls are different tasks.
         futures = [self._client.submit(function, job, pure=False) for job in jobs]
         try:
             for future in distributed.as_completed(futures):
@@ -119,13 +119,13 @@ def _result(future: distributed.Future[Result]) -> Result:
         ) from error
     except distributed.client.FutureCancelledError as error:
         raise WorkerError(
-            "the connection to the scheduler is lost, and with it the jobs in work: repeat the call"
+            "the connection to the scheduler is lost, and with it the running jobs: repeat the call"
         ) from error
 
 
 @contextmanager
 def connected(scheduler: str | distributed.Client, workers: int) -> Iterator[DaskExecutor]:
-    """Connect to a cluster, and close what was opened here.
+    """Connect to a cluster, and close at the end what was opened here.
 
     Args:
         scheduler: a client, which stays open; the address of a scheduler (``tcp://host:8786``); the path of a scheduler file
@@ -133,7 +133,7 @@ def connected(scheduler: str | distributed.Client, workers: int) -> Iterator[Das
         workers: number of processes of a local cluster.
 
     Raises:
-        ConfigurationError: for an address where no scheduler answers, or a file that is not there.
+        ConfigurationError: for an address where no scheduler answers, or a missing file.
         WorkerError: see :class:`DaskExecutor`.
     """
     if isinstance(scheduler, distributed.Client):
@@ -161,7 +161,7 @@ def _client(scheduler: str) -> distributed.Client:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Knock before a client is made: one that could not connect hangs when it is collected as garbage."""
+    """Test the address before a client is created: a client that cannot connect hangs in garbage collection."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING).close()

@@ -19,9 +19,9 @@ class SlowCoordinates:
     """Linear slow coordinates of all pair distances of beads.
 
     Attributes:
-        mean: of the distances ``(P,)``.
-        directions: ``(P, D)``.
-        timescales: implied by the lag time, in frames ``(D,)``.
+        mean: mean distances ``(P,)``.
+        directions: directions ``(P, D)``.
+        timescales: implied timescales ``(D,)``, in frames.
     """
 
     mean: FloatArray
@@ -34,11 +34,11 @@ class SlowCoordinates:
 
         Args:
             trajectories: positions ``(F, n, 3)``, each continuous in time.
-            lag: frames.
-            dimensions: how many coordinates.
+            lag: lag time in frames.
+            dimensions: number of coordinates D.
 
         Raises:
-            ConfigurationError: for trajectories that are not longer than the lag.
+            ConfigurationError: for trajectories no longer than the lag.
             MissingDependencyError: without deeptime.
         """
         try:
@@ -48,7 +48,9 @@ class SlowCoordinates:
                 "slow coordinates need deeptime: pip install 'flowbridge[coarse-graining]'"
             ) from error
         if lag < 1 or min(len(one) for one in trajectories) <= lag:
-            raise ConfigurationError(f"every trajectory must be longer than the lag of {lag} frames, and that positive")
+            raise ConfigurationError(
+                f"every trajectory must be longer than the lag of {lag} frames, and the lag positive"
+            )
         features = [pair_distances(one) for one in trajectories]
         model = TICA(lagtime=lag, dim=dimensions).fit(features).fetch_model()
         directions = np.asarray(model.instantaneous_coefficients)[:, :dimensions]

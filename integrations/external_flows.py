@@ -1,9 +1,9 @@
-"""Densities of other libraries as potentials: zuko, nflows, normflows, torch.distributions, and what looks like them."""
+"""Densities of other libraries as potentials: zuko, nflows, normflows, torch.distributions, and similar objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,52 +13,34 @@ from ..core.potential import Particles, Potential, PotentialMetadata
 from ..core.units import thermal_energy
 
 CoordinateMap = Callable[[Tensor], tuple[Any, Tensor]]
-"""Positions ``(B, N, 3)`` nm to coordinates, one tensor ``(B, D)`` or several, and ``log |d coordinates / d positions|``."""
-
-LogDensity = Callable[[Tensor], Tensor]
+"""Function of positions ``(B, N, 3)`` nm: coordinates, one tensor ``(B, D)`` or several, and the log-determinant."""
 
 
-def as_potential(
-    density: Any,
-    particles: Particles,
-    temperature: float,
-    *,
-    coordinates: CoordinateMap | None = None,
-    context: Tensor | None = None,
-    example: Tensor | None = None,
-) -> DensityPotential:
-    """Return ``U = -kT log p`` of a density, ready for OpenMM, ASE and everything else that takes a Potential.
+class DensityPotential(Potential):
+    """``U = -kT log p`` of a density of another library, for OpenMM, ASE and all other engines.
 
-    Understood are: objects with ``log_prob(x)``, or ``log_prob(x, context)`` where a context is given (nflows, normflows,
+    Accepted are objects with ``log_prob(x)``, or ``log_prob(x, context)`` where a context is given (nflows, normflows,
     ``torch.distributions``); modules that return such an object when called (zuko: ``flow()``, ``flow(context)``); and objects
     with ``energy(x)``, a reduced energy ``-log p`` of shape ``(B,)`` or ``(B, 1)`` (bgflow).
 
-    The energy has the symmetries that the density has: one of Cartesian coordinates of a general design is neither
-    translation- nor rotation-invariant, and holds a molecule in place. The potential is in no model file, since a file holds no
-    code of other libraries: OpenMM runs it, but cannot serialise the System.
+    The energy has the symmetries of the density: a general density of Cartesian coordinates is neither translation- nor
+    rotation-invariant, and holds a molecule in place. No model file can hold the potential, since a file contains no code of
+    other libraries: OpenMM runs it, but cannot serialise the System.
 
     Args:
-        density: over flattened positions ``(B, 3 N)`` in nm in the order x0 y0 z0 x1 .., or ``(B, N, 3)`` where its event shape
-            says so, or over ``coordinates``.
+        density: density over flattened positions ``(B, 3 N)`` in nm in the order x0 y0 z0 x1 .., over ``(B, N, 3)`` where its
+            event shape has two dimensions, or over ``coordinates``.
         particles: the N particles.
-        temperature: K; what makes a density an energy.
-        coordinates: map from positions to what the density is over, with its log-determinant.
-        context: ``(C,)``, the condition of a conditional density.
+        temperature: temperature that turns the density into an energy, K.
+        coordinates: map from positions to the coordinates of the density, with its log-determinant.
+        context: condition ``(C,)`` of a conditional density.
         example: positions ``(B, N, 3)`` nm at which the density can be evaluated; random ones where None.
 
     Raises:
         ConfigurationError: for an object that is no density, or one that cannot be evaluated for these particles.
     """
-    potential = DensityPotential(density, particles, temperature, coordinates, context)
-    if example is None:
-        example = potential.example_positions(2, torch.Generator().manual_seed(1))
-    potential.check(example)
-    return potential
 
-
-class DensityPotential(Potential):
-    """``-kT log p``; see :func:`as_potential`."""
-
+    description: ClassVar[str] = "a density of another library"
     context: Tensor | None
 
     def __init__(
@@ -66,8 +48,10 @@ class DensityPotential(Potential):
         density: Any,
         particles: Particles,
         temperature: float,
+        *,
         coordinates: CoordinateMap | None = None,
         context: Tensor | None = None,
+        example: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0.0:
@@ -80,6 +64,7 @@ class DensityPotential(Potential):
         self._log_density = _log_density(density)
         self._event_shape = _event_shape(density)
         self._distribution_dtype = _distribution_dtype(density)
+        self._check(self.example_positions(2, torch.Generator().manual_seed(1)) if example is None else example)
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Return log-densities ``(B,)``, float64, of positions ``(B, N, 3)`` in nm."""
@@ -97,7 +82,7 @@ class DensityPotential(Potential):
         if result.shape != (len(positions),):
             raise ConfigurationError(
                 f"the density gives log-probabilities of shape {tuple(result.shape)} for {len(positions)} configurations of "
-                f"{tuple(value.shape[1:])} numbers; one a configuration is needed (torch.distributions.Independent makes one "
+                f"{tuple(value.shape[1:])} numbers; one per configuration is needed (torch.distributions.Independent makes one "
                 "event of many numbers)"
             )
         return result.double() if log_det is None else result.double() + log_det
@@ -107,12 +92,11 @@ class DensityPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: a density has none.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a density takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         return -self._kt * self.log_prob(positions)
 
-    def check(self, positions: Tensor) -> None:
-        """Evaluate once; raises ConfigurationError with the library's reason where that fails."""
+    def _check(self, positions: Tensor) -> None:
+        """Evaluate once; raise ConfigurationError with the library's reason where that fails."""
         try:
             with torch.no_grad():
                 self.log_prob(positions)
@@ -138,7 +122,7 @@ class DensityPotential(Potential):
 
 
 def _log_density(density: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Return log p as a function of values and a context."""
+    """Return log p as a function of values and context."""
     if hasattr(density, "log_prob"):
 
         def log_prob(value: Tensor, context: Tensor | None) -> Tensor:
@@ -178,5 +162,5 @@ def _distribution_dtype(density: Any) -> torch.dtype | None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             return density.sample().dtype
-        except NotImplementedError:  # some distributions can be evaluated only
+        except NotImplementedError:  # some distributions cannot be sampled
             return None

@@ -1,4 +1,4 @@
-"""Energy networks of other libraries as potentials: TorchMD-Net, SchNetPack, MACE, and what a function can evaluate."""
+"""Energy networks of other libraries as potentials: TorchMD-Net, SchNetPack, MACE, and others through a function."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _IN_EV = {"eV": 1.0, "kJ/mol": units.kJ / units.mol, "kcal/mol": units.kcal / un
 
 
 class Structures(NamedTuple):
-    """Copies of a molecule, one after the other, as networks of atoms take them.
+    """Copies of a molecule in one list of atoms.
 
     Attributes:
-        types: ``(B N,)``, atomic numbers or bead types.
-        positions: ``(B N, 3)`` in the network's unit of length and dtype.
-        molecule: ``(B N,)``, which copy an atom belongs to.
-        copies: their number B.
+        types: atomic numbers or bead types ``(B N,)``.
+        positions: positions ``(B N, 3)`` in the network's unit of length and dtype.
+        molecule: index ``(B N,)`` of each atom's copy.
+        copies: number of copies B.
     """
 
     types: Tensor
@@ -36,7 +36,7 @@ class Structures(NamedTuple):
     copies: int
 
     def pairs(self, cutoff: float) -> Tensor:
-        """Return indices ``(2, E)`` of all ordered pairs of one copy that are closer than ``cutoff``."""
+        """Return indices ``(2, E)`` of all ordered pairs within a copy that are closer than ``cutoff``."""
         each = self.positions.detach().reshape(self.copies, -1, 3)
         near = torch.cdist(each, each) < cutoff
         near.diagonal(dim1=1, dim2=2).fill_(False)
@@ -45,79 +45,30 @@ class Structures(NamedTuple):
 
 
 Evaluate = Callable[[Any, Structures], Tensor]
-"""A network and structures to energies ``(B,)`` or ``(B, 1)`` in the network's unit."""
-
-
-def foreign_network(
-    network: nn.Module,
-    particles: Particles,
-    *,
-    types: Sequence[int] | None = None,
-    length: LengthUnit = "angstrom",
-    evaluate: Evaluate | None = None,
-    head: str | None = None,
-) -> ExternalNetwork:
-    """Return a module from positions ``(B, N, 3)`` nm to energies ``(B,)`` in the network's own unit.
-
-    It can be trained: :func:`~flowbridge.forcefields.training.fitting.train_force_field` takes one whose energies are in kT in
-    the place of a network's configuration.
-
-    Args:
-        network: an object of TorchMD-Net (``torchmdnet.models.model.TorchMD_Net``), SchNetPack
-            (``schnetpack.model.NeuralNetworkPotential``) or MACE (``mace.modules.MACE`` and its children); any other with
-            ``evaluate``. Its parameters are shared, not copied.
-        particles: the N particles.
-        types: what the network knows the particles by; atomic numbers where None.
-        length: unit of the positions that the network takes.
-        evaluate: how the network is called, for libraries that are not known here.
-        head: of a MACE network with several.
-
-    Raises:
-        ConfigurationError: for a network of no known library, particles that it does not know, or one that gives no energy that
-            can be differentiated.
-    """
-    adapted = ExternalNetwork(network, particles, types, length, evaluate, head)
-    adapted.check()
-    return adapted
-
-
-def network_potential(
-    network: nn.Module,
-    particles: Particles,
-    *,
-    energy: EnergyUnit = "eV",
-    length: LengthUnit = "angstrom",
-    types: Sequence[int] | None = None,
-    prior: Potential | None = None,
-    temperature: float | None = None,
-    evaluate: Evaluate | None = None,
-    head: str | None = None,
-) -> NetworkPotential:
-    """Return a network of another library as a potential of an isolated molecule, for OpenMM, ASE and all else.
-
-    The potential is in no model file, since a file holds no code of other libraries: OpenMM runs it, but cannot serialise the
-    System. It is not compiled.
-
-    Args:
-        network: see :func:`foreign_network`.
-        particles: the N particles.
-        energy: unit of the network's energies; ``kT`` needs a temperature.
-        length: unit of the positions that it takes.
-        types: what it knows the particles by; atomic numbers where None.
-        prior: energy that is added, of the same particles, as coarse-grained networks need it.
-        temperature: K, at which a potential of mean force holds; that of the prior where None.
-        evaluate: see :func:`foreign_network`.
-        head: see :func:`foreign_network`.
-
-    Raises:
-        ConfigurationError: see :func:`foreign_network`; for a prior of other particles, and kT without a temperature.
-    """
-    adapted = foreign_network(network, particles, types=types, length=length, evaluate=evaluate, head=head)
-    return NetworkPotential(adapted, energy, prior, temperature)
+"""Function of a network and structures that returns energies ``(B,)`` or ``(B, 1)`` in the network's unit."""
 
 
 class ExternalNetwork(nn.Module):
-    """Energies ``(B,)`` of positions ``(B, N, 3)`` nm in the network's own unit; see :func:`foreign_network`."""
+    """A network of another library as a module from positions ``(B, N, 3)`` nm to energies ``(B,)`` in the network's own unit.
+
+    It can be trained: :func:`~flowbridge.forcefields.training.fitting.train_force_field` takes one with energies in kT in place
+        of
+    a network's configuration.
+
+    Args:
+        network: network of TorchMD-Net (``torchmdnet.models.model.TorchMD_Net``), SchNetPack
+            (``schnetpack.model.NeuralNetworkPotential``) or MACE (``mace.modules.MACE`` and its subclasses); any other with
+            ``evaluate``. Its parameters are shared, not copied.
+        particles: the N particles.
+        types: the network's types of the particles; atomic numbers where None.
+        length: unit of the network's positions.
+        evaluate: function that calls a network of another library.
+        head: head of a MACE network with several.
+
+    Raises:
+        ConfigurationError: for a network of an unknown library, particles unknown to it, or an energy that cannot be
+            differentiated.
+    """
 
     types: Tensor
 
@@ -143,6 +94,7 @@ class ExternalNetwork(nn.Module):
         self.network = network
         self.register_buffer("types", torch.tensor(chosen), persistent=False)
         self._evaluate = evaluate or _evaluation(network, chosen, head)
+        self._check()
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return energies ``(B,)`` in the network's unit and dtype, of positions ``(B, N, 3)`` in nm."""
@@ -152,13 +104,13 @@ class ExternalNetwork(nn.Module):
         result = self._evaluate(self.network, Structures(self.types.repeat(count), scaled, molecule, count))
         if result.shape not in ((count,), (count, 1)):
             raise ConfigurationError(
-                f"the network gives a tensor of shape {tuple(result.shape)} for {count} molecules: one energy a molecule is "
+                f"the network gives a tensor of shape {tuple(result.shape)} for {count} molecules: one energy per molecule is "
                 "needed"
             )
         return result.reshape(count)
 
-    def check(self) -> None:
-        """Evaluate once, with gradient; raises ConfigurationError with the library's reason where that fails."""
+    def _check(self) -> None:
+        """Evaluate once, with gradient; raise ConfigurationError with the library's reason where that fails."""
         size = len(self.particles)
         name = type(self.network).__name__
         cloud = torch.randn(2, size, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -183,30 +135,57 @@ class ExternalNetwork(nn.Module):
 
 
 class NetworkPotential(Potential):
-    """A foreign network's energy, and a prior's where there is one; see :func:`network_potential`."""
+    """A network of another library as a potential of an isolated molecule, for OpenMM, ASE and all other engines.
 
+    No model file can hold it, since a file contains no code of other libraries: OpenMM runs it, but cannot serialise the
+        System.
+    It is not compiled.
+
+    Args:
+        network: see :class:`ExternalNetwork`.
+        particles: the N particles.
+        energy: unit of the network's energies; ``kT`` needs a temperature.
+        length: unit of the network's positions.
+        types: the network's types of the particles; atomic numbers where None.
+        prior: energy of the same particles to add, as coarse-grained networks need it.
+        temperature: temperature of a potential of mean force, K; that of the prior where None.
+        evaluate: see :class:`ExternalNetwork`.
+        head: see :class:`ExternalNetwork`.
+
+    Raises:
+        ConfigurationError: see :class:`ExternalNetwork`; for a prior of other particles, and kT without a temperature.
+    """
+
+    description = "a network of an isolated molecule"
     one_program = False
 
     def __init__(
         self,
-        network: ExternalNetwork,
+        network: nn.Module,
+        particles: Particles,
+        *,
         energy: EnergyUnit = "eV",
+        length: LengthUnit = "angstrom",
+        types: Sequence[int] | None = None,
         prior: Potential | None = None,
         temperature: float | None = None,
+        evaluate: Evaluate | None = None,
+        head: str | None = None,
     ) -> None:
         super().__init__()
-        if prior is not None and prior.metadata.particles.names != network.particles.names:
+        adapted = ExternalNetwork(network, particles, types, length, evaluate, head)
+        if prior is not None and prior.metadata.particles.names != particles.names:
             first, second = (
                 f"{len(names)} particles ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-                for names in (prior.metadata.particles.names, network.particles.names)
+                for names in (prior.metadata.particles.names, particles.names)
             )
             raise ConfigurationError(
                 f"the prior is of {first}, the network of {second}: give one of the same particles"
             )
         if temperature is None and prior is not None:
             temperature = prior.metadata.temperature
-        self.metadata = PotentialMetadata(network.particles, temperature=temperature)
-        self.network, self.prior = network, prior
+        self.metadata = PotentialMetadata(particles, temperature=temperature)
+        self.network, self.prior = adapted, prior
         self.scale = _in_kilojoules(energy, temperature)
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
@@ -214,8 +193,7 @@ class NetworkPotential(Potential):
 
         Raises ConfigurationError when a cell or a global parameter is given: molecules are isolated.
         """
-        if cell is not None or global_parameters:
-            raise ConfigurationError("a network of an isolated molecule takes neither a cell nor global parameters")
+        self.check_arguments(cell, global_parameters)
         energy: Tensor = self.scale * self.network(positions).double()
         return energy if self.prior is None else energy + self.prior(positions)
 
@@ -231,7 +209,7 @@ def _in_kilojoules(energy: str, temperature: float | None) -> float:
 
 
 def _evaluation(network: nn.Module, types: tuple[int, ...], head: str | None) -> Evaluate:
-    """Return how a network is called, found by the library that one of its classes comes from."""
+    """Return the function that calls a network, chosen by the library of one of its classes."""
     libraries = [kind.__module__.partition(".")[0] for kind in type(network).__mro__]
     if "torchmdnet" in libraries:
         return _torchmdnet_energies
@@ -240,13 +218,13 @@ def _evaluation(network: nn.Module, types: tuple[int, ...], head: str | None) ->
     if "mace" in libraries:
         return _MaceEnergies(network, types, head)
     raise ConfigurationError(
-        f"a {type(network).__name__} of {type(network).__module__} is no network of TorchMD-Net, SchNetPack or MACE: say how "
-        "it is called with evaluate=, a function of the network and Structures"
+        f"a {type(network).__name__} of {type(network).__module__} is no network of TorchMD-Net, SchNetPack or MACE: give "
+        "evaluate=, a function of the network and Structures"
     )
 
 
 def _torchmdnet_energies(network: Any, structures: Structures) -> Tensor:
-    """TorchMD-Net finds neighbours itself, and differentiates itself if told so: here the caller does."""
+    """Call TorchMD-Net, which finds neighbours itself, with its own differentiation switched off."""
     differentiates = network.derivative
     network.derivative = False
     try:
@@ -258,7 +236,7 @@ def _torchmdnet_energies(network: Any, structures: Structures) -> Tensor:
 
 
 def _schnetpack_energies(network: Any, structures: Structures) -> Tensor:
-    """The modules of a SchNetPack model one after the other, without those that differentiate the energy."""
+    """Call the modules of a SchNetPack model, without those that differentiate the energy."""
     first, second = structures.pairs(float(network.representation.cutoff))
     positions = structures.positions
     size = len(positions) // structures.copies
@@ -287,7 +265,7 @@ def _schnetpack_energies(network: Any, structures: Structures) -> Tensor:
 
 
 class _MaceEnergies:
-    """Calls MACE, whose atoms are named by their place in the network's list of elements."""
+    """Call MACE, with atoms as indices of the network's list of elements."""
 
     def __init__(self, network: Any, types: tuple[int, ...], head: str | None) -> None:
         known = [int(number) for number in network.atomic_numbers]

@@ -1,4 +1,4 @@
-"""GenIce2: crystals of ice, as positions and orientations of their molecules.
+"""GenIce2: crystals of ice as positions and orientations of molecules.
 
 M. Matsumoto, T. Yagasaki, H. Tanaka, J. Chem. Inf. Model. 61, 2542 (2021).
 """
@@ -12,22 +12,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_masses
+from scipy.constants import Avogadro
 
 from ..core.errors import ConfigurationError, MissingDependencyError
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+_WATER_MASS = 2.0 * atomic_masses[1] + atomic_masses[8]  # g/mol
 
 
 @dataclass(frozen=True)
 class IceStructure:
-    """Water molecules on the sites of a crystal.
+    """Water molecules at the sites of a crystal.
 
     Attributes:
-        positions: ``(M, 3)`` nm, oxygens to within the size of a molecule.
-        rotations: ``(M, 3, 3)``, from the frame of a molecule to the laboratory: z along the bisector of the hydrogens, away
-            from the oxygen, y from one hydrogen to the other.
+        positions: approximate positions ``(M, 3)`` of the oxygens, nm.
+        rotations: rotation matrices ``(M, 3, 3)`` from the frame of a molecule to the laboratory: z along the bisector of the
+            hydrogens, away from the oxygen, y from one hydrogen to the other.
         cell: ``(3, 3)`` nm, row vectors.
-        density: g/cm^3.
+        density: density, g/cm^3.
     """
 
     positions: FloatArray
@@ -37,16 +40,16 @@ class IceStructure:
 
 
 def ice_structure(lattice: str, repeats: tuple[int, int, int] = (1, 1, 1), seed: int = 0) -> IceStructure:
-    """Return a crystal in GenIce's own documented cell, its hydrogen bonds ordered as the lattice says or at random.
+    """Return a crystal in GenIce's cell, with the hydrogen bonds of the lattice or random ones.
 
     Args:
-        lattice: GenIce's name, ``"XI"`` for the hydrogen-ordered ice XI of A. D. Jackson et al., ``"1h"`` for ice Ih.
-        repeats: copies of its cell along each axis.
-        seed: of the directions of hydrogen bonds that the lattice leaves open.
+        lattice: name in GenIce, ``"XI"`` for the hydrogen-ordered ice XI of A. D. Jackson et al., ``"1h"`` for ice Ih.
+        repeats: number of cells along each axis.
+        seed: random seed of hydrogen bonds that the lattice does not determine.
 
     Raises:
         MissingDependencyError: when GenIce2 is not installed.
-        ConfigurationError: for a lattice it does not know, or repeats below one.
+        ConfigurationError: for an unknown lattice, or repeats below one.
     """
     try:
         from genice2.genice import GenIce
@@ -62,16 +65,16 @@ def ice_structure(lattice: str, repeats: tuple[int, int, int] = (1, 1, 1), seed:
             raise ConfigurationError(f"GenIce2 has no lattice {lattice!r}: `genice2 --help` lists them") from error
         made = GenIce(source, reshape=np.diag(repeats)).generate_ice(Format("raw", stage=(1, 5)))
     cell = np.array(made["repcell"], dtype=np.float64)
-    # GenIce turns row vectors by its matrices.
+    # GenIce multiplies row vectors by its matrices.
     rotations = np.array(made["rotmatrices"], dtype=np.float64).transpose(0, 2, 1)
     positions = np.array(made["reppositions"], dtype=np.float64) @ cell
-    mass = 18.01528 / 6.02214076e23
+    mass = _WATER_MASS / Avogadro
     return IceStructure(positions, rotations, cell, len(positions) * mass / (abs(np.linalg.det(cell)) * 1e-21))
 
 
 @contextmanager
 def _quietly(seed: int) -> Iterator[None]:
-    """Let GenIce draw from its own random numbers, which are NumPy's global ones, and log nothing about its parts' versions."""
+    """Seed NumPy's global random numbers for GenIce, silence its log, and restore both at the end."""
     state = np.random.get_state()  # noqa: NPY002
     disabled = logging.root.manager.disable
     np.random.seed(seed)  # noqa: NPY002

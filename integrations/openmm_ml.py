@@ -6,7 +6,6 @@ is imported at the top, so that a broken torch breaks no other potential. Nobody
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -87,10 +86,13 @@ class FlowbridgePotentialImpl(MLPotentialImpl):
         _refuse_unknown(args, "createSystem")
         # Here, not above: they need torch.
         from ..core.errors import ConfigurationError
-        from ..core.model_files.files import load
-        from .openmm.forces.add_potential import add_potential
+        from ..core.evaluator import EvaluationOptions
+        from .openmm.forces.add_potential import python_force
+        from .openmm.forces.computation import OpenMMEvaluator
+        from .openmm.forces.matching import matching_particles
 
-        metadata = load(self.model).metadata
+        evaluator = OpenMMEvaluator.of(self.model, EvaluationOptions(**{**self.options, **args}))
+        metadata = evaluator.metadata
         if metadata.periodic and topology.getPeriodicBoxVectors() is None:
             raise ConfigurationError(
                 f"{self.model} is periodic but the topology has no box: set it with Topology.setPeriodicBoxVectors"
@@ -98,12 +100,11 @@ class FlowbridgePotentialImpl(MLPotentialImpl):
         chosen = list(range(topology.getNumAtoms())) if atoms is None else [int(index) for index in atoms]
         # A System of its own: constraints within the molecule, which OpenMM-ML removes afterwards, do not concern it.
         own = _particles_only(topology, metadata.particles, chosen)
-        own.addForce(_joined(metadata.particles, chosen))
-        options = {**self.options, **args}
-        particles = None if atoms is None else chosen
-        add_potential(own, self.model, topology=topology, particles=particles, force_group=forceGroup, **options)
-        for force in own.getForces():
-            system.addForce(copy.deepcopy(force))
+        matching_particles(own, metadata, topology, None if atoms is None else chosen)
+        force = python_force(evaluator, [] if atoms is None else chosen)
+        force.setForceGroup(forceGroup)
+        system.addForce(_joined(metadata.particles, chosen))
+        system.addForce(force)
         for index in chosen if system.getNumParticles() else []:
             if system.getParticleMass(index) == 0 * unit.dalton and not system.isVirtualSite(index):
                 system.setParticleMass(index, own.getParticleMass(index))

@@ -1,4 +1,4 @@
-"""openmmtools: moves of a Boltzmann generator in Markov chains, and in its samplers."""
+"""openmmtools: moves of a Boltzmann generator in its Markov chains and samplers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import openmm
 from openmm import unit
 
 from ..core.errors import MissingDependencyError
-from ..core.model_files.files import load
 from ..flows.boltzmann.generator import BoltzmannGenerator
 from .openmm.sampling.boltzmann_moves import BoltzmannMove, MoveStatistics
 
@@ -23,20 +22,20 @@ except ImportError as error:
 class BoltzmannMCMCMove(mcmc.MCMCMove):
     """Proposals of a Boltzmann generator as an ``openmmtools.mcmc.MCMCMove``: alone, or in a ``SequenceMove`` with dynamics.
 
-    The rule of acceptance, and what the arguments mean, is that of
+    The acceptance probability and the arguments are those of
     :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove`. openmmtools' own Metropolis moves
-    are for symmetric proposals; these are not.
+    assume symmetric proposals, which these are not.
 
     Args:
-        model: path of the model file; it is loaded where the move is used, and the move is stored with the path.
+        model: path of the model file, loaded at the first application; the move is stored with the path.
         particles: indices of the molecule, in the model's order; all particles where None.
-        proposals: proposals of one application.
+        proposals: number of proposals of one application.
         scale: 1 for independent proposals, less for steps in latent space.
         anchors: indices within the molecule of the atoms to superpose, all where None.
-        seed: of all random numbers of this move.
+        seed: random seed.
 
     Attributes:
-        statistics: what became of the proposals so far.
+        statistics: counts of all proposals so far.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
         self._state: dict[str, Any] | None = None
 
     def apply(self, thermodynamic_state: Any, sampler_state: Any, context_cache: Any = None) -> None:
-        """Make the proposals in a thermodynamic state, and leave the outcome in ``sampler_state``.
+        """Make the proposals in a thermodynamic state and update ``sampler_state``.
 
         Raises as :class:`~flowbridge.integrations.openmm.sampling.boltzmann_moves.BoltzmannMove` does.
         """
@@ -68,11 +67,10 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
         context, _ = contexts.get_context(thermodynamic_state, integrator)
         sampler_state.apply_to_context(context)
         if self._generator is None:
-            found = load(self.model)
-            self._generator = found if isinstance(found, BoltzmannGenerator) else None
+            self._generator = BoltzmannGenerator.load(self.model)
         move = BoltzmannMove(
             context,
-            self._generator or self.model,
+            self._generator,
             particles=self.particles,
             temperature=thermodynamic_state.temperature.value_in_unit(unit.kelvin),
             scale=self.scale,
@@ -86,9 +84,9 @@ class BoltzmannMCMCMove(mcmc.MCMCMove):
         sampler_state.update_from_context(context)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what openmmtools stores: arguments and counts, no networks; the chain of random numbers with them."""
+        """Return what openmmtools stores: arguments, counts and the state of the random numbers, but no networks."""
         return {name: value for name, value in self.__dict__.items() if name != "_generator"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`__getstate__` returned; the model is loaded at the next application."""
+        """Restore a result of :meth:`__getstate__`; the model is loaded at the next application."""
         self.__dict__.update(state, _generator=None)

@@ -14,17 +14,17 @@ from ..core.samples import WeightedSamples
 def table_from_samples(
     samples: WeightedSamples, observables: Mapping[str, ArrayLike] | None = None
 ) -> pandas.DataFrame:
-    """Return a table with one row a sample.
+    """Return a table with one row per sample.
 
     Columns: ``log_weight``, ``weight`` (their sum is one), ``u_<name>`` for each reduced potential, and the
     observables under their own names. Temperature, units and provenance are in ``DataFrame.attrs``.
 
     Args:
-        samples: S samples; their positions are not in the table.
-        observables: name to ``(S,)``.
+        samples: S samples, whose positions are not in the table.
+        observables: name and values ``(S,)`` of each observable.
 
     Raises:
-        ValueError: when an observable is not one number a sample, or has the name of another column.
+        ValueError: when an observable is not one number per sample, or has the name of another column.
     """
     columns = {"log_weight": samples.log_weights, "weight": samples.weights}
     columns |= {f"u_{name}": values for name, values in samples.reduced_potentials.items()}

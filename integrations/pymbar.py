@@ -2,10 +2,10 @@
 
 All energies here are reduced (U/kT, or -log q of a learned density) and all free energies are in kT.
 
-MBAR (M. Shirts, J. Chodera, J. Chem. Phys. 129, 124105, 2008) gives a number for any input; without common
-configurations that number means nothing, and pymbar does not object. Every function here looks at the overlap
-matrix (P. Klimovich, M. Shirts, D. Mobley, J. Comput. Aided Mol. Des. 29, 397, 2015) and at how far the
-solution is from the minimum, and raises instead.
+MBAR (M. Shirts, J. Chodera, J. Chem. Phys. 129, 124105, 2008) gives a number for any input, and pymbar does not object
+where that number is meaningless for lack of common configurations. Every function here checks the overlap matrix
+(P. Klimovich, M. Shirts, D. Mobley, J. Comput. Aided Mol. Des. 29, 397, 2015) and the distance of the solution from the
+minimum, and raises an error instead.
 
 Import it as ``flowbridge.integrations.pymbar``; inside, ``import pymbar`` is the package itself.
 """
@@ -47,11 +47,11 @@ class MbarResult:
 
     Attributes:
         states: names.
-        free_energies: ``(K, K)``, element (i, j) is ``F_j - F_i`` in kT.
-        errors: ``(K, K)`` their standard errors.
-        overlap: ``(K, K)`` overlap matrix; rows sum to one, columns of states without samples are zero.
-        counts: ``(K,)`` number of samples that were used from each state.
-        effective_samples: ``(K,)`` effective number of samples of each state among all that were used.
+        free_energies: ``(K, K)``; element (i, j) is ``F_j - F_i`` in kT.
+        errors: standard errors ``(K, K)`` of the free energies.
+        overlap: overlap matrix ``(K, K)``; rows sum to one, columns of states without samples are zero.
+        counts: number ``(K,)`` of samples used from each state.
+        effective_samples: effective number ``(K,)`` of samples of each state among all used.
     """
 
     states: tuple[str, ...]
@@ -85,15 +85,14 @@ def mbar_from_reduced_potentials(
     """Return free energies of K states from independent samples of some of them.
 
     Args:
-        reduced_potentials: ``(K, N)``, of every sample in every state; ``+inf`` where a sample is impossible.
-            The samples of the first state come first, and so on.
-        counts: ``(K,)`` number of samples from each state; zero for states that were not sampled.
+        reduced_potentials: reduced potentials ``(K, N)`` of every sample in every state, ``+inf`` where a sample is
+            impossible; samples in the order of the states.
+        counts: number ``(K,)`` of samples from each state; zero for states that were not sampled.
         states: K names for messages and the result; numbers where None.
-        minimum_overlap: sampled states count as connected when the larger of their two elements of the
-            overlap matrix reaches this; all must be connected, if through others.
-        minimum_effective_samples: a state without samples of its own must have at least so many effective
-            ones.
-        maximum_iterations: of pymbar's robust solvers.
+        minimum_overlap: smallest element of the overlap matrix, the larger of two, that connects a pair of sampled
+            states; all states must be connected, directly or through others.
+        minimum_effective_samples: smallest effective number of samples of a state without samples of its own.
+        maximum_iterations: largest number of iterations of pymbar's robust solvers.
 
     Raises:
         OverlapError: when the states do not overlap; the message has the numbers.
@@ -102,7 +101,7 @@ def mbar_from_reduced_potentials(
             state.
     """
     energies, numbers, names = _checked_problem(reduced_potentials, counts, states)
-    # Only differences between states matter; without this, large common energies cost digits.
+    # Only differences between states matter; large common energies would cost digits.
     energies = energies - energies.min(axis=0)
     with np.errstate(all="ignore"):
         mbar = _solve(energies, numbers, maximum_iterations)
@@ -118,7 +117,12 @@ def mbar_from_reduced_potentials(
                     f"effective samples of it (needed: {minimum_effective_samples:g}). "
                     "Sample it, or states in between"
                 )
-        _require_solution(energies, numbers, np.asarray(mbar.f_k, dtype=np.float64))
+        distance = distance_to_solution(energies, numbers, np.asarray(mbar.f_k, dtype=np.float64))
+        if not distance <= CONVERGENCE_TOLERANCE:
+            raise ConvergenceError(
+                f"MBAR stopped about {distance:.2g} kT from its solution (allowed: {CONVERGENCE_TOLERANCE:g}): "
+                "give it more iterations, or look for states that hardly overlap"
+            )
         result = mbar.compute_free_energy_differences()
     errors = np.asarray(result["dDelta_f"], dtype=np.float64)
     if not np.isfinite(errors).all():
@@ -130,8 +134,8 @@ def mbar_from_reduced_potentials(
 def _solve(energies: FloatArray, counts: np.ndarray[Any, np.dtype[np.int64]], maximum_iterations: int) -> pymbar.MBAR:
     """Run pymbar with its robust solvers, without its side effects.
 
-    pymbar writes the iteration limit into its own table of solvers, where it can only grow, and seeds NumPy's global
-    random numbers anew, which would make a user's script irreproducible.
+    pymbar writes the iteration limit into its own table of solvers, where it can only grow, and reseeds NumPy's global
+    random numbers, which would change a user's script.
     """
     protocol = deepcopy(ROBUST_SOLVER_PROTOCOL)
     for solver in protocol:
@@ -192,37 +196,26 @@ def _require_connection(
 def distance_to_solution(
     reduced_potentials: FloatArray, counts: np.ndarray[Any, np.dtype[np.int64]], free_energies: FloatArray
 ) -> float:
-    """Return how far free energies are from the MBAR solution: the largest element of the Newton step, in kT.
+    """Return the largest element of the Newton step from free energies to the MBAR solution, in kT.
 
     Unlike the residual of the self-consistent equations, which is small wherever convergence is slow, the
     step estimates the error of the free energies.
 
     Args:
-        reduced_potentials: ``(K, N)``.
-        counts: ``(K,)``.
-        free_energies: ``(K,)`` of all states; only those of sampled states matter.
+        reduced_potentials: reduced potentials ``(K, N)``.
+        counts: number ``(K,)`` of samples from each state.
+        free_energies: free energies ``(K,)`` of all states; only those of sampled states matter.
     """
     sampled = np.flatnonzero(counts)
     logits = free_energies[sampled, None] - reduced_potentials[sampled] + np.log(counts[sampled])[:, None]
     shares = np.exp(logits - logsumexp(logits, axis=0))
     gradient = counts[sampled] - shares.sum(axis=1)
     hessian = np.diag(shares.sum(axis=1)) - shares @ shares.T
-    # The common constant is free: it is taken out by keeping the first state fixed.
+    # The common constant is arbitrary: the first state is fixed.
     if len(sampled) == 1:
         return 0.0
     step = np.linalg.lstsq(hessian[1:, 1:], gradient[1:], rcond=None)[0]
     return float(np.abs(step).max())
-
-
-def _require_solution(
-    energies: FloatArray, counts: np.ndarray[Any, np.dtype[np.int64]], free_energies: FloatArray
-) -> None:
-    distance = distance_to_solution(energies, counts, free_energies)
-    if not distance <= CONVERGENCE_TOLERANCE:
-        raise ConvergenceError(
-            f"MBAR stopped about {distance:.2g} kT from its solution (allowed: {CONVERGENCE_TOLERANCE:g}): "
-            "give it more iterations, or look for states that hardly overlap"
-        )
 
 
 def mbar_from_samples(
@@ -235,16 +228,14 @@ def mbar_from_samples(
 ) -> MbarResult:
     """Return free energies of states from samples of some of them, by their reduced potentials.
 
-    The weights do not enter: each set counts as drawn from the state that it is given for. Samples of a
-    Boltzmann generator and molecular dynamics of its target are ``{"generator": drawn, "target":
-    trajectory}``.
+    Weights are ignored: each set counts as drawn from its named state. Samples of a Boltzmann generator and molecular
+    dynamics of its target are ``{"generator": drawn, "target": trajectory}``.
 
     Args:
-        samples: name of a reduced potential to the samples *drawn from* it.
-        states: names of reduced potentials that every set holds; None for all that they have in common.
-        decorrelate: thin out each set to independent samples, by the statistical inefficiency that pymbar
-            estimates; the samples must then be in the order of time. Needless for independent samples, but
-            harmless.
+        samples: for each name of a reduced potential, the samples *drawn from* it.
+        states: names of reduced potentials of every set; all common ones where None.
+        decorrelate: whether to reduce each set to independent samples, by pymbar's statistical inefficiency; samples must
+            then be in the order of time. It is harmless for independent samples.
         minimum_overlap: see :func:`mbar_from_reduced_potentials`.
         minimum_effective_samples: see :func:`mbar_from_reduced_potentials`.
 
@@ -284,47 +275,11 @@ def mbar_from_samples(
     )
 
 
-def pooled_samples(
-    samples: Mapping[str, WeightedSamples], state: str, result: MbarResult | None = None
-) -> WeightedSamples:
-    """Return all samples in one set, weighted to one state by MBAR: averages in any state from samples of several.
-
-    ``log w = -u_state - log sum_k N_k exp(f_k - u_k)`` (Shirts and Chodera 2008, equation 13). Errors of averages over
-    the pool are those of the samples; what the free energies add to them is left out, and is small where those of
-    ``result`` are.
-
-    Args:
-        samples: name of a reduced potential to the samples *drawn from* it, in the order of time.
-        state: name of the reduced potential to weight to, among those that ``result`` has.
-        result: from :func:`mbar_from_samples`, on the same samples; None computes it, with all states in common.
-
-    Raises:
-        ValueError: when the state is unknown.
-        OverlapError, ConvergenceError, NonFiniteEnergyError: see :func:`mbar_from_reduced_potentials`.
-    """
-    result = mbar_from_samples(samples) if result is None else result
-    target = _index(result.states, state)
-    parts = list(samples.values())
-    energies = np.concatenate([[part.reduced_potentials[name] for name in result.states] for part in parts], axis=1)
-    sampled = np.flatnonzero(result.counts)
-    mixture = logsumexp(
-        result.free_energies[0, sampled, None] - energies[sampled] + np.log(result.counts[sampled])[:, None], axis=0
-    )
-    return WeightedSamples(
-        np.concatenate([part.positions for part in parts]),
-        -energies[target] - mixture,
-        parts[0].particles,
-        parts[0].temperature,
-        dict(zip(result.states, energies, strict=True)),
-        {"pooled": {name: dict(part.provenance) for name, part in samples.items()}, "state": state},
-    )
-
-
 def _independent(energies: FloatArray, own: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return indices of independent samples, by the slowest energy difference to another state.
 
-    The series are what enters the estimator, Bennett's function of the difference: bounded, so that a single
-    clash or an infinite energy does not hide the correlation of the rest.
+    The series are those of the estimator, Bennett's bounded function of the difference, so that a single clash or infinite
+    energy does not hide the correlation of the rest.
     """
     inefficiency = 1.0
     for other in range(len(energies)):
@@ -344,8 +299,8 @@ def _require_same_particles(parts: Sequence[WeightedSamples]) -> None:
             raise MoleculeMismatchError("the sets of samples are of different particles")
 
 
-def _leads(samples: WeightedSamples) -> list[tuple[str, str]]:
-    """Return the pairs (from, to) of states that the log-weights lead between, up to a constant."""
+def _weight_directions(samples: WeightedSamples) -> list[tuple[str, str]]:
+    """Return the pairs (from, to) of states between which the log-weights reweight, up to a constant."""
     held = samples.log_weights > samples.log_weights.max() - 30.0
     found = []
     for origin, before in samples.reduced_potentials.items():
@@ -371,7 +326,7 @@ def _require_no_copies(samples: WeightedSamples) -> None:
 
 def _require_drawn_from(samples: WeightedSamples, state: str) -> None:
     _require_no_copies(samples)
-    if not _uniform(samples) and state not in {origin for origin, _ in _leads(samples)}:
+    if not _uniform(samples) and state not in {origin for origin, _ in _weight_directions(samples)}:
         raise ValueError(
             f"samples given as drawn from {state!r} carry weights that do not lead from {state!r} to any of "
             f"their reduced potentials ({sorted(samples.reduced_potentials)}): name the state they come from"
@@ -391,18 +346,18 @@ def free_energy_difference(
 ) -> Estimate[float]:
     """Return ``F_b - F_a`` in kT from samples of both states, by Bennett's acceptance ratio.
 
-    Where both sets have equal weights, pymbar does it, on decorrelated samples. Where one is reweighted, it
-    is :func:`flowbridge.core.statistics.bennett.weighted_acceptance_ratio`, with a block bootstrap error.
+    Sets with equal weights are decorrelated and given to pymbar. A reweighted set goes to
+    :func:`flowbridge.core.statistics.bennett.weighted_acceptance_ratio`, with a block bootstrap error.
 
     Args:
-        samples_a: samples that represent state a by their weights, with both reduced potentials.
+        samples_a: samples weighted to state a, with both reduced potentials.
         samples_b: the same for state b.
         state_a: name of the reduced potential of state a in both sets.
         state_b: name of the reduced potential of state b in both sets.
         minimum_overlap: see :func:`mbar_from_reduced_potentials`.
-        blocks: number of blocks of consecutive samples for weighted sets; None for 100.
+        blocks: number of blocks of consecutive samples for weighted sets; 100 where None.
         replicas: number of bootstrap replicas for weighted sets.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
         ValueError: when a reduced potential is missing, or weights lead to another state than the one named.
@@ -416,7 +371,7 @@ def free_energy_difference(
         if missing:
             raise ValueError(f"samples of {own!r} have no reduced potential {sorted(missing)}")
         _require_no_copies(samples)
-        goals = set() if _uniform(samples) else {goal for _, goal in _leads(samples)}
+        goals = set() if _uniform(samples) else {goal for _, goal in _weight_directions(samples)}
         if goals and own not in goals:
             raise ValueError(f"the weights of the samples given for {own!r} lead to {sorted(goals)}")
     if _uniform(samples_a) and _uniform(samples_b):

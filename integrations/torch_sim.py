@@ -6,18 +6,17 @@ Import it as ``flowbridge.integrations.torch_sim``; inside, ``import torch_sim``
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ase import units
 from torch import Tensor
 
-from ..core.compilation.loading import load_accelerated
 from ..core.energy import COMPILED_BATCH
 from ..core.errors import ConfigurationError, MissingDependencyError, MoleculeMismatchError
-from ..core.model_files.files import load
-from ..core.potential import Potential
+from ..core.evaluator import EvaluationOptions, Evaluator
+from ..core.matching import check_particles
+from ..core.potential import Particles, Potential
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -63,21 +62,15 @@ class FlowbridgeTorchSimModel(ModelInterface):
         super().__init__()
         place = None if device is None else torch.device(device)
         if isinstance(potential, Potential):
-            self.potential = self.evaluated = potential if place is None else potential.to(place)
-        elif place is None or place.type == "cpu":
-            self.potential = load(potential).requires_grad_(False)
-            self.evaluated = load_accelerated(Path(potential), batch=COMPILED_BATCH)
+            self.evaluator = Evaluator(potential if place is None else potential.to(place))
         else:
-            self.potential = self.evaluated = load(potential).requires_grad_(False).to(place)
-        metadata = self.potential.metadata
-        unknown = sorted(set(global_parameters or {}) - set(metadata.global_parameters))
-        if unknown:
-            raise ConfigurationError(
-                f"the potential has no global parameter {unknown[0]!r}; it has {sorted(metadata.global_parameters) or 'none'}"
-            )
-        self.parameters_given = {**metadata.global_parameters, **(global_parameters or {})}
-        tensor = next((t for t in (*self.potential.parameters(), *self.potential.buffers())), None)
-        self._device = place or (torch.device("cpu") if tensor is None else tensor.device)
+            compilation = "auto" if place is None or place.type == "cpu" else "never"
+            where = None if place is None else str(place)
+            options = EvaluationOptions(COMPILED_BATCH, device=where, compilation=compilation)
+            self.evaluator = Evaluator.of(potential, options)
+        self.parameters_given = self.evaluator.parameters(global_parameters or {})
+        metadata = self.evaluator.metadata
+        self._device = place or self.evaluator.device
         self._dtype = dtype
         self._compute_forces = True
         self._compute_stress = metadata.periodic
@@ -92,50 +85,36 @@ class FlowbridgeTorchSimModel(ModelInterface):
         """
         systems = self._systems(state)
         positions = state.positions.detach().reshape(systems, -1, 3) / _LENGTH
-        periodic = self.potential.metadata.periodic
+        periodic = self.evaluator.metadata.periodic
         # torch-sim keeps cell vectors in columns.
         cell = state.cell.detach().mT.contiguous() / _LENGTH if periodic else None
-        energy, forces = self.evaluated.energy_and_forces(positions, cell, **self.parameters_given)
+        energy, forces = self.evaluator.evaluated.energy_and_forces(positions, cell, **self.parameters_given)
         results = {
             "energy": (energy * _ENERGY).to(self._dtype),
             "forces": (forces * (_ENERGY / _LENGTH)).reshape(-1, 3).to(self._dtype),
         }
         if cell is not None:
-            results["stress"] = self._stress(positions, cell).to(self._dtype)
+            stress = self.evaluator.stresses(positions, cell, self.parameters_given)
+            results["stress"] = (stress * (_ENERGY / _LENGTH**3)).to(self._dtype)
         return results
 
     def _systems(self, state: SimState) -> int:
         """Return the number of systems, after comparing each with the potential's particles."""
-        count = len(self._numbers)
+        metadata, count = self.evaluator.metadata, len(self._numbers)
         systems = int(state.n_systems)
         sizes = torch.bincount(state.system_idx, minlength=systems)
         if bool((sizes != count).any()):
             raise MoleculeMismatchError(
                 f"the systems of the state have {sizes.tolist()[:8]} atoms, the potential {count} particles in each"
             )
-        numbers = state.atomic_numbers.reshape(systems, count)
-        different = (numbers != self._numbers).nonzero()
-        if len(different):
-            system, atom = different[0].tolist()
-            raise MoleculeMismatchError(
-                f"atom {atom} of system {system} has the atomic number {int(numbers[system, atom])}, the potential's particle "
-                f"{self.potential.metadata.particles.label(atom)} has {int(self._numbers[atom])}: the order must be the same"
-            )
+        numbers = state.atomic_numbers
+        if not torch.equal(numbers.reshape(systems, count), self._numbers.expand(systems, count)):
+            given = Particles(("",) * len(numbers), tuple(numbers.tolist()), (0.0,) * len(numbers))
+            check_particles(given, metadata.particles, replicas=systems, whole="systems of the state")
         periodic = bool(torch.as_tensor(state.pbc).any())
-        if periodic != self.potential.metadata.periodic or (periodic and not bool(torch.as_tensor(state.pbc).all())):
-            wanted = "periodic in all directions" if self.potential.metadata.periodic else "of an isolated molecule"
+        if periodic != metadata.periodic or (periodic and not bool(torch.as_tensor(state.pbc).all())):
+            wanted = "periodic in all directions" if metadata.periodic else "of an isolated molecule"
             raise ConfigurationError(
                 f"the potential is {wanted}, the state has pbc = {torch.as_tensor(state.pbc).tolist()}"
             )
         return systems
-
-    def _stress(self, positions: Tensor, cell: Tensor) -> Tensor:
-        """Return ``(1/V) dE/d(strain)`` ``(S, 3, 3)`` in eV/Angstrom^3."""
-        unity = torch.eye(3, dtype=positions.dtype, device=positions.device)
-        with torch.enable_grad():
-            strain = torch.zeros_like(cell).requires_grad_(True)
-            deformation = unity + 0.5 * (strain + strain.mT)
-            energy = self.potential(positions @ deformation, cell @ deformation, **self.parameters_given)
-            (slope,) = torch.autograd.grad(energy.sum(), strain)
-        volume = torch.linalg.det(cell).abs() * _LENGTH**3
-        return slope.detach() * _ENERGY / volume[:, None, None]

@@ -1,1 +1,1 @@
-"""Tables of the published methods, made anew from one command each."""
+"""Tables of the published methods, recomputed by one command each."""

@@ -44,7 +44,7 @@ class Alanine:
         training: frames in flat coordinates ``(F, 60)``, float64.
         test: frames of another trajectory.
         lowest: lowest energy of the training frames, kJ/mol.
-        names: of the torsions that turn, in the order of the coordinates.
+        names: names of the soft torsions, in the order of the coordinates.
     """
 
     particles: Particles
@@ -101,9 +101,9 @@ def coupling_blocks(
     Args:
         dimension: number of coordinates.
         blocks: number of blocks.
-        generator: of the initial weights, and of the halves.
-        mixing: makes the layer that goes behind each block, from its number; the halves are then the same in all blocks.
-            Where None, they are drawn anew for each block.
+        generator: source of random numbers for the initial weights, and of the halves.
+        mixing: makes the layer after each block, from its number; the halves are then the same in all blocks.
+            Where None, each block draws its own.
     """
     made = []
     for number in range(blocks):
@@ -119,7 +119,7 @@ def torsion_divergences(alanine: Alanine, value: Tensor, weights: Tensor | None 
     """Return ``KL(dynamics | model)`` of each torsion, from histograms of 60 bins; every bin has one count more.
 
     Args:
-        alanine: for the frames of the test trajectory.
+        alanine: molecule with the frames of the test trajectory.
         value: samples ``(S, 60)`` in flat coordinates.
         weights: ``(S,)`` that sum to one, or None.
     """

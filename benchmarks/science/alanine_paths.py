@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from flowbridge.flows.stochastic.molecules import MoleculeEnergy, sample_molecul
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow, path_likelihood
 from flowbridge.flows.stochastic.training import PathStage, train_paths
 from flowbridge.flows.transforms.bijection import Bijection
-from flowbridge.workflows.stages import write_json
 
+from ..harness import done_once
 from .alanine_at_1000_kelvin import TEMPERATURE, Alanine, coupling_blocks, simulated_alanine, torsion_divergences
 
 _BLOCKS, _KERNEL_STEPS, _STEP = 5, 20, 0.1
@@ -29,7 +28,7 @@ PUBLISHED = {
     "methyl of ALA": (0.72, 0.08),
     "methyl of NME": (0.87, 0.10),
 }
-"""Of the paper's notebook: RNVP alone, RNVP + MC. Which of its methyl groups is which is not said there."""
+"""RNVP alone and RNVP + MC, from the paper's notebook, which does not say which methyl group is which."""
 
 
 def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:
@@ -50,12 +49,11 @@ def compare_on_alanine(folder: Path, *, small: bool) -> dict[str, Any]:
         losses = train_paths(
             flow, alanine.training.float(), [stages[number]], seed=number, checkpoint=checkpoint, checkpoint_interval=10
         )
-        file = checkpoint.with_suffix(".json")
-        if not file.is_file():
-            seconds = time.monotonic() - begin
-            measured = _measured(alanine, flow, 200 if small else 10_000)
-            write_json(file, {**measured, "losses": losses, "training_seconds": seconds})
-        results[name] = json.loads(file.read_text())
+        more = {"losses": losses, "training_seconds": time.monotonic() - begin}
+        results[name] = done_once(
+            checkpoint.with_suffix(".json"),
+            lambda flow=flow, more=more: {**_measured(alanine, flow, 200 if small else 10_000), **more},
+        )
     results["dynamics"] = torsion_divergences(alanine, alanine.training)
     return results
 

@@ -32,19 +32,18 @@ from flowbridge.forcefields.training.augmented_flow import Proposals, TeacherCon
 from flowbridge.forcefields.training.fitting import train_force_field, train_teacher
 from flowbridge.integrations.openmm.sampling.dynamics import save_arrays
 from flowbridge.integrations.openmm.sampling.torsion_bias import torsion_angles
-from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
 from flowbridge.workflows.coarse_graining.configuration import CoarseGraining, read_coarse_graining
+from flowbridge.workflows.coarse_graining.pipeline import run_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import (
     BeadData,
     ReferenceModel,
     load_beads,
+    mapped_reference,
     reference_model,
-    run_mapping,
-    run_reference,
 )
-from flowbridge.workflows.stages import Stage, write_json
+from flowbridge.workflows.stages import StageFolder, write_json
 
-from ..harness import report
+from ..harness import OutOfTime, print_table, report, require_time
 from ..molecules import EXAMPLES
 from .coarse_graining_figures import draw_learning_curves
 from .coarse_graining_speed import measure_speed
@@ -90,22 +89,6 @@ ALANINE: dict[str, Any] = {
 """Sizes of a minute or two for each training."""
 
 
-class OutOfTime(Exception):
-    """The minutes that were given are over; what is done is kept."""
-
-
-class Clock:
-    """Raises :class:`OutOfTime` between two pieces of work."""
-
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60.0 * minutes
-
-    def look(self) -> None:
-        """Raise where the time is over."""
-        if time.monotonic() > self.end:
-            raise OutOfTime
-
-
 def settings_of(example: str, changes: dict[str, Any]) -> CoarseGraining:
     """Return the settings of an example with tables of ``changes`` on top."""
     plain = read_coarse_graining(EXAMPLES / example).model_dump(mode="json")
@@ -126,9 +109,7 @@ class AlanineComparison:
     def __init__(self, settings: CoarseGraining, folder: Path, proposals: int) -> None:
         self.settings, self.folder = settings, folder
         self.model: ReferenceModel = reference_model(settings, EXAMPLES)
-        self.mapped: Stage = run_mapping(
-            settings, self.model, run_reference(settings, self.model, EXAMPLES, folder), folder
-        )
+        self.mapped = mapped_reference(settings, self.model, EXAMPLES, folder)["beads"]
         self.data: BeadData = load_beads(self.mapped)
         self.proposals = proposals
         four = settings.analysis.torsions
@@ -170,7 +151,7 @@ class AlanineComparison:
             save_arrays(folder / "proposals.npz", positions=drawn.positions.numpy(), log_ratio=drawn.log_ratio.numpy())
             return metadata
 
-        stage = Stage.completed(self.folder, "proposals", inputs, work)
+        stage = StageFolder.completed(self.folder, "proposals", inputs, work)
         with np.load(stage.folder / "proposals.npz", allow_pickle=False) as kept:
             return Proposals(torch.from_numpy(kept["positions"]), torch.from_numpy(kept["log_ratio"]))
 
@@ -189,17 +170,16 @@ class AlanineComparison:
                 self.settings.teacher, training, folder, self.settings.seed + fold,
             )  # fmt: skip
             save(trained.force_field, folder / "model.flow", provenance=trained.metadata)
-            compared, effective = self.judged(trained.force_field)
-            return {**trained.metadata, **_numbers(compared), "effective_percent_of_judgement": effective}
+            compared, effective = self.evaluated(trained.force_field)
+            return {**trained.metadata, **_numbers(compared), "effective_percent_of_evaluation": effective}
 
-        return Stage.completed(self.folder, f"cell-{method}-{size}-{fold}", inputs, work).results or {}
+        return StageFolder.completed(self.folder, f"cell-{method}-{size}-{fold}", inputs, work).results or {}
 
-    def judged(self, force_field: CoarseGrainedForceField) -> tuple[SurfaceComparison, float]:
-        """Return how far the Boltzmann distribution of a force field is from the reference, and the effective percent
-        behind it.
+    def evaluated(self, force_field: CoarseGrainedForceField) -> tuple[SurfaceComparison, float]:
+        """Return a force field's Boltzmann distribution compared with the reference, and the effective sample size in percent.
 
-        The distribution is that of independent samples of the proposal flow under importance weights: no barrier has to be
-        crossed, and the error of the judgement is known.
+        Independent samples of the proposal flow under importance weights represent the distribution: no barrier has to be
+        crossed, and the error of the evaluation is known.
         """
         drawn = self.proposed
         energies, _ = PotentialEnergy(force_field).energies_and_forces(drawn.positions.numpy())
@@ -211,7 +191,7 @@ class AlanineComparison:
         """Return the errors of the prior that is fitted to the same frames, without a network."""
         beads, frames = self.model.mapping.beads, self.frames(size, fold)
         fitted = fit_prior(beads, frames.positions.numpy(), self.settings.temperature, self.settings.prior)
-        return _numbers(self.judged(CoarseGrainedForceField(beads, self.settings.temperature, fitted, None))[0])
+        return _numbers(self.evaluated(CoarseGrainedForceField(beads, self.settings.temperature, fitted, None))[0])
 
     def histogram(self, size: int, fold: int) -> dict[str, Any]:
         """Return the errors of the histogram of the same frames."""
@@ -227,7 +207,7 @@ def _numbers(compared: SurfaceComparison) -> dict[str, float]:
     }
 
 
-def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, clock: Clock) -> dict[str, Any]:
+def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, deadline: float) -> dict[str, Any]:
     """Run what the time allows of the comparison, and return the table."""
     changes = SMALL if small else ALANINE
     comparison = AlanineComparison(settings_of("alanine_coarse.toml", changes), folder, 2000 if small else _PROPOSALS)
@@ -236,7 +216,7 @@ def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, clock
         for fold in range(folds):
             for size in sizes:
                 for method in METHODS:
-                    clock.look()
+                    require_time(deadline)
                     done[f"{method} {size} {fold}"] = comparison.cell(size, fold, method)
     except OutOfTime:
         print(
@@ -253,7 +233,9 @@ def alanine(folder: Path, sizes: tuple[int, ...], folds: int, small: bool, clock
          f"{point['jensen_shannon']:.4f}", str(point["folds"]))
         for name, points in table.items() for point in points
     ]  # fmt: skip
-    print_rows("capped alanine: error of the free-energy surface", ("", "mean square, kT^2", "JS, nats", "folds"), rows)
+    print_table(
+        "capped alanine: error of the free-energy surface", ("", "mean square, kT^2", "JS, nats", "folds"), rows
+    )
     return {"cells": done, "curves": table}
 
 
@@ -275,14 +257,14 @@ def learning_curves(done: dict[str, Any], sizes: tuple[int, ...], folds: int) ->
     return curves
 
 
-def peptide(folder: Path, small: bool, clock: Clock) -> dict[str, Any]:
+def peptide(folder: Path, small: bool, deadline: float) -> dict[str, Any]:
     """Coarse-grain the structure-based model of chignolin by each method, and return what the workflow reports."""
     results: dict[str, Any] = {}
     for method in PEPTIDE_METHODS:
-        clock.look()
+        require_time(deadline)
         changes: dict[str, Any] = {**SMALL, "sampling": {"runs": 2, "frames": 300}} if small else {}
         settings = settings_of("chignolin_coarse.toml", _merged(changes, {"training": {"method": method}}))
-        results[method] = coarse_grain.run_settings(settings, EXAMPLES, folder / method, folder / "reference")
+        results[method] = run_coarse_graining(settings, EXAMPLES, folder / method, folder / "reference")
     rows = [
         (method, f"{one['native_contacts_jensen_shannon']:.4f}", f"{one['folding_free_energy_reference_kt']:.3f}",
          f"{one['folding_free_energy_coarse_kt']:.3f} +- {one['folding_free_energy_coarse_error_kt']:.3f}",
@@ -290,26 +272,18 @@ def peptide(folder: Path, small: bool, clock: Clock) -> dict[str, Any]:
         for method, one in results.items()
     ]  # fmt: skip
     columns = ("chignolin", "JS of contacts", "dF reference, kT", "dF coarse, kT", "transitions")
-    print_rows("structure-based chignolin", columns, rows)
+    print_table("structure-based chignolin", columns, rows)
     return results
-
-
-def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a plain table."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    print(title)
-    for row in [columns, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the parts that are asked for."""
-    clock = Clock(options.minutes)
+    deadline = time.monotonic() + 60.0 * options.minutes
     sizes = (200,) if options.small else tuple(options.sizes)
     folds = 1 if options.small else options.folds
     everything = {
-        "alanine": lambda: alanine(options.folder / "alanine", sizes, folds, options.small, clock),
-        "peptide": lambda: peptide(options.folder / "peptide", options.small, clock),
+        "alanine": lambda: alanine(options.folder / "alanine", sizes, folds, options.small, deadline),
+        "peptide": lambda: peptide(options.folder / "peptide", options.small, deadline),
         "speed": lambda: measure_speed(options.folder / "speed", options.small),
     }
     for name in options.part or everything:

@@ -11,7 +11,7 @@ from flowbridge.workflows.figure_style import COMPARISON, DRIVEN, FLOW, MD, REWE
 
 _LOOK = {
     "flow_matching": (DRIVEN, "o", "flow-matching (positions only)"),
-    "flow_matching_with_contrast": (FLOW, "D", "flow-matching with contrast (positions only)"),
+    "flow_matching_with_contrast": (FLOW, "D", "flow-matching with noise-contrastive estimation (positions only)"),
     "force_matching": (REWEIGHTED, "s", "force matching"),
     "histogram": (MD, "^", "histogram of the same frames"),
     "prior": (COMPARISON, "x", "prior without a network"),

@@ -48,8 +48,8 @@ def torchmd_stepper(
         start: ``(R, n, 3)`` nm.
         temperature: K.
         step_ps: time step.
-        friction_per_ps: of the thermostat.
-        steps: of one call.
+        friction_per_ps: friction of the thermostat.
+        steps: steps of one call.
     """
     from torchmd.forces import Forces
     from torchmd.integrator import Integrator, maxwell_boltzmann

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowbridge.flows.stochastic.distributions import StandardNormal
+from flowbridge.core.statistics.estimates import effective_sample_percent
+from flowbridge.flows.stochastic.distributions import ReducedEnergy, StandardNormal
 from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
-from flowbridge.flows.stochastic.resampling import effective_sample_fraction
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
-from flowbridge.flows.transforms.bijection import Bijection
+from flowbridge.flows.transforms.bijection import Bijection, ElementwiseTransform
 from flowbridge.flows.transforms.couplings import Coupling
 from flowbridge.flows.transforms.sinh_arcsinh import Affine
 from flowbridge.flows.transforms.splines import RationalQuadraticSpline
@@ -57,15 +58,27 @@ def brute_force_data(seed: int, steps: int = 100_000) -> Tensor:
 
 def make_flow(kind: str, seed: int) -> StochasticFlow:
     """Return an untrained flow of one of ``KINDS``: three blocks of two couplings, kernels after each block or none."""
+    spline, learned = kind.startswith("NSF"), "learned" in kind
+    return plane_flow(
+        double_well, _BLOCKS, seed, lambda: RationalQuadraticSpline(*_SPLINE) if spline else Affine(),
+        (lambda: MetropolisKernel(_STEP, _KERNEL_STEPS, learned=learned)) if "MC" in kind else None,
+    )  # fmt: skip
+
+
+def plane_flow(
+    energy: ReducedEnergy,
+    blocks: int,
+    seed: int,
+    transform: Callable[[], ElementwiseTransform],
+    kernel: Callable[[], Kernel] | None,
+) -> StochasticFlow:
+    """Return an untrained flow in the plane: blocks of two couplings, each followed by a kernel, or by none."""
     generator = torch.Generator().manual_seed(seed)
     steps: list[Bijection | Kernel] = []
-    for _ in range(_BLOCKS):
-        for transformed in (0, 1):
-            transform = RationalQuadraticSpline(*_SPLINE) if kind.startswith("NSF") else Affine()
-            steps.append(Coupling(2, [transformed], transform, _HIDDEN, generator))
-        if "MC" in kind:
-            steps.append(MetropolisKernel(_STEP, _KERNEL_STEPS, learned="learned" in kind))
-    return StochasticFlow(StandardNormal(2), double_well, steps)
+    for _ in range(blocks):
+        steps += [Coupling(2, [moved], transform(), _HIDDEN, generator) for moved in (0, 1)]
+        steps += [] if kernel is None else [kernel()]
+    return StochasticFlow(StandardNormal(2), energy, steps)
 
 
 def reference_profile() -> Tensor:
@@ -86,36 +99,36 @@ class ProfileError(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Errors without and with weights, the effective share of samples, and how many bins of all repeats were empty."""
+class FreeEnergyErrors:
+    """Errors without and with weights, effective sample size in percent, and number of empty bins of all repeats."""
 
     plain: ProfileError
     reweighted: ProfileError
-    effective_sample_fraction: float
+    effective_sample_percent: float
     empty: int
 
 
-def evaluate(flow: StochasticFlow, seed: int, repeats: int, samples: int) -> Evaluation:
+def evaluate(flow: StochasticFlow, seed: int, repeats: int, samples: int) -> FreeEnergyErrors:
     """Compare free energies of ``repeats`` times ``samples`` paths with quadrature.
 
     An empty bin counts as one sample of average weight; profiles are compared with their means over bins taken off.
     """
     edges = torch.linspace(-RANGE, RANGE, BINS + 1)
     profiles: tuple[list[Tensor], list[Tensor]] = ([], [])
-    shares, empty = [], 0
+    percents, empty = [], 0
     for repeat in range(repeats):
         paths = flow.sample(samples, torch.Generator().manual_seed(1000 * seed + repeat))
         bins = torch.bucketize(paths.value[:, 0].contiguous(), edges) - 1
         inside = (bins >= 0) & (bins < BINS)
         weights = samples * torch.softmax(paths.log_weights.double(), 0)
-        shares.append(effective_sample_fraction(paths.log_weights))
+        percents.append(effective_sample_percent(paths.log_weights.numpy()))
         for kept, values in zip(profiles, (torch.ones_like(weights), weights), strict=True):
             counts = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins[inside], values[inside])
             free_energy = -torch.where(counts == 0.0, torch.ones_like(counts), counts).log()
             kept.append(free_energy - free_energy.mean())
         empty += int((counts == 0.0).sum())
     plain, reweighted = (_error(torch.stack(kept)) for kept in profiles)
-    return Evaluation(plain, reweighted, sum(shares) / len(shares), empty)
+    return FreeEnergyErrors(plain, reweighted, sum(percents) / len(percents), empty)
 
 
 def _error(profiles: Tensor) -> ProfileError:

@@ -1,12 +1,11 @@
-"""Electron densities of small molecules by quantum Monte Carlo, beside exact and coupled-cluster values.
+"""Electron densities of small molecules by quantum Monte Carlo, next to exact and coupled-cluster values.
 
     python -m benchmarks.science.electron_densities             # all cases, hours
     python -m benchmarks.science.electron_densities He H2 LiH   # some of them
     python -m benchmarks.science.electron_densities --table     # what was measured so far
 
-Each case keeps its checkpoints in runs/electron_densities and its result in benchmarks/results/electron_densities.json; a
-case that was stopped goes on, one that is there is not computed again (--anew does so). Atomic units, dipoles in Debye where
-marked.
+Each case keeps its checkpoints in runs/electron_densities and its result in benchmarks/results/electron_densities.json. An
+interrupted case continues, a finished one is not repeated without --recompute. Atomic units, dipoles in Debye where marked.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.units import Bohr, Debye
 from rich.console import Console
 from rich.table import Table
 
 from flowbridge.calculators.qmc.density.densities import GaussianDensity, OrbitalDensity, SumDensity, base_density
 from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-from flowbridge.calculators.qmc.density_run import DensityRun, Progress, RunSettings
+from flowbridge.calculators.qmc.density_run import DensityProgress, DensityRun, RunSettings
 from flowbridge.calculators.qmc.electronic_structure import mean_field, reference_density, require_pyscf
 from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.properties.properties import DensityProperties
@@ -38,7 +38,7 @@ from flowbridge.calculators.qmc.wave_function.trial_functions import TrialSettin
 from ..harness import RESULTS, machine
 from .dissociation_figure import draw_dissociation
 
-DEBYE = 2.541746  # of one e bohr
+DEBYE = Bohr / Debye  # of one e bohr
 FILE = RESULTS / "electron_densities.json"
 FIGURE = Path("docs/images/lih_dissociation.png")
 WORK = Path("runs/electron_densities")
@@ -56,6 +56,8 @@ POLAR = {
     ),
 }
 SEEDS = (1, 2, 3)
+_AVERAGED = ("energy", "contact", "dipole", "dipole_raw", "forces", "net_force", "second_moment", "quadrupole",
+             "hirshfeld")  # fmt: skip
 CURVE = (2.4, 3.015, 4.0, 5.5, 8.0)  # bohr
 
 
@@ -74,7 +76,7 @@ def run_of(name: str, molecule: Molecule, settings: RunSettings) -> tuple[Densit
     """Return a run with everything computed, and what all cases report."""
     console = Console(stderr=True)
 
-    def announce(progress: Progress) -> None:
+    def announce(progress: DensityProgress) -> None:
         if progress.message and console.is_terminal:
             console.print(f"{name}: {progress.stage} {progress.message}", highlight=False)
 
@@ -145,8 +147,6 @@ def mean_field_determinant(name: str, small: bool) -> dict[str, Any]:
     start = base_density(
         DensityRun(molecule, settings_for(small, orbitals="natural", jastrow=False)).wave_function, run.grid
     )
-    from flowbridge.calculators.qmc.density.linear_log_density import fit_linear_log_density
-
     rough = _shrunken(start)
     fitted = fit_linear_log_density(run.samples, rough, run.grid, settings.fit)
     properties, truth = DensityProperties(fitted, run.grid), DensityProperties(exact, run.grid)
@@ -179,7 +179,7 @@ def _shrunken(density: Any) -> Any:
 
 
 def hydrogen_molecule(small: bool) -> dict[str, Any]:
-    """Return H2 at 1.4 bohr, beside CCSD, which is full configuration interaction for two electrons."""
+    """Return H2 at 1.4 bohr, next to CCSD, which is full configuration interaction for two electrons."""
     settings = settings_for(small)
     if not small:  # its force is small, and the noise of the parameters shows in it
         settings = replace(settings, optimisation=replace(settings.optimisation, sweeps=25))
@@ -194,7 +194,7 @@ def hydrogen_molecule(small: bool) -> dict[str, Any]:
 
 
 def lithium_hydride(small: bool) -> dict[str, Any]:
-    """Return LiH at 3.015 bohr, beside CCSD."""
+    """Return LiH at 3.015 bohr, next to CCSD."""
     settings = settings_for(small)
     if not small:  # a dipole is a global moment, and wants as many samples as a plain average
         settings = replace(settings, sampling=replace(settings.sampling, sweeps=180))
@@ -203,7 +203,7 @@ def lithium_hydride(small: bool) -> dict[str, Any]:
 
 
 def polar(name: str, small: bool, active_space: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Return a molecule with a dipole moment, beside CCSD; with an active space an expansion of determinants, three times."""
+    """Return a molecule with a dipole moment, next to CCSD; with an active space an expansion of determinants, three times."""
     settings = settings_for(small, active_space=active_space)
     if active_space is None:
         if not small:  # the noisier a deep core makes the local energy, the noisier are the parameters
@@ -228,17 +228,7 @@ def polar(name: str, small: bool, active_space: tuple[int, int] | None = None) -
 def _averaged(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return averages over independent runs with the errors that each run claims for itself, and what the runs scatter by."""
     found: dict[str, Any] = {"seeds": list(SEEDS), "seed": SEEDS[0]}
-    for name in (
-        "energy",
-        "contact",
-        "dipole",
-        "dipole_raw",
-        "forces",
-        "net_force",
-        "second_moment",
-        "quadrupole",
-        "hirshfeld",
-    ):
+    for name in _AVERAGED:
         values, errors = (np.array([result[name][part] for result in results]) for part in (0, 1))
         found[name] = [values.mean(0).tolist(), (np.sqrt(np.square(errors).sum(0)) / len(results)).tolist()]
     found["dipole_seeds"] = [result["dipole"] for result in results]
@@ -261,7 +251,7 @@ def _coupled_cluster(molecule: Molecule, small: bool) -> dict[str, Any]:
 
 
 def dissociation(small: bool) -> dict[str, Any]:
-    """Return energies and dipoles of LiH at five bond lengths, beside CCSD(T) and CCSD."""
+    """Return energies and dipoles of LiH at five bond lengths, next to CCSD(T) and CCSD."""
     pyscf = require_pyscf()
     points = []
     for length in CURVE[:2] if small else CURVE:
@@ -411,14 +401,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes; results are printed only")
-    parser.add_argument("--anew", action="store_true", help="also what was measured already")
+    parser.add_argument("--recompute", action="store_true", help="repeat finished cases too")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     options = parser.parse_args()
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"unknown cases {sorted(unknown)}; there are {', '.join(CASES)}")
     torch.set_num_threads(1)
-    done = {} if options.small or options.anew else stored()
+    done = {} if options.small or options.recompute else stored()
     for name in [] if options.table else options.cases or list(CASES):
         if name in done:
             continue

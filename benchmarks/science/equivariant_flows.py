@@ -1,17 +1,16 @@
-"""Equivariant flows on DW4 and LJ13: likelihoods against entropies, effective sample sizes, and flows without symmetry beside.
+"""Equivariant flows on DW4 and LJ13: likelihoods, entropies, effective sample sizes, and flows without symmetry.
 
     python -m benchmarks.science.equivariant_flows            # everything, some hours on one core; repeat to go on after a stop
     python -m benchmarks.science.equivariant_flows --small    # all stages in seconds, printed as JSON; the numbers mean nothing
     python -m benchmarks.science.equivariant_flows --samples  # reference samples only, LJ55 among them
     torchrun --nproc-per-node 2 -m benchmarks.science.equivariant_flows --systems LJ13  # trained by two processes
 
-Published beside (arXiv 2306.15030, flow matching on a GPU): DW4 -log p 1.68 to 1.72 and effective sample size 87 to 92 %, LJ13
--15.8 to -16.1 and 40 to 58 %, all without the Gaussian constant.
+Published for comparison (arXiv 2306.15030, flow matching on a GPU): DW4 -log p 1.68 to 1.72 and effective sample size 87
+to 92 %, LJ13 -15.8 to -16.1 and 40 to 58 %, all without the Gaussian constant.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,26 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbridge.core.execution.main_process import is_main_process
+from flowbridge.core.training.processes import is_main_process
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
-from ..harness import report
+from ..harness import report, study
 from .equivariance_compared import compared
 from .equivariant_figures import Compared, draw_samples
-from .equivariant_systems import CASES, VALIDATION, Case, judged, reference_samples, test_samples, trained_flow
+from .equivariant_systems import CASES, VALIDATION, Case, evaluated, reference_samples, test_samples, trained_flow
 
 
 def main() -> None:
     """Run the stages that are asked for, print their tables and write them to benchmarks/results."""
-    parser = argparse.ArgumentParser(description="equivariant flows")
-    parser.add_argument("--output", type=Path, default=Path("runs/equivariant_flows"), help="stages, models, samples")
+    parser = study("equivariant flows", "runs/equivariant_flows")
     parser.add_argument("--systems", nargs="+", default=["DW4", "LJ13"], choices=["DW4", "LJ13"])
     parser.add_argument("--samples", action="store_true", help="reference samples only, LJ55 too")
     parser.add_argument("--without-baselines", action="store_true")
     parser.add_argument("--draws", type=int, default=10_000, help="for the effective sample size")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="all stages in seconds, to see that they work")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -77,7 +74,7 @@ def run(
         samples = x[: -min(VALIDATION, len(x) // 2)]
         test = test_samples(name, case, output, seed + 101)
         model, training = trained_flow(name, case, samples, output, seed)
-        found, picture = _judged_once(name, case, model, test, draws, output, seed + 2)
+        found, picture = _evaluated_once(name, case, model, test, draws, output, seed + 2)
         if is_main_process():
             draw_samples(picture, output / f"equivariant_flows_{name}.png")
         results["flows"][name] = {
@@ -92,17 +89,17 @@ def run(
     return results
 
 
-def _judged_once(
+def _evaluated_once(
     name: str, case: Case, model: EquivariantFlow, test: Tensor, draws: int, output: Path, seed: int
 ) -> tuple[dict[str, Any], Compared]:
-    """Return what ``judged`` says of a trained model, from its stage where it was asked before, and what is drawn of it."""
+    """Return what ``evaluated`` says of a trained model, from its stage where it was asked before, and what is drawn of it."""
     digest = None if model.model_file is None else model.model_file.digest
     inputs = {"model": digest, "test": len(test), "draws": draws, "seed": seed}
 
     def work(folder: Path) -> dict[str, Any]:
-        return judged(case, model, test, draws, seed, folder)
+        return evaluated(case, model, test, draws, seed, folder)
 
-    stage = Stage.completed(output, f"judge-{name}", inputs, work)
+    stage = StageFolder.completed(output, f"judge-{name}", inputs, work)
     results = stage.results or {}
     results.pop("wall_seconds", None)
     with np.load(stage.folder / "draws.npz") as kept:
@@ -143,37 +140,23 @@ def show(name: str, results: dict[str, Any]) -> None:
         rows.append([f"{system} virial", f"{found['degrees_of_freedom']}", f"{value:.2f} +- {error:.2f}"])
         rows.append([f"{system} mean energy", "", f"{found['energy'][0]:.2f} +- {found['energy'][1]:.2f}"])
     for system, found in results["flows"].items():
-        gap, share = CASES[system].asked
+        gap, least = CASES[system].asked
         floor = CASES[system].floor[0]
         constant = found["nll"] - found["nll_without_constant"]
-        rows += [
-            [
-                f"{system} flow",
-                "",
-                f"{found['training_samples']} samples, {found['training_seconds']:.0f} s of training",
-            ],
-            [
-                f"{system} -log p without constant",
-                f"{floor:.2f} is the floor",
-                f"{found['nll_without_constant']:.3f} +- {found['nll_error']:.3f}",
-            ],
-            [f"{system} -log p with constant", f"{floor + constant:.2f} is the floor", f"{found['nll']:.3f}"],
-            [f"{system} gap, paired", f"<= {gap}", f"{found['gap']:.3f} +- {found['gap_error']:.3f}"],
-            [
-                f"{system} effective sample size, unclipped",
-                f">= {share:.0f} %",
-                f"{found['effective_sample_percent']:.1f} % of {found['draws']}",
-            ],
-            [
-                f"{system} log partition function",
-                f"{CASES[system].log_partition[0]:.2f}",
-                f"{found['log_partition']:.3f}",
-            ],
+        partition, percent = f"{CASES[system].log_partition[0]:.2f}", f"{found['effective_sample_percent']:.1f} %"
+        likelihood = f"{found['nll_without_constant']:.3f} +- {found['nll_error']:.3f}"
+        effort = f"{found['training_samples']} samples, {found['training_seconds']:.0f} s of training"
+        lines = [
+            ("flow", "", effort),
+            ("-log p without constant", f"{floor:.2f} is the floor", likelihood),
+            ("-log p with constant", f"{floor + constant:.2f} is the floor", f"{found['nll']:.3f}"),
+            ("gap, paired", f"<= {gap}", f"{found['gap']:.3f} +- {found['gap_error']:.3f}"),
+            ("effective sample size, unclipped", f">= {least:.0f} %", f"{percent} of {found['draws']}"),
+            ("log partition function", partition, f"{found['log_partition']:.3f}"),
+            ("asymmetry, float32", "<= 1e-5", f"{found['equivariance']['float32']:.1e}"),
+            ("asymmetry, float64", "<= 1e-10", f"{found['equivariance']['float64']:.1e}"),
         ]
-        rows += [
-            [f"{system} asymmetry, {dtype}", most, f"{found['equivariance'][dtype]:.1e}"]
-            for dtype, most in (("float32", "<= 1e-5"), ("float64", "<= 1e-10"))
-        ]
+        rows += [[f"{system} {line[0]}", *line[1:]] for line in lines]
     for row in results["baselines"]:
         of = f"DW4, {row['field']}, {row['samples']} samples in {row['training']} orientation(s), -log p"
         rows.append(

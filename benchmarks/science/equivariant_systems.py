@@ -1,4 +1,4 @@
-"""DW4, LJ13 and LJ55: how they are sampled, which flow learns them, and how that is judged."""
+"""DW4, LJ13 and LJ55: how they are sampled, which flow learns them, and how the flow is evaluated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import flowbridge
-from flowbridge.core.execution.main_process import is_main_process
 from flowbridge.core.execution.progress import track
 from flowbridge.core.statistics.estimates import effective_sample_percent, mean_with_error
+from flowbridge.core.training.processes import is_main_process
 from flowbridge.flows.equivariant.fields.compiled_field import compiled
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow, FieldSettings
@@ -26,7 +26,7 @@ from flowbridge.flows.equivariant.path_training import PathGradientStage
 from flowbridge.flows.equivariant.replica_exchange import ReplicaExchange, ReplicaExchangeSettings, virial
 from flowbridge.flows.equivariant.systems import DoubleWellParticles, LennardJonesCluster, ParticleSystem
 from flowbridge.flows.equivariant.training import ContinuousFlowTraining, FlowMatchingStage, train_continuous_flow
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
 VALIDATION = 2000  # samples at the end of the reference run: schedules were chosen by them, and no training sees them
 _BATCH = 64  # configurations that are evaluated at once
@@ -39,13 +39,13 @@ class Case:
 
     Attributes:
         system: the energy.
-        exchange: how reference samples are made.
+        exchange: settings of the reference sampler.
         velocity: field of the flow; None where the system is sampled only.
-        solver: of the flow, for densities and samples.
-        training: of the flow.
-        asked: what is asked for: largest gap (nats) and smallest effective sample size (percent).
+        solver: solver of the flow, for densities and samples.
+        training: training of the flow.
+        asked: requirements: largest gap (nats) and smallest effective sample size (percent).
         floor: entropy, the best negative log-likelihood that there is, without the Gaussian constant, and its error.
-        log_partition: of ``exp(-u)`` on the mean-free subspace, and its error.
+        log_partition: log partition function of ``exp(-u)`` on the mean-free subspace, and its error.
     """
 
     system: ParticleSystem
@@ -120,7 +120,7 @@ def reference_samples(name: str, case: Case, output: Path, seed: int) -> tuple[T
             **run.statistics(),
         }
 
-    stage = Stage.completed(output, f"samples-{name}", inputs, work)
+    stage = StageFolder.completed(output, f"samples-{name}", inputs, work)
     return run.run(stage.folder), stage.results or {}
 
 
@@ -156,7 +156,7 @@ def trained_flow(
             flowbridge.save(model, folder / "model.flow", provenance={"training": inputs})
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "curves": curves}
 
-    stage = Stage.completed_together(output, f"train-{label}", inputs, work)
+    stage = StageFolder.completed(output, f"train-{label}", inputs, work, together=True)
     model = flowbridge.load(stage.folder / "model.flow")
     if not isinstance(model, EquivariantFlow):
         raise TypeError(f"{stage.folder / 'model.flow'} holds a {type(model).__name__}")
@@ -183,7 +183,7 @@ def in_batches(
     return Solution(torch.cat([part.value for part in parts]), torch.cat([part.divergence for part in parts]))
 
 
-def judged(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
+def evaluated(case: Case, model: EquivariantFlow, test: Tensor, draws: int, seed: int, folder: Path) -> dict[str, Any]:
     """Return likelihood, weights and symmetries of a trained flow; its samples are kept as ``draws.npz`` in ``folder``.
 
     ``gap`` is paired: on each test sample ``-log p - u`` is known up to the partition function, whose reference value is

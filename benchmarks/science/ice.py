@@ -27,19 +27,19 @@ from flowbridge.integrations.pymbar import mbar_from_reduced_potentials
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the crystal is simulated.
+    """Protocol of the simulations of the crystal.
 
     Attributes:
         repeats: cells of 16 molecules along each axis.
         base: temperature of the base, K.
         ladder: further temperatures, K; between neighbours the ensembles must overlap.
         base_runs: independent trajectories at the base.
-        frames: of each trajectory.
+        frames: number of frames of each trajectory.
         interval: steps between frames.
         equilibration: steps before the first.
         step_ps: time step.
         friction: 1/ps.
-        method: of electrostatics.
+        method: electrostatics.
         platform: OpenMM platform.
     """
 

@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from flowbridge.flows.stochastic.distributions import StandardNormal
-from flowbridge.flows.stochastic.kernels import Kernel
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.stochastic_flow import StochasticFlow
 from flowbridge.flows.stochastic.training import PathStage, train_paths
-from flowbridge.flows.transforms.bijection import Bijection
-from flowbridge.flows.transforms.couplings import Coupling
 from flowbridge.flows.transforms.splines import RationalQuadraticSpline
 from flowbridge.workflows.figure_style import drawn
+
+from .double_well import plane_flow
 
 SIZE = 160  # pixels along a side
 EXTENT = 2.0  # the picture covers [-EXTENT, EXTENT] in both directions
 _FLOOR = 2e-3  # of the brightest pixel: a density has to be positive everywhere
-_BLOCKS, _HIDDEN, _BINS = 5, (64, 64), 20
+_BLOCKS, _BINS = 5, 20
 _KERNEL_STEPS, _STEP = 10, 0.1
 
 
@@ -36,16 +34,8 @@ def text_image(text: str) -> NDArray[np.float64]:
     """Return ``(SIZE, SIZE)`` brightness in [0, 1] of a word in large letters; the first row is at the bottom."""
     figure = Figure(figsize=(1.0, 1.0), dpi=SIZE)
     canvas = FigureCanvasAgg(figure)
-    figure.text(
-        0.5,
-        0.47,
-        text,
-        ha="center",
-        va="center",
-        fontsize=150.0 / (1.2 + len(text)),
-        family="DejaVu Sans",
-        weight="bold",
-    )
+    size = 150.0 / (1.2 + len(text))
+    figure.text(0.5, 0.47, text, ha="center", va="center", fontsize=size, family="DejaVu Sans", weight="bold")
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.float64)[::-1, :, 0]
     return 1.0 - pixels / 255.0
@@ -94,16 +84,9 @@ class ImageEnergy:
 
 
 def image_flow(energy: ImageEnergy, seed: int, *, kernels: bool) -> StochasticFlow:
-    """Return an untrained flow of five blocks of two spline couplings, with Metropolis kernels behind each or without."""
-    generator = torch.Generator().manual_seed(seed)
-    steps: list[Bijection | Kernel] = []
-    for _ in range(_BLOCKS):
-        for transformed in (0, 1):
-            spline = RationalQuadraticSpline(_BINS, 3.0)
-            steps.append(Coupling(2, [transformed], spline, _HIDDEN, generator))
-        if kernels:
-            steps.append(MetropolisKernel(_STEP, _KERNEL_STEPS))
-    return StochasticFlow(StandardNormal(2), energy, steps)
+    """Return an untrained flow of five blocks of two spline couplings, each followed by Metropolis kernels, or by none."""
+    kernel = (lambda: MetropolisKernel(_STEP, _KERNEL_STEPS)) if kernels else None
+    return plane_flow(energy, _BLOCKS, seed, lambda: RationalQuadraticSpline(_BINS, 3.0), kernel)
 
 
 def draw_image_densities(

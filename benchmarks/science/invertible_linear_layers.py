@@ -5,8 +5,6 @@ python -m benchmarks.science.invertible_linear_layers accuracy|cost|regression|m
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ from typing import Any
 import torch
 
 from flowbridge.core.execution.progress import track
-from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from flowbridge.core.training.checkpoints import read_checkpoint, write_checkpoint
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.rank_one_matrix import MergeLimits, RankOneMatrix
-from flowbridge.workflows.stages import write_json
 
-from ..harness import paired, ratio, report
+from ..harness import done_once, paired, ratio, report, study
 from .linear_parametrisations import PARAMETRISATIONS, LinearModel, training_step
 from .mode_mixing import compare_on_alanine, compare_on_modes
 
@@ -29,15 +26,13 @@ def accuracy(output: Path, updates: int, sizes: tuple[int, ...]) -> dict[str, An
     results, rows = {}, []
     for size in sizes:
         file = output / f"accuracy-{updates}-{size}.json"
-        if not file.is_file():
-            output.mkdir(parents=True, exist_ok=True)
-            write_json(file, _random_walk(size, updates, file.with_suffix(".checkpoint")))
-        results[str(size)] = found = json.loads(file.read_text())
+        found = done_once(file, lambda n=size, f=file: _random_walk(n, updates, f.with_suffix(".checkpoint")))
+        results[str(size)] = found
         numbers = [f"{found[name]:.1e}" for name in ("inverse", "residual", "log_det", "condition")]
         rows.append([str(size), *numbers, str(found["merges"]), str(found["held_back"])])
     columns = ["n", "inverse, relative", "|A X - 1|", "log det", "condition", "merges", "held back"]
-    name = "invertible_linear_accuracy" + ("_small" if updates < 100_000 else "")
-    report(name, f"{updates} updates, float64: largest errors", columns, rows, results)
+    title = f"{updates} updates, float64: largest errors"
+    report("invertible_linear_accuracy", title, columns, rows, results, small=updates < 100_000)
     return results
 
 
@@ -49,7 +44,8 @@ def _random_walk(size: int, updates: int, checkpoint: Path) -> dict[str, Any]:
     worst = {"inverse": 0.0, "log_det": 0.0, "residual": 0.0, "condition": 0.0}
     begin = 0
     if checkpoint.is_file():
-        progress = load_checkpoint(checkpoint, matrix, optimiser)
+        progress = read_checkpoint(checkpoint)
+        matrix.load_state_dict(progress["matrix"])
         schedule.load_state_dict(progress["schedule"])
         begin, worst = progress["updates"], progress["worst"]
     for number in track(range(begin + 1, updates + 1), f"n = {size}", updates - begin):
@@ -59,7 +55,7 @@ def _random_walk(size: int, updates: int, checkpoint: Path) -> dict[str, Any]:
         if number % max(updates // 20, 1) == 0:
             _compare(matrix, worst)
             state = {"updates": number, "worst": worst, "schedule": schedule.state_dict()}
-            save_checkpoint(checkpoint, matrix, optimiser, state)
+            write_checkpoint(checkpoint, {**state, "matrix": matrix.state_dict()})
     checkpoint.unlink()
     return {**worst, "merges": int(matrix.merges), "held_back": schedule.held_back}
 
@@ -96,9 +92,9 @@ def cost(sizes: tuple[int, ...], rounds: int, *, small: bool) -> dict[str, Any]:
     rows = [[name, *(f"{value:.0f}" for value in values), _exponent(sizes, values)] for name, values in medians.items()]
     rows.append(["dense over P4", *(f"{value:.2f}" for value in gains), ""])
     columns = ["microseconds a step", *(f"n = {size}" for size in sizes), "exponent"]
-    name = "invertible_linear_cost" + ("_small" if small else "")
     results = {"sizes": list(sizes), "microseconds": medians, "dense_over_p4": gains}
-    report(name, "Training step of a linear flow, batch 32, float32", columns, rows, results)
+    title = "Training step of a linear flow, batch 32, float32"
+    report("invertible_linear_cost", title, columns, rows, results, small=small)
     return results
 
 
@@ -126,8 +122,8 @@ def regression(size: int, steps: int) -> dict[str, Any]:
             results[f"{sign} {name}"] = error
             rows.append([f"{'+' if sign > 0 else '-'}", name, f"{error:.1e}", f"{found:+d}"])
     columns = ["det of the target", "layer", "error", "det of the layer"]
-    name = "invertible_linear_regression" + ("_small" if steps < 1000 else "")
-    report(name, f"Regression, n = {size}, {steps} steps", columns, rows, results)
+    title = f"Regression, n = {size}, {steps} steps"
+    report("invertible_linear_regression", title, columns, rows, results, small=steps < 1000)
     return results
 
 
@@ -159,11 +155,9 @@ def _fit(model: LinearModel, target: torch.Tensor, steps: int) -> float:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study(__doc__, "runs/invertible_linear")
     parser.add_argument("part", choices=["accuracy", "cost", "regression", "modes", "alanine"])
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind on the modes")
-    parser.add_argument("--output", type=Path, default=Path("runs/invertible_linear"))
     parser.add_argument(
         "--frames", type=Path, default=Path("runs/stochastic_flows/alanine"), help="of alanine dipeptide"
     )

@@ -9,7 +9,6 @@ of GFN2-xTB after a coarse relaxation. Before, between and after, molecules are 
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from flowbridge.workflows.molecules.building import load_builder
 from flowbridge.workflows.molecules.results import IsomerResults
 from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
 
-from ..harness import report
+from ..harness import report, study
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Plan:
     """Sizes of everything.
 
     Attributes:
-        formulas: to build, in equal parts.
+        formulas: formulas of the molecules, in equal parts.
         count: molecules of an evaluation.
         every: rounds between evaluations.
         reinforcement: its stage.
@@ -56,7 +55,7 @@ SMALL = Plan(("C2H6O", "CH4O"), 4, 1, ReinforcementStage(iterations=1, molecules
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RelaxedMolecules:
     """Relaxed molecules after some rounds: which are valid ``(B,)``, and their energies ``(B,)`` in eV by formula."""
 
     rounds: int
@@ -65,7 +64,7 @@ class Evaluation:
     formulas: list[str]
 
 
-def evaluated(builder: MoleculeBuilder, rounds: int, plan: Plan, evaluator: MoleculeEvaluator) -> Evaluation:
+def evaluated(builder: MoleculeBuilder, rounds: int, plan: Plan, evaluator: MoleculeEvaluator) -> RelaxedMolecules:
     """Build with seeds of their own, relax, and return what came of it."""
     formulas = [Formula.parse(plan.formulas[index % len(plan.formulas)]) for index in range(plan.count)]
     built = builder.sample(formulas, plan.count, torch.Generator().manual_seed(90_000 + rounds))
@@ -75,10 +74,10 @@ def evaluated(builder: MoleculeBuilder, rounds: int, plan: Plan, evaluator: Mole
         verdict = evaluator([molecule])[0]
         valid.append(found.add(molecule[0], verdict) is not None)
         energies.append(verdict.energy if verdict.energy is not None and valid[-1] else math.nan)
-    return Evaluation(rounds, valid, energies, [str(formula) for formula in formulas])
+    return RelaxedMolecules(rounds, valid, energies, [str(formula) for formula in formulas])
 
 
-def above_lowest(evaluations: list[Evaluation]) -> list[np.ndarray]:
+def above_lowest(evaluations: list[RelaxedMolecules]) -> list[np.ndarray]:
     """Return energies in eV an atom above the lowest that any evaluation found of the formula, valid molecules only."""
     lowest: dict[str, float] = {}
     for each in evaluations:
@@ -125,10 +124,8 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run, print the table, write results and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="everything in seconds")
+    parser = study(__doc__.splitlines()[0], "runs/molecules")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("runs/molecules"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan, name = (SMALL, "larger_molecules_small") if options.small else (Plan(), "larger_molecules")
@@ -164,10 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         "formulas": plan.formulas,
         "seed": options.seed,
         "points": [
-            {
-                key: [v if math.isfinite(v) else None for v in value] if key != "rounds" else value
-                for key, value in p.items()
-            }
+            {"rounds": p["rounds"], **{k: [v if math.isfinite(v) else None for v in p[k]] for k in ("valid", "above")}}
             for p in points
         ],
         "curve": [list(values) for values in curve],

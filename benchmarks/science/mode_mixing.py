@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -18,9 +17,8 @@ from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule
 from flowbridge.flows.transforms.rank_one_matrix import RankOneMatrix
 from flowbridge.flows.transforms.sinh_arcsinh import Affine
-from flowbridge.workflows.stages import write_json
 
-from ..harness import report
+from ..harness import done_once, mean_and_deviation, report
 from .alanine_at_1000_kelvin import Alanine, coupling_blocks, simulated_alanine, torsion_divergences
 
 KINDS = ("fixed", "P4")
@@ -105,22 +103,18 @@ def compare_on_modes(output: Path, seeds: int, steps: int) -> dict[str, Any]:
     results: dict[str, Any] = {"entropy": entropy}
     rows = []
     for kind in KINDS:
-        runs = []
-        for seed in range(seeds):
-            file = output / f"modes-{steps}-{kind}-{seed}.json"
-            if not file.is_file():
-                output.mkdir(parents=True, exist_ok=True)
-                write_json(file, _modes_run(kind, seed, steps))
-            runs.append(json.loads(file.read_text()))
-        results[kind] = runs
-        means = [statistics.mean(run[name] for run in runs) for name in ("nll", "error", "between")]
-        spread = statistics.stdev([run["nll"] for run in runs]) if seeds > 1 else math.nan
+        results[kind] = runs = [
+            done_once(output / f"modes-{steps}-{kind}-{seed}.json", lambda k=kind, s=seed: _modes_run(k, s, steps))
+            for seed in range(seeds)
+        ]
+        likelihood = mean_and_deviation([run["nll"] for run in runs], 3)
+        means = [statistics.mean(run[name] for run in runs) for name in ("error", "between")]
         weights = " ".join(f"{100 * value:.1f}" for value in torch.tensor([run["weights"] for run in runs]).mean(0))
-        rows.append([kind, f"{means[0]:.3f} ± {spread:.3f}", f"{means[1]:.3f}", f"{means[2]:.3f}", weights])
+        rows.append([kind, likelihood, *(f"{mean:.3f}" for mean in means), weights])
     exact = " ".join(f"{100 * float(value):.1f}" for value in mode_weights())
     rows.append(["exact", f"{entropy:.3f}", "0", "0", exact])
-    name = "invertible_linear_modes" + ("_small" if steps < 1000 else "")
-    report(name, "Eight modes: couplings with", ["between", "NLL", "error", "outside", "weights, %"], rows, results)
+    columns = ["between", "NLL", "error", "outside", "weights, %"]
+    report("invertible_linear_modes", "Eight modes: couplings with", columns, rows, results, small=steps < 1000)
     return results
 
 
@@ -150,9 +144,7 @@ def compare_on_alanine(output: Path, frames: Path, *, small: bool) -> dict[str, 
     results: dict[str, Any] = {"phi > 0 in dynamics": exact}
     for kind in KINDS:
         file = output / f"alanine-{kind}{'-small' if small else ''}.json"
-        if not file.is_file():
-            write_json(file, _alanine_run(alanine, kind, steps=10 if small else 500))
-        results[kind] = json.loads(file.read_text())
+        results[kind] = done_once(file, lambda k=kind: _alanine_run(alanine, k, steps=10 if small else 500))
     rows = [
         [kind, f"{run['nll']:.3f}", f"{100 * run['phi']:.1f} ± {100 * run['phi_error']:.1f}"]
         + [f"{run['divergences'][name]:.3f}" for name in alanine.names]
@@ -160,7 +152,7 @@ def compare_on_alanine(output: Path, frames: Path, *, small: bool) -> dict[str, 
     ]
     columns = ["between", "NLL (99 %)", "phi > 0, %", *(name.replace("methyl of ", "") for name in alanine.names)]
     title = f"Alanine at 1000 K (dynamics: phi > 0 {100 * exact:.1f} %); KL of torsions"
-    report("invertible_linear_alanine" + ("_small" if small else ""), title, columns, rows, results)
+    report("invertible_linear_alanine", title, columns, rows, results, small=small)
     return results
 
 

@@ -89,7 +89,7 @@ def _free_direction(
 
 
 def random_isomers(formula: Formula, seed: int) -> Iterator[Geometry]:
-    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94), each time anew."""
+    """Grow random molecular graphs, and embed them with RDKit (distance geometry, MMFF94), afresh each time."""
     generator = random.Random(seed)
     while True:
         smiles = _random_graph(formula, generator)

@@ -16,7 +16,6 @@ built. Those evaluations are counted apart.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -43,7 +42,7 @@ from flowbridge.workflows.molecules.results import IsomerResults
 from flowbridge.workflows.molecules.search import Candidates, Search
 from flowbridge.workflows.molecules.teaching import COARSE_RELAXATION
 
-from ..harness import report
+from ..harness import report, study
 from .molecule_proposals import Proposals, all_isomers, from_builder, random_isomers, random_placement
 
 HELD_OUT = ("C4H8O", "C3H6O2", "C5H8", "C3H7NO", "C3H5FO", "C5H10O", "C6H10", "C4H8O2", "C7H14", "C6H12O")
@@ -96,7 +95,7 @@ SMALL = Plan(
 
 @dataclass(frozen=True)
 class ValidAsBuilt:
-    """A evaluator that asks another one only of molecules that are valid as they are: no evaluation goes to the others."""
+    """An evaluator that hands only molecules that are valid as built to another one: the others cost no evaluation."""
 
     evaluator: MoleculeEvaluator
 
@@ -129,12 +128,12 @@ def searched(
 ) -> dict[int, tuple[int, IsomerResults]]:
     """Relax candidates and return the evaluations spent and what was found, at each budget."""
     found: dict[int, tuple[int, IsomerResults]] = {}
-    harvest = IsomerResults(taught)
-    search = Search(formula, evaluator, harvest, energies, plan.starts)
+    isomers = IsomerResults(taught)
+    search = Search(formula, evaluator, isomers, energies, plan.starts)
     for budget in plan.budgets:
         for _ in search.run(candidates, budget):
             pass
-        found[budget] = (search.spent, harvest.copy())
+        found[budget] = (search.spent, isomers.copy())
     return found
 
 
@@ -172,19 +171,13 @@ def ways(plan: Plan, seed: int, folder: Path) -> tuple[dict[str, Proposals], dic
         BOTH: reinforced(both, plan, seed, folder / "both"),
         ALONE: reinforced(alone, plan, seed, folder / "alone"),
     }
-    proposals = (
-        from_builder(both),
-        from_builder(imitation),
-        from_builder(alone),
-        random_placement,
-        random_isomers,
-        all_isomers,
-    )
+    builders = (from_builder(builder) for builder in (both, imitation, alone))
+    proposals = (*builders, random_placement, random_isomers, all_isomers)
     return dict(zip(WAYS, proposals, strict=True)), curves
 
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""By way, order, budget and formula."""
+"""Results by way, order, budget and formula."""
 
 
 def compared(plan: Plan, seed: int, folder: Path, enumerated: Sequence[StoredIsomer]) -> tuple[Results, dict[str, Any]]:
@@ -239,10 +232,8 @@ def table_row(name: str, seeds: Sequence[Mapping[str, float]]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run, print the table, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="everything in seconds")
+    parser = study(__doc__.splitlines()[0], "runs/molecules")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--output", type=Path, default=Path("runs/molecules"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan = SMALL if options.small else Plan()

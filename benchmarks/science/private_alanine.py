@@ -37,14 +37,13 @@ from flowbridge.forcefields.private.units import UnitData
 from flowbridge.forcefields.training.modules import network_forces
 from flowbridge.integrations.openmm.forces.public_prior import public_prior
 from flowbridge.integrations.openmm.sampling.dynamics import load_trajectory
-from flowbridge.workflows.coarse_graining.reference import load_beads, reference_model, run_mapping, run_reference
+from flowbridge.workflows.coarse_graining.reference import load_beads, mapped_reference, reference_model
 from flowbridge.workflows.figure_style import DRIVEN, FLOW, REFERENCE, drawn
 
-from ..harness import report
+from ..harness import OutOfTime, done_once, mean_and_deviation, report
 from ..molecules import EXAMPLES
 from .coarse_graining import ALANINE, settings_of
 from .coarse_graining import SMALL as SMALL_REFERENCE
-from .kept_runs import OutOfTime, kept, spread
 
 DELTA = 1e-5
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
@@ -56,7 +55,7 @@ _WIDER = 1.15  # proposals of bonds and angles, against the spread of the refere
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed."""
+    """Sizes of the study."""
 
     block: int = 100
     held_out: int = 10_000
@@ -72,10 +71,10 @@ SMALL = Sizes(block=5, held_out=100, proposals=2000, steps=3, batch=10, plain_st
 
 
 class PrivateAlanine:
-    """Private frames, held-out frames, and the judgement of force fields.
+    """Private frames, held-out frames, and the evaluation of force fields.
 
     Args:
-        folder: of the reference simulation, that of the coarse-graining benchmark; simulated if it is empty.
+        folder: folder of the reference simulation (the coarse-graining benchmark has one); simulated if it is empty.
         small: a simulation of seconds.
     """
 
@@ -84,8 +83,8 @@ class PrivateAlanine:
         self.sizes = SMALL if small else Sizes()
         self.temperature = settings.temperature
         model = reference_model(settings, EXAMPLES)
-        runs = run_reference(settings, model, EXAMPLES, folder)
-        beads = load_beads(run_mapping(settings, model, runs, folder))
+        done = mapped_reference(settings, model, EXAMPLES, folder)
+        runs, beads = done["reference"], load_beads(done["beads"])
         force_map = bonded_force_map(model.mapping, model.constraints)
         files = (runs.results or {})["files"]
         forces = [force_map.forces(load_trajectory(runs.folder / "trajectories" / file).forces) for file in files]
@@ -97,7 +96,7 @@ class PrivateAlanine:
         self.prior = public_prior(model.molecule.system, model.mapping, settings.temperature)
         self.start = torch.from_numpy(model.mapping.positions(model.positions[None])[0]).float()
         self.edges = [np.linspace(-np.pi, np.pi, settings.analysis.bins + 1)] * 2
-        self._prepare_judgement(beads.log_weights)
+        self._prepare_evaluation(beads.log_weights)
 
     def untrained(self, seed: int) -> CoarseGrainedForceField:
         """Return a public force field."""
@@ -118,7 +117,7 @@ class PrivateAlanine:
         frames = BeadFrames(self.positions[chosen], self.forces[chosen])
         return trajectory_units(self.untrained(0), frames, torch.arange(len(chosen)))
 
-    def _prepare_judgement(self, log_weights: np.ndarray[Any, Any]) -> None:
+    def _prepare_evaluation(self, log_weights: np.ndarray[Any, Any]) -> None:
         coordinates = InternalCoordinates(_CHAIN)
         with torch.no_grad():
             found, _ = coordinates.inverse(self.positions)
@@ -136,10 +135,10 @@ class PrivateAlanine:
             self.log_ratio = log_volume + 0.5 * drawn_stiff.square().sum(1) - reduced
 
     @torch.no_grad()
-    def judged(self, force_field: CoarseGrainedForceField) -> dict[str, float]:
+    def evaluated(self, force_field: CoarseGrainedForceField) -> dict[str, float]:
         """Return the error of the forces, over the mean square of what the prior leaves of them, and of the surface."""
         if force_field.network is None:
-            raise ValueError("there is no network to judge")
+            raise ValueError("there is no network to evaluate")
         held_out = self.held_out
         missed = network_forces(force_field.network, held_out.inputs) - held_out.targets
         energies = force_field.network(self.proposed.to(held_out.inputs.dtype)).double()
@@ -153,7 +152,7 @@ class PrivateAlanine:
         }
 
     def private_run(self, method: str, epsilon: float, seed: int, file: Path) -> dict[str, float]:
-        """Train within a budget, keep the model with its ledger, and judge it."""
+        """Train within a budget, keep the model with its ledger, and evaluate it."""
         force_field = self.untrained(seed)
         settings = PrivateTraining.model_validate(
             {"method": method, "steps": self.sizes.steps, "batch": self.sizes.batch, "clip": _CLIP[method],
@@ -162,10 +161,10 @@ class PrivateAlanine:
         budget = PrivacyBudget(epsilon=epsilon, delta=DELTA, accountant=self.sizes.accountant)
         result = train_privately(force_field, self.private_data, budget, settings, seed=seed)
         save(force_field, file)
-        return {**self.judged(force_field), "epsilon": result.ledger.epsilon}
+        return {**self.evaluated(force_field), "epsilon": result.ledger.epsilon}
 
     def plain_run(self, seed: int) -> dict[str, float]:
-        """Train without privacy, and judge."""
+        """Train without privacy, and evaluate."""
         force_field = self.untrained(seed)
         data, network = self.private_data, force_field.network
         if network is None:
@@ -181,7 +180,7 @@ class PrivateAlanine:
             (gradient + data.targets[chosen]).square().mean().backward()
             optimiser.step()
             schedule.step()
-        return self.judged(force_field)
+        return self.evaluated(force_field)
 
 
 # Below all norms: every contribution is scaled to one length, and the step has no scale of its own under Adam.
@@ -206,7 +205,7 @@ def alanine(output: Path, reference: Path, seeds: int, deadline: float, *, small
     rows += [_row("no privacy", results["none"]), _row("untrained", results["untrained"])]
     columns = ["epsilon", "force error", "surface error, kT²", "JS, nats"]
     title = f"Capped alanine, blocks of {study.sizes.block} frames as units, delta {DELTA:g}: {done} seeds"
-    report("private_training_alanine" + ("_small" if small else ""), title, columns, rows, dict(results))
+    report("private_training_alanine", title, columns, rows, dict(results), small=small)
     draw(results, epsilons, output / "private_alanine.png")
     return dict(results)
 
@@ -216,8 +215,10 @@ def _of_seed(
 ) -> dict[str, dict[str, float]]:
     """Return the numbers of all trainings of a seed."""
     found = {
-        "untrained": kept(output / f"untrained-{seed}.json", lambda: study.judged(study.untrained(seed)), deadline),
-        "none": kept(output / f"plain-{seed}.json", lambda: study.plain_run(seed), deadline),
+        "untrained": done_once(
+            output / f"untrained-{seed}.json", lambda: study.evaluated(study.untrained(seed)), deadline
+        ),
+        "none": done_once(output / f"plain-{seed}.json", lambda: study.plain_run(seed), deadline),
     }
     for epsilon, method in itertools.product(epsilons, METHODS):
         file = output / f"{method}-{epsilon:g}-{seed}"
@@ -225,13 +226,13 @@ def _of_seed(
         def work(m: str = method, e: float = epsilon, f: Path = file) -> dict[str, float]:
             return study.private_run(m, e, seed, f.with_name(f"{f.name}.flow"))
 
-        found[f"{method} {epsilon:g}"] = kept(file.with_name(f"{file.name}.json"), work, deadline)
+        found[f"{method} {epsilon:g}"] = done_once(file.with_name(f"{file.name}.json"), work, deadline)
     return found
 
 
 def _row(name: str, runs: list[dict[str, float]]) -> list[str]:
     digits = {"force_error": 4, "surface_error": 2, "jensen_shannon": 3}
-    return [name, *(spread([run[key] for run in runs], places) for key, places in digits.items())]
+    return [name, *(mean_and_deviation([run[key] for run in runs], places) for key, places in digits.items())]
 
 
 def draw(results: dict[str, list[dict[str, float]]], epsilons: tuple[float, ...], file: Path) -> None:

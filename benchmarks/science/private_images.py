@@ -1,7 +1,7 @@
-"""What privacy costs on images: digits of scikit-learn or MNIST classified, digits through an autoencoder.
+"""The cost of privacy on images: digits of scikit-learn or MNIST classified, digits through an autoencoder.
 
 Clipping norm and learning rate are tuned for either method alike, on seeds that the results do not use; as usual in such
-tables, tuning is not billed. Principal axes, where a task has them, are private and billed (DP-PCA).
+tables, tuning is not on the ledger. Principal axes, where a task has them, are private and on it (DP-PCA).
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from flowbridge.forcefields.private.statistics import private_principal_axes
 from flowbridge.forcefields.private.training import train_privately
 from flowbridge.forcefields.private.units import UnitData
 
-from ..harness import report
+from ..harness import done_once, mean_and_deviation, report
 from .idx_files import read_mnist
-from .kept_runs import kept, spread
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 DELTA = 1e-5
@@ -41,7 +40,7 @@ _TUNING_SEEDS = (1001, 1002)
 
 
 class Task(NamedTuple):
-    """A network and what it is judged by; ``sign`` is +1 where more is better.
+    """A network and its figure of merit; ``sign`` is +1 where more is better.
 
     ``widths`` begin with the pixels, or with the private principal axes that they are projected on.
     """
@@ -109,7 +108,7 @@ def network(task: Task, seed: int) -> FeedForwardNetwork:
 def project(
     task: Task, model: FeedForwardNetwork, train: UnitData, noise_multiplier: float, seed: int
 ) -> list[Release]:
-    """Let the network see private principal axes where the task has them, and return what that has to be billed with."""
+    """Let the network see private principal axes where the task has them, and return the releases for the ledger."""
     if task.widths[0] == task.pixels:
         return []
     centre = torch.full((task.pixels,), task.centre)
@@ -179,7 +178,7 @@ def utility(
         return whole if whole is not None else split(task, seed)
 
     plain = [
-        kept(output / f"plain-{seed}.json", lambda s=seed: plain_run(task, data(s), s, plain_steps), deadline)
+        done_once(output / f"plain-{seed}.json", lambda s=seed: plain_run(task, data(s), s, plain_steps), deadline)
         for seed in range(seeds)
     ]
     results["none"] = {"values": plain}
@@ -192,12 +191,13 @@ def utility(
         for number, choice in enumerate(grid):
             files = [output / f"{method}-{epsilon:g}-tuning{number}-{seed}.json" for seed in tuning]
             found = [
-                kept(file, lambda s=s, c=choice: run(s, c), deadline) for file, s in zip(files, tuning, strict=True)
+                done_once(file, lambda s=s, c=choice: run(s, c), deadline)
+                for file, s in zip(files, tuning, strict=True)
             ]
             scored.append(task.sign * statistics.mean(found))
         best = grid[scored.index(max(scored))]
         values = [
-            kept(output / f"{method}-{epsilon:g}-{seed}.json", lambda s=seed, c=best: run(s, c), deadline)
+            done_once(output / f"{method}-{epsilon:g}-{seed}.json", lambda s=seed, c=best: run(s, c), deadline)
             for seed in range(seeds)
         ]
         results[f"{method} {epsilon:g}"] = {"values": values, "choice": dict(best)}
@@ -211,11 +211,14 @@ def _print(
     classified = task.kind == "classification"
     digits = 1 if classified else 4
     rows = [
-        [f"{epsilon:g}", *(spread(results[f"{method} {epsilon:g}"]["values"], digits) for method in METHODS)]
+        [
+            f"{epsilon:g}",
+            *(mean_and_deviation(results[f"{method} {epsilon:g}"]["values"], digits) for method in METHODS),
+        ]
         for epsilon in epsilons
     ]
-    rows.append(["no privacy", spread(results["none"]["values"], digits), ""])
+    rows.append(["no privacy", mean_and_deviation(results["none"]["values"], digits), ""])
     what = "test accuracy, %" if classified else "mean square error of a pixel (0 to 1)"
     title = f"{name}, {what}: {seeds} seeds, delta {DELTA:g}"
     columns = ["epsilon", "DP-MAC", "DP-SGD"]
-    report(f"private_training_{name}" + ("_small" if small else ""), title, columns, rows, dict(results))
+    report(f"private_training_{name}", title, columns, rows, dict(results), small=small)

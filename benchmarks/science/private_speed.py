@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from opacus import PrivacyEngine
 
+from flowbridge.core.training.trainer import Trainer
 from flowbridge.forcefields.private.budget import PrivacyBudget
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.feed_forward import task_losses
 from flowbridge.forcefields.private.noise import SeededNoise
-from flowbridge.forcefields.private.training import PrivateTrainer
+from flowbridge.forcefields.private.training import PrivateObjective
 from flowbridge.forcefields.private.units import UnitData
 
 from ..harness import paired, ratio, report
@@ -29,7 +30,7 @@ def speed(rounds: int, *, small: bool) -> dict[str, Any]:
     cases = {"no privacy": _plain_epoch(task, data, epoch), "opacus PrivacyEngine": _opacus_epoch(task, data, epoch)}
     for method in METHODS:
         settings = PrivateTraining.model_validate({"method": method, "steps": STEPS, "batch": BATCH})
-        trainer = PrivateTrainer(network(task, 0), data, budget, settings, None, (), SeededNoise(0))
+        trainer = Trainer(PrivateObjective(network(task, 0), data, budget, settings, None, (), SeededNoise(0)))
         cases[method] = lambda t=trainer: [t.advance() for _ in range(epoch)]  # type: ignore[misc]
     timings = paired(cases, rounds=rounds)
     rows = [
@@ -38,7 +39,7 @@ def speed(rounds: int, *, small: bool) -> dict[str, Any]:
     ]
     results = {name: {"seconds an epoch": 1e-6 * t.median} for name, t in timings.items()}
     title = f"Seconds an epoch, digits, batch {BATCH}"
-    report("private_training_speed" + ("_small" if small else ""), title, ["", "seconds", "over opacus"], rows, results)
+    report("private_training_speed", title, ["", "seconds", "over opacus"], rows, results, small=small)
     return results
 
 

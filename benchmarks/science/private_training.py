@@ -1,4 +1,4 @@
-"""What privacy costs, and whether ledgers hold: ``python -m benchmarks.science.private_training``.
+"""The cost of privacy, and audits of ledgers: ``python -m benchmarks.science.private_training``.
 
     python -m benchmarks.science.private_training digits|autoencoder|mnist|alanine|speed|audit [--small] [--minutes M]
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from ..harness import OutOfTime, study
 from .coarse_graining import FOLDER as COARSE_GRAINING
-from .kept_runs import OutOfTime
 from .private_alanine import alanine
 from .private_audits import audit
 from .private_images import EPSILONS, utility
@@ -47,7 +47,7 @@ def run(part: str, arguments: argparse.Namespace, folder: Path, deadline: float)
 
 def main(words: list[str] | None = None) -> None:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study(__doc__, "runs/benchmarks/private_training")
     parser.add_argument("part", nargs="?", choices=[*_PARTS, "mnist"], help="default: all but mnist")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS)
@@ -56,8 +56,6 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--mnist", type=Path, help="folder with the four files of MNIST")
     parser.add_argument("--reference", type=Path, help="folder of the coarse-graining benchmark of alanine")
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/private_training"))
     arguments = parser.parse_args(words)
     if arguments.part == "mnist" and arguments.mnist is None:
         parser.error("mnist takes --mnist FOLDER: a local copy is not downloaded")

@@ -5,14 +5,13 @@
     python -m benchmarks.science.rigid_body_flows ice          # simulations, MBAR, and what needs no training: 20 minutes
     python -m benchmarks.science.rigid_body_flows --small      # seconds: everything runs, nothing is learned
 
-Ice is carried from 250 K to 100 K and 50 K by the harmonic contraction alone, and by a flow that was trained on three
-quarters of the frames; effective sample sizes are of the rest. MBAR over a ladder of temperatures is the judge. A
+The harmonic contraction alone maps ice from 250 K to 100 K and 50 K, and a flow trained on three quarters of the frames
+does; effective sample sizes are those of the rest. MBAR over a ladder of temperatures gives the reference. A
 generator that starts from the harmonic crystal needs no simulation at all.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,17 +25,17 @@ from rich.console import Console
 import flowbridge as fb
 from flowbridge.core.errors import OverlapError
 from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
-from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
+from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, RigidFlowTraining
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.temperature_map import RigidBodyMap
 from flowbridge.flows.rigid.training import draws_of, train_by_work
 from flowbridge.flows.rigid.works import summary, works_of
 from flowbridge.integrations.openmm.systems.rigid_water import RigidSystemEnergy
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
-from ..harness import report
+from ..harness import report, study
 from .ice import Protocol, crystal_of, mbar_reference, samples_of, simulate
-from .tetrahedral_body import BODIES, DESIGN, Body, judged, trained
+from .tetrahedral_body import BODIES, DESIGN, Body, evaluated, trained
 
 PUBLISHED = {100.0: -41.8569, 50.0: -114.2515}
 """MBAR, kT a molecule, and for 100 K an effective sample size of 23.75 %: result files of github.com/noegroup/rigid-flows."""
@@ -47,20 +46,20 @@ class Plan:
     """Sizes of everything.
 
     Attributes:
-        protocol: of the simulations of ice.
+        protocol: simulations of ice.
         targets: temperatures that ice is cooled to, K.
-        map_training: of the flow that carries samples.
-        generator_training: of the generator of ice.
-        body_training: of the generator of the tetrahedral body.
+        map_training: training of the flow that maps samples.
+        generator_training: training of the generator of ice.
+        body_training: training of the generator of the tetrahedral body.
         body_frames: orientations it learns from.
-        samples: that generators are judged by.
+        samples: number of samples that evaluate a generator.
     """
 
     protocol: Protocol
     targets: tuple[float, ...]
-    map_training: TrainingConfiguration
-    generator_training: TrainingConfiguration
-    body_training: TrainingConfiguration
+    map_training: RigidFlowTraining
+    generator_training: RigidFlowTraining
+    body_training: RigidFlowTraining
     body_frames: int
     samples: int
 
@@ -68,9 +67,9 @@ class Plan:
 FULL = Plan(
     Protocol(),
     (100.0, 50.0),
-    TrainingConfiguration(steps=600, batch=32, learning_rate=1e-3, checkpoint_interval=100),
-    TrainingConfiguration(steps=400, batch=32, learning_rate=1e-3, checkpoint_interval=100),
-    TrainingConfiguration(steps=2800, batch=256, learning_rate=5e-2, average=0.995, checkpoint_interval=250),
+    RigidFlowTraining(steps=600, batch=32, learning_rate=1e-3, checkpoint_interval=100),
+    RigidFlowTraining(steps=400, batch=32, learning_rate=1e-3, checkpoint_interval=100),
+    RigidFlowTraining(steps=2800, batch=256, learning_rate=5e-2, average=0.995, checkpoint_interval=250),
     20_000,
     20_000,
 )
@@ -84,9 +83,9 @@ SMALL = Plan(
         friction=10.0,
     ),
     (100.0,),
-    TrainingConfiguration(steps=4, batch=8, checkpoint_interval=2),
-    TrainingConfiguration(steps=4, batch=8, checkpoint_interval=2),
-    TrainingConfiguration(steps=40, batch=64, learning_rate=2e-2, checkpoint_interval=20),
+    RigidFlowTraining(steps=4, batch=8, checkpoint_interval=2),
+    RigidFlowTraining(steps=4, batch=8, checkpoint_interval=2),
+    RigidFlowTraining(steps=40, batch=64, learning_rate=2e-2, checkpoint_interval=20),
     500,
     500,
 )
@@ -98,13 +97,13 @@ def body_results(body: Body, plan: Plan, output: Path, seed: int) -> dict[str, A
     def work(folder: Path) -> Mapping[str, Any]:
         model = trained(body, plan.body_training, plan.body_frames, folder, seed)
         fb.save(model, folder / "body.flow")
-        return judged(body, model.sample(plan.samples, body.system(), seed + 1))
+        return evaluated(body, model.sample(plan.samples, body.system(), seed + 1))
 
     inputs = {
         "charges": list(body.charges), "strength": body.strength, "training": plan.body_training.model_dump(mode="json"),
         "frames": plan.body_frames, "samples": plan.samples, "seed": seed, "design": DESIGN.model_dump(mode="json"),
     }  # fmt: skip
-    return _results(Stage.completed(output, "tetrahedron", inputs, work))
+    return _results(StageFolder.completed(output, "tetrahedron", inputs, work))
 
 
 class Ice:
@@ -116,7 +115,7 @@ class Ice:
         self.inputs = {**plan.protocol.inputs(), "seed": seed}
         self._design = RigidFlowConfiguration(closed="forward", seed=seed)
         self.energy = RigidSystemEnergy(self.water.system, plan.protocol.platform, workers=1)
-        self.simulations = Stage.completed(output, "simulate", self.inputs, self._simulate)
+        self.simulations = StageFolder.completed(output, "simulate", self.inputs, self._simulate)
 
     def reference(self) -> dict[str, Any]:
         """Return MBAR's free energies a molecule."""
@@ -132,7 +131,9 @@ class Ice:
             **self.inputs, "temperature": temperature, "training": settings.model_dump(mode="json"),
             "design": design.model_dump(mode="json"),
         }  # fmt: skip
-        return _results(Stage.completed(self.output, "map", inputs, partial(self._map, temperature, settings, design)))
+        return _results(
+            StageFolder.completed(self.output, "map", inputs, partial(self._map, temperature, settings, design))
+        )
 
     def generator_results(self, temperature: float) -> dict[str, Any]:
         """Return what a generator at ``temperature`` gives."""
@@ -143,7 +144,7 @@ class Ice:
             "design": self._design.model_dump(mode="json"),
         }  # fmt: skip
         return _results(
-            Stage.completed(self.output, "generator", inputs, partial(self._generator, temperature, settings))
+            StageFolder.completed(self.output, "generator", inputs, partial(self._generator, temperature, settings))
         )
 
     def _simulate(self, folder: Path) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Ice:
         return {"minimum": self.crystal.energy}
 
     def _map(
-        self, temperature: float, settings: TrainingConfiguration, design: RigidFlowConfiguration, folder: Path
+        self, temperature: float, settings: RigidFlowTraining, design: RigidFlowConfiguration, folder: Path
     ) -> dict[str, Any]:
         samples = samples_of(self.plan.protocol, self.water, self.simulations.folder, self.plan.protocol.base)
         crystal = self.crystal.crystal
@@ -180,7 +181,7 @@ class Ice:
             return {"both_directions": None, "reason": str(error)}
         return {"both_directions": {"value": found.difference.value, "error": found.difference.error}}
 
-    def _generator(self, temperature: float, settings: TrainingConfiguration, folder: Path) -> dict[str, Any]:
+    def _generator(self, temperature: float, settings: RigidFlowTraining, folder: Path) -> dict[str, Any]:
         water, crystal = self.water, self.crystal
         model = RigidBodyGenerator.harmonic(
             water.particles, temperature, water.bodies, crystal.crystal, crystal.curvature, self._design
@@ -199,7 +200,7 @@ class Ice:
         }
 
 
-def _results(stage: Stage) -> dict[str, Any]:
+def _results(stage: StageFolder) -> dict[str, Any]:
     if stage.results is None:
         raise RuntimeError(f"the stage in {stage.folder} has no results")
     return stage.results
@@ -223,12 +224,9 @@ def report_body(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any
             )
         )
     columns = ("tetrahedral body", "ESS", "weights of the modes", "exact", "free energy / exact, kT", "time")
+    title, results = "Rigid-body flows: a body in a field at 100 K", {"seed": seed, "bodies": found}
     report(
-        _file_name(name, plan),
-        "Rigid-body flows: a body in a field at 100 K",
-        columns,
-        rows,
-        {"seed": seed, "bodies": found},
+        f"rigid_body_flows_{name.replace('-', '_')}", title, columns, rows, results, small=plan.samples == SMALL.samples
     )
     return found
 
@@ -245,8 +243,8 @@ def report_ice(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]
         maps = {"harmonic contraction": ice.map_results(temperature, 0)}
         if training:
             maps["trained flow"] = ice.map_results(temperature, plan.map_training.steps)
-        judge = reference[f"{temperature:g}"]
-        rows.append((f"{temperature:g} K: MBAR", "", f"{judge['value']:.4f} +- {judge['error']:.4f}", "", ""))
+        mbar = reference[f"{temperature:g}"]
+        rows.append((f"{temperature:g} K: MBAR", "", f"{mbar['value']:.4f} +- {mbar['error']:.4f}", "", ""))
         if temperature in PUBLISHED:
             rows.append(("published MBAR (ESS at 100 K: 23.75 %)", "", f"{PUBLISHED[temperature]:.4f}", "", ""))
         for title, one in maps.items():
@@ -262,10 +260,11 @@ def report_ice(name: str, plan: Plan, output: Path, seed: int) -> dict[str, Any]
             )
         if training:
             rows.append(_generator_row(generators[temperature], generators[plan.protocol.base], count))
-        found[f"{temperature:g}"] = {"mbar": judge, "maps": maps}
+        found[f"{temperature:g}"] = {"mbar": mbar, "maps": maps}
     columns = ("ice XI, 16 molecules", "ESS, held out", "F - F(250 K), kT a molecule", "both directions", "time")
     results = {"seed": seed, "temperatures": found, "generators": {f"{t:g}": one for t, one in generators.items()}}
-    report(_file_name(name, plan), "Rigid-body flows: ice cooled from 250 K", columns, rows, results)
+    title, file = "Rigid-body flows: ice cooled from 250 K", f"rigid_body_flows_{name.replace('-', '_')}"
+    report(file, title, columns, rows, results, small=plan.samples == SMALL.samples)
     return results
 
 
@@ -277,22 +276,16 @@ def _generator_row(cold: dict[str, Any], warm: dict[str, Any], count: int) -> tu
     return "generators, no simulation", percent, estimate, "", seconds
 
 
-def _file_name(name: str, plan: Plan) -> str:
-    return f"rigid_body_flows_{name.replace('-', '_')}" + ("_small" if plan.samples == SMALL.samples else "")
-
-
 REPORTS = {"tetrahedron": report_body, "uneven-tetrahedron": report_body, "ice": report_ice, "trained-ice": report_ice}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study(__doc__, "runs/rigid_body_flows")
     parser.add_argument("system", nargs="?", choices=tuple(REPORTS), help="all where left out")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", help="K that ice is cooled to; 100 and 50 where left out"
     )
-    parser.add_argument("--small", action="store_true", help="a run of seconds, to see that everything works")
-    parser.add_argument("--output", type=Path, default=Path("runs/rigid_body_flows"), help="where stages are kept")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args(arguments)

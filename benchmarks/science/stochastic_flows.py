@@ -8,9 +8,6 @@ What is done is kept in ``--output`` and not done again.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import statistics
 import time
 from dataclasses import asdict
@@ -21,9 +18,8 @@ import torch
 
 from flowbridge.core.execution.progress import track
 from flowbridge.flows.stochastic.training import PathStage, train_paths
-from flowbridge.workflows.stages import write_json
 
-from ..harness import report
+from ..harness import done_once, mean_and_deviation, report, study
 from .alanine_paths import PUBLISHED, compare_on_alanine
 from .double_well import KINDS, brute_force_data, evaluate, make_flow
 from .image_densities import SHAPES, draw_image_densities
@@ -44,19 +40,19 @@ def double_well(output: Path, seeds: int, kinds: tuple[str, ...], *, small: bool
     results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for kind, seed in track(jobs, "double well", len(jobs)):
         file = output / f"{kind}-{seed}.json".replace(" ", "").replace(",", "-")
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, _double_well_run(kind, seed, file.with_suffix(".checkpoint"), small=small))
-        results[kind].append(json.loads(file.read_text()))
+        checkpoint = file.with_suffix(".checkpoint")
+        results[kind].append(
+            done_once(file, lambda k=kind, s=seed, c=checkpoint: _double_well_run(k, s, c, small=small))
+        )
     rows = []
     for kind in kinds:
-        parts = [_spread(results[kind], which, "total") for which in ("plain", "reweighted")]
-        share = statistics.mean(result["effective_sample_fraction"] for result in results[kind])
-        empty = sum(result["empty"] for result in results[kind])
-        rows.append([kind, *parts, *_PUBLISHED[kind], f"{100 * share:.0f}", str(empty)])
+        runs = results[kind]
+        parts = [mean_and_deviation([run[which]["total"] for run in runs], 2) for which in ("plain", "reweighted")]
+        percent = statistics.mean(run["effective_sample_percent"] for run in runs)
+        rows.append([kind, *parts, *_PUBLISHED[kind], f"{percent:.0f}", str(sum(run["empty"] for run in runs))])
     columns = ["flow", "error", "reweighted", "paper", "reweighted", "ESS %", "empty"]
-    name = "stochastic_flows_double_well" + ("_small" if small else "")
-    report(name, f"Double well, {seeds} trainings: error of the free energy, kT", columns, rows, {"runs": results})
+    title = f"Double well, {seeds} trainings: error of the free energy, kT"
+    report("stochastic_flows_double_well", title, columns, rows, {"runs": results}, small=small)
     return results
 
 
@@ -72,17 +68,8 @@ def _double_well_run(kind: str, seed: int, checkpoint: Path, *, small: bool) -> 
     trained = time.monotonic()
     evaluation = evaluate(flow, seed, *((2, 2000) if small else (20, 100_000)))
     seconds = {"training": trained - begin, "evaluation": time.monotonic() - trained}
-    return {**asdict(evaluation), "final_loss": losses[-1], "seconds": seconds, **_as_dicts(evaluation)}
-
-
-def _as_dicts(evaluation: Any) -> dict[str, Any]:
-    return {"plain": evaluation.plain._asdict(), "reweighted": evaluation.reweighted._asdict()}
-
-
-def _spread(runs: list[dict[str, Any]], which: str, name: str) -> str:
-    values = [run[which][name] for run in runs]
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
+    errors = {"plain": evaluation.plain._asdict(), "reweighted": evaluation.reweighted._asdict()}
+    return {**asdict(evaluation), "final_loss": losses[-1], "seconds": seconds, **errors}
 
 
 def alanine(output: Path, *, small: bool) -> dict[str, Any]:
@@ -94,8 +81,8 @@ def alanine(output: Path, *, small: bool) -> dict[str, Any]:
         numbers = (plain, mixed, results["dynamics"][torsion], *published)
         rows.append([torsion, *(f"{value:.3f}" for value in numbers), f"{plain / mixed:.1f}"])
     columns = ["torsion", "RNVP", "RNVP + MC", "dynamics", "paper", "paper + MC", "factor"]
-    name = "stochastic_flows_alanine" + ("_small" if small else "")
-    report(name, "Alanine dipeptide, 1000 K: KL of torsions", columns, rows, results)
+    title = "Alanine dipeptide, 1000 K: KL of torsions"
+    report("stochastic_flows_alanine", title, columns, rows, results, small=small)
     for kind in ("RNVP", "RNVP + MC"):
         print(f"{kind}: effective samples {results[kind]['effective_sample_percent']:.2f} %")
     return results
@@ -110,19 +97,17 @@ def images(output: Path, shapes: tuple[str, ...], *, small: bool) -> dict[str, A
         for kind, values in kinds.items()
     ]
     columns = ["image", "flow", "KL", "off the figure", "s"]
-    report("stochastic_flows_images" + ("_small" if small else ""), "Densities of images", columns, rows, results)
+    report("stochastic_flows_images", "Densities of images", columns, rows, results, small=small)
     return results
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study(__doc__, "runs/stochastic_flows")
     parser.add_argument("system", choices=["double_well", "alanine", "images"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--output", type=Path, default=Path("runs/stochastic_flows"))
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes, and no meaning")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.output / (options.system + ("_small" if options.small else ""))

@@ -21,7 +21,7 @@ from flowbridge.core.potential import Particles
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
-from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
+from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, RigidFlowTraining
 from flowbridge.flows.rigid.crystal import CrystalCoordinates
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
 from flowbridge.flows.rigid.maps.quaternions import random_orientations
@@ -45,8 +45,8 @@ class Body:
     """The body and its field.
 
     Attributes:
-        name: of the case.
-        charges: of C and the four H, elementary charges.
+        name: name of the case.
+        charges: charges of C and the four H, elementary charges.
         strength: the potential of the field is ``strength y^3``, kJ/(mol e nm^3).
     """
 
@@ -111,7 +111,7 @@ def independent_orientations(body: Body, energy: OpenMMEnergy, count: int, seed:
     return torch.cat(kept)[:count]
 
 
-def trained(body: Body, settings: TrainingConfiguration, frames: int, folder: Path, seed: int) -> RigidBodyGenerator:
+def trained(body: Body, settings: RigidFlowTraining, frames: int, folder: Path, seed: int) -> RigidBodyGenerator:
     """Return a generator that learned from independent orientations."""
     orientations = independent_orientations(body, OpenMMEnergy(body.system(), "Reference", 1), frames, seed)
     data = CrystalCoordinates(torch.zeros(frames, 1, 3, dtype=torch.float64), orientations)
@@ -121,8 +121,8 @@ def trained(body: Body, settings: TrainingConfiguration, frames: int, folder: Pa
     return model
 
 
-def judged(body: Body, samples: WeightedSamples) -> dict[str, Any]:
-    """Return effective sample size, weights of the modes and free energy, beside the exact ones."""
+def evaluated(body: Body, samples: WeightedSamples) -> dict[str, Any]:
+    """Return effective sample size, weights of the modes and free energy, next to the exact ones."""
     modes = samples.positions[:, 1:, 1].argmin(1)
     weights = samples.average(np.eye(4)[modes])
     exact, free_energy = body.exact()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,48 +40,47 @@ _CHARGES = ("hirshfeld", "becke")
 
 
 class QMCCalculator(Calculator):
-    """Energies, densities and what follows from them, from a Slater-Jastrow wave function that is optimised and sampled.
+    """Energies, densities and their properties, from an optimised and sampled Slater-Jastrow wave function.
 
     Standard properties, in ASE's units, are ``energy`` and ``free_energy`` (the same), ``dipole``, ``charges``, ``magmom``,
-    and ``forces`` where they are asked for by ``forces="hellmann-feynman"``. Their standard errors are in :attr:`errors`
+    and ``forces`` if requested by ``forces="hellmann-feynman"``. Their standard errors are in :attr:`errors`
     under the same names. Everything else is a method, or an attribute of :attr:`properties` in atomic units.
 
-    The forces are those of the density on the nuclei (Hellmann and Feynman). They leave out the Pulay term, which vanishes
-    only for an exact wave function, and carry noise: good to some 0.02 Hartree/bohr (1 eV/Angstrom) on atoms with a core, and
-    an order of magnitude better on hydrogen. :meth:`get_net_force` shows how far they are off. Do not relax
-    or run dynamics with them.
+    The forces are those of the density on the nuclei (Hellmann and Feynman). They lack the Pulay term, which vanishes only for
+    an exact wave function, and are noisy: accurate to some 0.02 Hartree/bohr (1 eV/Angstrom) on atoms with a core, and an order
+    of magnitude better on hydrogen. :meth:`get_net_force` measures their error. Do not use them for relaxation or dynamics.
 
-    Elements hydrogen to neon, isolated molecules. Results are the same for the same seed. With ``directory`` given, whatever
-    was computed is kept there and found again; a run that was stopped continues.
+    The calculator treats isolated molecules of hydrogen to neon. The same seed gives the same results. A ``directory`` stores
+    all results for later use; a run that was stopped continues.
 
     Args:
         charge: total charge in e; None for the sum of the Atoms' initial charges.
         spin: number of unpaired electrons; None for the sum of the Atoms' initial magnetic moments, or where these are
             zero the lowest number that is possible.
         orbitals: ``"natural"`` (of CCSD) or ``"hartree-fock"``.
-        basis: Gaussian basis of PySCF that the orbitals are taken from.
-        active_space: electrons and orbitals of a CASSCF expansion; None for a single determinant.
-        virtual: virtual orbitals that the optimiser may mix into the occupied ones.
-        jastrow: False leaves a mean-field determinant.
-        model: of the density: ``"linear"``, ``"neural"``, ``"determinant"``.
-        walkers, sweeps, interval, equilibration: of the sampler, see
+        basis: Gaussian basis of PySCF for the orbitals.
+        active_space: numbers of electrons and orbitals of a CASSCF expansion; None for a single determinant.
+        virtual: number of virtual orbitals that the optimiser may mix into the occupied ones.
+        jastrow: False for a mean-field determinant.
+        model: model of the density: ``"linear"``, ``"neural"``, ``"determinant"``.
+        walkers, sweeps, interval, equilibration: settings of the sampler, see
             :class:`~flowbridge.calculators.qmc.wave_function.sampling.SamplingSettings`.
-        iterations, optimisation_sweeps: of the optimiser, see
+        iterations, optimisation_sweeps: settings of the optimiser, see
             :class:`~flowbridge.calculators.qmc.wave_function.linear_method.OptimisationSettings`.
         likelihood: weight of the likelihood in the fit, see
             :class:`~flowbridge.calculators.qmc.density.convex_fit.DensityFitSettings`.
-        response: False leaves the noise of the optimised parameters out of the errors, see
+        response: False omits the noise of the optimised parameters from the errors, see
             :mod:`~flowbridge.calculators.qmc.density.parameter_response`.
-        partition: of ``charges``, ``"hirshfeld"`` or ``"becke"``.
-        forces: ``"hellmann-feynman"`` to have forces at all.
-        wave_function: file of a wave function to sample as it is.
+        partition: partition for ``charges``, ``"hirshfeld"`` or ``"becke"``.
+        forces: ``"hellmann-feynman"`` for forces, or None.
+        wave_function: file of a wave function to sample.
         samples: file of samples of another program.
-        seed: of everything random.
-        directory: folder to keep results in; None for memory only.
-        announce: called with what is being done.
+        seed: random seed.
+        directory: folder of the results; None for memory only.
+        announce: function that receives the progress.
 
     Raises:
-        CalculatorSetupError: for parameters that do not exist or do not fit together.
+        CalculatorSetupError: for unknown parameters or parameters that do not fit together.
         MissingDependencyError: without PySCF.
     """
 
@@ -110,7 +108,7 @@ class QMCCalculator(Calculator):
         "samples": None,
         "seed": 1,
     }
-    ignored_changes = {"cell"}  # a box for the density grid, nothing that the molecule feels
+    ignored_changes = {"cell"}  # a box for the density grid, without effect on the molecule
 
     def __init__(
         self, *, directory: str | os.PathLike[str] | None = None, announce: Announce | None = None, **parameters: Any
@@ -123,7 +121,7 @@ class QMCCalculator(Calculator):
         super().__init__(directory="." if directory is None else str(directory), **parameters)
 
     def set(self, **parameters: Any) -> dict[str, Any]:
-        """Change parameters and forget what depended on them.
+        """Change parameters and discard results that depend on them.
 
         Raises:
             CalculatorSetupError: for an unknown name or a value that cannot be used.
@@ -150,7 +148,7 @@ class QMCCalculator(Calculator):
         return changed
 
     def reset(self) -> None:
-        """Forget the last molecule and its results; what is in the folder stays."""
+        """Discard the last molecule and its results; the folder is unchanged."""
         super().reset()
         self._run = None
         self.errors = {}
@@ -161,11 +159,11 @@ class QMCCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Compute energy, dipole, charges and magnetic moment, and forces where they are asked for.
+        """Compute energy, dipole, charges and magnetic moment, and forces if requested.
 
         Raises:
             InputError: for periodic atoms, or charge and spin that are impossible.
-            ConvergenceError: when PySCF, the optimiser or the sampler does not converge; what was computed is kept.
+            ConvergenceError: when PySCF, the optimiser or the sampler does not converge; finished results stay in the folder.
         """
         if "forces" in properties and self.parameters["forces"] != HELLMANN_FEYNMAN:
             raise PropertyNotImplementedError(
@@ -191,7 +189,7 @@ class QMCCalculator(Calculator):
 
     @property
     def run(self) -> DensityRun:
-        """The molecule last calculated, with wave function, samples and density.
+        """The last calculated molecule, with wave function, samples and density.
 
         Raises:
             InputError: before a calculation.
@@ -231,9 +229,9 @@ class QMCCalculator(Calculator):
     def get_spin_contact_densities(self) -> Estimate[Array]:
         """Return the density of spin up less that of spin down at the nuclei ``(A,)`` in e/Angstrom^3.
 
-        What hyperfine couplings are proportional to; by an estimator of its own
-        (:mod:`~flowbridge.calculators.qmc.properties.spin_contact`), since the difference of two fitted densities is
-        mostly noise there.
+        Hyperfine couplings are proportional to it. A special estimator
+        (:mod:`~flowbridge.calculators.qmc.properties.spin_contact`) replaces the difference of two fitted densities, which is
+        mostly noise at nuclei.
         """
         return _scaled(self.run.spin_contact_densities, Bohr**-3)
 
@@ -248,15 +246,15 @@ class QMCCalculator(Calculator):
     def get_pseudo_density(self, atoms: Atoms | None = None, spin: int | None = None, spacing: float = 0.2) -> Array:
         """Return the all-electron density on the grid of the cell ``(n1, n2, n3)`` in e/Angstrom^3.
 
-        The name is what ASE's tools for densities call; there are no pseudopotentials here.
+        ASE's tools for densities call this name; there are no pseudopotentials here.
 
         Args:
-            atoms: with a cell, and the molecule that was calculated; None for the Atoms last calculated.
-            spin: 0 for spin up, 1 for spin down, None for the total. For open shells only.
+            atoms: Atoms with a cell and the calculated molecule; the last calculated Atoms where None.
+            spin: 0 for spin up, 1 for spin down (open shells only), None for the total.
             spacing: largest distance of neighbouring points, Angstrom.
 
         Raises:
-            InputError: without a cell, or for spin densities that were not fitted.
+            InputError: without a cell, or for missing spin densities.
         """
         chosen = self._with_cell(atoms)
         density = self.density
@@ -307,7 +305,7 @@ class QMCCalculator(Calculator):
 
 
 def molecule_of(atoms: Atoms, charge: int | None = None, spin: int | None = None) -> Molecule:
-    """Return the molecule of ASE's Atoms; charge and spin are theirs where None is given.
+    """Return the molecule of ASE's Atoms, with their charge and spin where None.
 
     Raises:
         ConfigurationError: see :class:`~flowbridge.calculators.qmc.molecule.Molecule`.
@@ -327,13 +325,16 @@ def molecule_of(atoms: Atoms, charge: int | None = None, spin: int | None = None
 
 def _settings(parameters: dict[str, Any]) -> RunSettings:
     space = parameters["active_space"]
-    settings = RunSettings(
+    return RunSettings(
         trial=TrialSettings(
             parameters["orbitals"],
             parameters["basis"],
             bool(parameters["jastrow"]),
             None if space is None else (int(space[0]), int(space[1])),
             int(parameters["virtual"]),
+        ),
+        optimisation=OptimisationSettings(
+            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
         ),
         sampling=SamplingSettings(
             parameters["walkers"], parameters["equilibration"], parameters["sweeps"], parameters["interval"]
@@ -342,12 +343,6 @@ def _settings(parameters: dict[str, Any]) -> RunSettings:
         fit=DensityFitSettings(parameters["likelihood"]),
         response=bool(parameters["response"]),
         seed=int(parameters["seed"]),
-    )
-    return replace(
-        settings,
-        optimisation=OptimisationSettings(
-            parameters["iterations"], parameters["optimisation_sweeps"], equilibration=parameters["equilibration"]
-        ),
     )
 
 

@@ -1,7 +1,7 @@
-"""From a molecule to its density: trial wave function, optimisation, samples, fit. Each product is computed once.
+"""From a molecule to its density: trial wave function, optimisation, samples, fit. Each result is computed once.
 
-With a folder, products are kept in files named by a digest of everything they depend on; a run that was stopped goes on
-from its last checkpoint to the same numbers.
+With a folder, results are stored in files named by a digest of everything they depend on; a run that was stopped continues from
+its last checkpoint to the same numbers.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ from .wave_function.wave_function import SlaterJastrow
 
 _ALGORITHM = 3  # part of every digest: raise it when other numbers come out for the same settings
 DENSITY_MODELS = ("linear", "neural", "determinant")
-_CONFIGURATIONS = 50  # for each parameter, that a step of all of them takes at least
+_CONFIGURATIONS = 50  # per parameter, at least, for a step of all parameters
 
 
-class Progress(NamedTuple):
-    """What a run is doing: the name of the stage, how far it is and how far it will go, and a line for people."""
+class DensityProgress(NamedTuple):
+    """Progress of a run: name of the stage, completed and total number of its steps, and a message."""
 
     stage: str
     done: int
@@ -66,24 +66,24 @@ class Progress(NamedTuple):
     message: str
 
 
-Announce = Callable[[Progress], Any]
+Announce = Callable[[DensityProgress], Any]
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that the density of a molecule depends on besides the molecule.
+    """Settings that determine the density of a molecule.
 
     Attributes:
-        trial: the wave function.
-        optimisation: of its parameters; without effect on a determinant without a Jastrow factor.
-        sampling: of |Psi|^2.
+        trial: settings of the trial wave function.
+        optimisation: settings of its optimisation; without effect on a determinant without a Jastrow factor.
+        sampling: settings of the sampler of |Psi|^2.
         model: ``"linear"``, ``"neural"``, or ``"determinant"`` for the closed form without statistical error.
-        fit: of the linear density.
-        neural: of the neural density.
-        spin_densities: whether to fit both spins apart; None does so for open shells.
-        response: whether the linear density follows a last step of the parameters on the samples, so that its errors hold
+        fit: settings of the linear density.
+        neural: settings of the neural density.
+        spin_densities: whether to fit both spins separately; None does so for open shells.
+        response: whether the linear density follows a last step of the parameters on the samples, so that its errors include
             their noise, see :mod:`~flowbridge.calculators.qmc.density.parameter_response`. It adds a fifth to the time.
-        seed: of everything random.
+        seed: random seed.
 
     Raises:
         ConfigurationError: for an unknown model.
@@ -111,15 +111,15 @@ class RunSettings:
 
 
 class DensityRun:
-    """The density of one molecule, and what it is made from; each is computed when it is first asked for.
+    """The density of one molecule and its intermediate results, each computed on first use.
 
     Args:
         molecule: nuclei and electrons.
         settings: see :class:`RunSettings`.
-        folder: where to keep products; None keeps them in memory only.
-        samples: configurations of another program instead of sampling; the trial function is then used for the base density.
-        wave_function: to sample as it is, instead of making and optimising one.
-        announce: called with what is being done.
+        folder: folder of the results; None for memory only.
+        samples: samples of another program, instead of sampling; the base density is then that of the trial function.
+        wave_function: wave function to sample, instead of an optimised one.
+        announce: function that receives the progress.
     """
 
     def __init__(
@@ -145,14 +145,15 @@ class DensityRun:
 
     @cached_property
     def optimisation(self) -> OptimisationState:
-        """The wave function with walkers that follow it."""
+        """The optimised wave function with its walkers."""
         settings = self.settings
-        file = self._file("wave_function", settings.trial.to_dict(), asdict(settings.optimisation), self._walkers())
+        walkers = {"walkers": settings.sampling.walkers}
+        file = self._file("wave_function", asdict(settings.trial), asdict(settings.optimisation), walkers)
         state = _loaded(file, lambda path: load_optimisation(path, self.molecule))
         if state is None:
             trial = self._given_wave_function or self._trial
             generator = torch.Generator().manual_seed(settings.seed)
-            self._announce(Progress("equilibration", 0, 1, "walkers"))
+            self._announce(DensityProgress("equilibration", 0, 1, "walkers"))
             state = start_optimisation(trial, settings.sampling.walkers, settings.optimisation, generator)
             self._store(file, state)
         if self._given_wave_function is None:
@@ -160,7 +161,7 @@ class DensityRun:
             for reached in optimise(state, settings.optimisation):
                 state, step = reached, reached.history[-1]
                 self._announce(
-                    Progress(
+                    DensityProgress(
                         "optimisation", len(reached.history), total,
                         f"energy {step.energy.value:.4f} +- {step.energy.error:.4f} Hartree, variance {step.variance:.4f}",
                     )
@@ -170,9 +171,9 @@ class DensityRun:
 
     @cached_property
     def parameter_steps(self) -> ParameterSteps | None:
-        """A step of the optimised parameters on the samples; None where none were optimised here, or it was not asked for.
+        """A step of the optimised parameters on the samples; None without optimisation here or without ``response``.
 
-        With fewer than fifty configurations for each parameter there is none either, and a warning.
+        With fewer than fifty configurations per parameter it is None as well, with a warning.
         """
         settings = self.settings
         made_here = self._given_samples is None and self._given_wave_function is None
@@ -189,7 +190,7 @@ class DensityRun:
         total = len(self.samples.kinetic)
         return parameter_steps(
             self.samples, self.wave_function, settings.fit.groups,
-            progress=lambda done: self._announce(Progress("parameters", done, total, "their noise")),
+            progress=lambda done: self._announce(DensityProgress("parameters", done, total, "their noise")),
         )  # fmt: skip
 
     @cached_property
@@ -207,19 +208,19 @@ class DensityRun:
         total = len(self.samples.kinetic)
         return spin_contact_densities(
             self.samples, self.wave_function, self.parameter_steps,
-            progress=lambda done: self._announce(Progress("spin density", done, total, "at nuclei")),
+            progress=lambda done: self._announce(DensityProgress("spin density", done, total, "at nuclei")),
         )  # fmt: skip
 
     @property
     def wave_function(self) -> SlaterJastrow:
-        """The wave function, optimised; beside samples of another program the trial function, as the base of the fit."""
+        """The optimised wave function; the trial function, as base of the fit, with samples of another program."""
         if self._given_wave_function is not None:
             return self._given_wave_function
         return self._trial if self._given_samples is not None else self.optimisation.wave_function
 
     @cached_property
     def _trial(self) -> SlaterJastrow:
-        self._announce(Progress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
+        self._announce(DensityProgress("orbitals", 0, 1, "orbitals from PySCF, refitted to Slater functions"))
         return trial_wave_function(self.molecule, self.settings.trial).wave_function
 
     @cached_property
@@ -228,9 +229,7 @@ class DensityRun:
         if self._given_samples is not None:
             return self._given_samples
         settings = self.settings.sampling
-        file = self._file(
-            "samples", self.settings.trial.to_dict(), asdict(self.settings.optimisation), asdict(settings)
-        )
+        file = self._file("samples", asdict(self.settings.trial), asdict(self.settings.optimisation), asdict(settings))
         finished = _loaded(file, lambda path: load_samples(path, self.molecule))
         if finished is not None:
             finished.check_equilibrium()
@@ -240,7 +239,7 @@ class DensityRun:
         state = self.optimisation.sampler if recorded is None else recorded[1]
         sampler = LangevinSampler.resumed(self.wave_function, state)
         if recorded is None:
-            self._announce(Progress("equilibration", 0, 1, "walkers"))
+            self._announce(DensityProgress("equilibration", 0, 1, "walkers"))
             sampler.equilibrate(settings.equilibration)
 
         def checkpoint(so_far: ElectronSamples, now: SamplerState) -> None:
@@ -253,11 +252,11 @@ class DensityRun:
                 settings,
                 recorded=None if recorded is None else recorded[0],
                 checkpoint=checkpoint,
-                progress=lambda done: self._announce(Progress("sampling", done, settings.sweeps, "")),
+                progress=lambda done: self._announce(DensityProgress("sampling", done, settings.sweeps, "")),
             )
         except EquilibriumError as error:
-            self._announce(Progress("sampling", settings.sweeps, settings.sweeps, "not in equilibrium"))
-            if file is not None:  # to look at what went wrong; never taken for a result
+            self._announce(DensityProgress("sampling", settings.sweeps, settings.sweeps, "not in equilibrium"))
+            if file is not None:  # for inspection; never read as a result
                 save_samples(file.with_name(f"not-in-equilibrium-{file.name}"), error.samples)
             raise
         if file is not None and part is not None:
@@ -267,15 +266,15 @@ class DensityRun:
 
     @cached_property
     def density(self) -> DensityModel:
-        """The density that was asked for; for open shells the sum of both spins, which are its ``up`` and ``down``."""
+        """The density; for open shells the sum of both spins, which are its ``up`` and ``down``."""
         settings = self.settings
         file = None
         if self._given_samples is None and self._given_wave_function is None:
-            file = self._file("density", _plain(settings))
+            file = self._file("density", asdict(settings))
         found = _loaded(file, lambda path: load_density(path, self.molecule))
         if found is None:
             apart = self.molecule.spin != 0 if settings.spin_densities is None else settings.spin_densities
-            self._announce(Progress("density", 0, 1, f"{settings.model} density"))
+            self._announce(DensityProgress("density", 0, 1, f"{settings.model} density"))
             if apart and self.molecule.spin_down:
                 found = SumDensity(self._fitted("up"), self._fitted("down"))
             else:
@@ -296,7 +295,7 @@ class DensityRun:
             steps = settings.neural.steps
             return fit_neural_density(
                 self.samples, self.grid, generator, settings.neural, spin,
-                progress=lambda done: self._announce(Progress("density", done, steps, "")),
+                progress=lambda done: self._announce(DensityProgress("density", done, steps, "")),
             )  # fmt: skip
         base = base_density(self.wave_function, self.grid, spin)
         if settings.model == "determinant":
@@ -304,9 +303,6 @@ class DensityRun:
         fitted = fit_linear_log_density(self.samples, base, self.grid, settings.fit, spin)
         response = self.parameter_steps
         return fitted if response is None else with_response(fitted, self.samples, response, self.grid, spin)
-
-    def _walkers(self) -> dict[str, int]:
-        return {"walkers": self.settings.sampling.walkers}
 
     def _file(self, name: str, *parts: Any) -> Path | None:
         if self.folder is None or (self._given_wave_function is not None and name == "wave_function"):
@@ -330,7 +326,7 @@ def run_from_files(
     wave_function: Path | None = None,
     announce: Announce | None = None,
 ) -> DensityRun:
-    """Return a run that takes samples or a wave function from a file.
+    """Return a run with samples or a wave function from a file.
 
     Raises:
         ModelFileError: when a file cannot be used.
@@ -347,18 +343,13 @@ def run_from_files(
 
 
 def _loaded(file: Path | None, load: Callable[[Path], Any]) -> Any:
-    """Return what a file holds; None where there is no file, or what is left of one that was damaged."""
+    """Return the content of a file; None for a missing or damaged file."""
     if file is None or not file.is_file():
         return None
     try:
         return load(file)
     except ModelFileError:
-        return None  # computed anew, and replaced
-
-
-def _plain(settings: RunSettings) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return data
+        return None  # recomputed and replaced
 
 
 def _digest_of(wave_function: SlaterJastrow) -> str:

@@ -1,8 +1,9 @@
-"""What is taken from PySCF: mean-field and correlated orbitals, density matrices to compare with, integration grids."""
+"""Input from PySCF: mean-field and correlated orbitals, density matrices for comparison, integration grids."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from .molecule import Molecule
 
 DEFAULT_BASIS = "aug-cc-pvtz"  # without diffuse functions the dipole of water is 0.06 D too large in CCSD
 ORBITAL_KINDS = ("hartree-fock", "natural")
+CHUNK = 8192
+"""Number of points that are evaluated at once."""
 
 _MOST_DETERMINANTS = 40_000  # of an active space, before small ones are left out
 
 
 def require_pyscf() -> Any:
-    """Return the module ``pyscf`` with the parts that are used here.
+    """Return the module ``pyscf`` with the submodules that are used here.
 
     Raises:
         MissingDependencyError: where it is not installed.
@@ -42,12 +45,13 @@ def pyscf_molecule(molecule: Molecule, basis: str = DEFAULT_BASIS, tight: bool =
     Args:
         molecule: nuclei and electrons.
         basis: name of a basis set of PySCF.
-        tight: uncontract the p functions of atoms from lithium on, and add some as tight as the core. Sets for valence
-            correlation have none, and without them the core cannot be polarised: the Hellmann-Feynman force on lithium in
+        tight: whether to uncontract the p functions of atoms from lithium on, and add some as tight as the core. Sets for
+            valence correlation have none, and without them the core cannot be polarised: the Hellmann-Feynman force on lithium
+                in
             LiH is 0.076 Hartree/bohr instead of -0.001 at the equilibrium distance (Hartree-Fock, cc-pVTZ).
 
     Raises:
-        ConfigurationError: for a basis that PySCF does not have for these elements.
+        ConfigurationError: for a basis that PySCF lacks for these elements.
     """
     pyscf = require_pyscf()
     from pyscf.lib.exceptions import BasisNotFoundError
@@ -85,15 +89,15 @@ class MolecularOrbitals:
     """Orbitals in Gaussian functions, for both spins.
 
     Attributes:
-        mole: the ``pyscf.gto.Mole`` that they belong to.
+        mole: ``pyscf.gto.Mole`` of the orbitals.
         up: coefficients ``(K, M)`` of spin up, occupied orbitals first.
         down: the same for spin down; the same array where both spins share orbitals.
-        energy: of the method that gave them, Hartree.
-        hartree_fock_energy: of the Hartree-Fock reference, Hartree.
+        energy: energy of the method, Hartree.
+        hartree_fock_energy: energy of the Hartree-Fock reference, Hartree.
         method: name of the method.
         restricted: whether both spins have the same orbitals.
-        strings: for an expansion, the occupation strings of spin up and down; None for a single determinant.
-        coefficients: for an expansion ``(S_up, S_down)``.
+        strings: occupation strings of spin up and down of an expansion; None for a single determinant.
+        coefficients: coefficients ``(S_up, S_down)`` of an expansion.
     """
 
     mole: Any
@@ -107,14 +111,14 @@ class MolecularOrbitals:
     coefficients: np.ndarray[Any, Any] | None = None
 
 
-def mean_field(molecule: Molecule, basis: str = DEFAULT_BASIS, tight: bool = True) -> Any:
+def mean_field(molecule: Molecule, basis: str = DEFAULT_BASIS) -> Any:
     """Return a converged Hartree-Fock calculation of PySCF: restricted for closed shells, unrestricted otherwise.
 
     Raises:
         ConvergenceError: when it does not converge.
     """
     pyscf = require_pyscf()
-    mole = pyscf_molecule(molecule, basis, tight)
+    mole = pyscf_molecule(molecule, basis)
     method = (pyscf.scf.RHF if molecule.spin == 0 else pyscf.scf.UHF)(mole)
     method.conv_tol = 1e-10
     method.kernel()
@@ -130,7 +134,7 @@ def mean_field(molecule: Molecule, basis: str = DEFAULT_BASIS, tight: bool = Tru
 
 
 def molecular_orbitals(
-    molecule: Molecule, kind: str = "hartree-fock", basis: str = DEFAULT_BASIS, virtual: int = 0, tight: bool = True
+    molecule: Molecule, kind: str = "hartree-fock", basis: str = DEFAULT_BASIS, virtual: int = 0
 ) -> MolecularOrbitals:
     """Return orbitals for a single determinant.
 
@@ -138,13 +142,12 @@ def molecular_orbitals(
         molecule: nuclei and electrons.
         kind: ``"hartree-fock"``, or ``"natural"``: the most occupied natural orbitals of CCSD, whose determinant has
             dipole moments much closer to the exact ones (LiH: -2.32 instead of -2.36 atomic units, exact -2.29).
-        basis: of PySCF.
-        virtual: orbitals beyond the occupied ones to return.
-        tight: see :func:`pyscf_molecule`.
+        basis: name of a basis set of PySCF.
+        virtual: number of further orbitals to return.
     """
     if kind not in ORBITAL_KINDS:
         raise ConfigurationError(f"orbitals must be one of {', '.join(ORBITAL_KINDS)}, got {kind!r}")
-    method = mean_field(molecule, basis, tight)
+    method = mean_field(molecule, basis)
     restricted = molecule.spin == 0
     energy = float(method.e_tot)
     if kind == "natural" and molecule.electrons > 1:
@@ -234,18 +237,16 @@ def reference_density(molecule: Molecule, method: str = "ccsd", basis: str = "au
 
 
 def active_space_orbitals(
-    molecule: Molecule, electrons: int, orbitals: int, basis: str = DEFAULT_BASIS, threshold: float = 5e-3,
-    tight: bool = True,
+    molecule: Molecule, electrons: int, orbitals: int, basis: str = DEFAULT_BASIS, threshold: float = 5e-3
 ) -> MolecularOrbitals:  # fmt: skip
-    """Return orbitals and coefficients of a CASSCF expansion; both spins share their orbitals, in open shells, too.
+    """Return orbitals and coefficients of a CASSCF expansion; both spins share their orbitals, also in open shells.
 
     Args:
         molecule: nuclei and electrons.
-        electrons: in the active space; those of an open shell are among them.
-        orbitals: in the active space.
-        basis: of PySCF.
-        threshold: strings all of whose coefficients are smaller are left out.
-        tight: see :func:`pyscf_molecule`.
+        electrons: number of electrons in the active space, including those of an open shell.
+        orbitals: number of orbitals in the active space.
+        basis: name of a basis set of PySCF.
+        threshold: largest coefficient of strings that are omitted.
 
     Raises:
         ConfigurationError: for an active space that does not fit.
@@ -253,7 +254,7 @@ def active_space_orbitals(
     """
     active = _active_electrons(molecule, electrons, orbitals)
     pyscf = require_pyscf()
-    reference = mean_field(molecule, basis, tight)
+    reference = mean_field(molecule, basis)
     start = _start_orbitals(reference)
     if molecule.spin:
         reference = pyscf.scf.ROHF(reference.mol)
@@ -311,7 +312,7 @@ def _active_electrons(molecule: Molecule, electrons: int, orbitals: int) -> tupl
 def _leading_first(
     solver: Any, reference: Any, active: tuple[int, int]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return a CASSCF's orbitals, so ordered that the lowest of each spin make the largest determinant, and its vector."""
+    """Return a CASSCF's orbitals, ordered so that the lowest of each spin form the largest determinant, and its vector."""
     pyscf = require_pyscf()
     vector = np.asarray(solver.ci)
     lists = [pyscf.fci.cistring.gen_occslst(range(solver.ncas), count) for count in active]
@@ -346,6 +347,10 @@ class Quadrature(NamedTuple):
 
     points: Tensor
     weights: Tensor
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield at most :data:`CHUNK` points with their weights at a time."""
+        return zip(self.points.split(CHUNK), self.weights.split(CHUNK), strict=True)
 
 
 def becke_quadrature(molecule: Molecule, level: int = 4) -> Quadrature:

@@ -1,4 +1,4 @@
-"""Pictures of a density: a map through the molecule, what correlation changes, and the profile about an atom."""
+"""Pictures of a density: a map through the molecule, the difference from a reference, and radial profiles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FARTHEST_PROFILE = 5.0  # bohr
 
 
 def plane_of(molecule: Molecule) -> tuple[Array, Array, Array]:
-    """Return the middle of the nuclei and two directions (bohr) that span the plane they lie in, or nearly so."""
+    """Return the centre of the nuclei and two directions (bohr) that span their plane, or nearly so."""
     places = molecule.centers.numpy()
     middle = places.mean(0)
     _, strengths, axes = np.linalg.svd(places - middle, full_matrices=True)
@@ -55,11 +55,11 @@ def draw_density(
     """Write a picture (PNG) of a density.
 
     Args:
-        file: to write.
-        properties: of the density.
-        reference: density to subtract in the second map; None leaves the map out.
-        title: of the figure.
-        reference_name: how to call the reference.
+        file: path of the picture.
+        properties: properties of the density.
+        reference: density to subtract in the second map; no second map where None.
+        title: title of the figure.
+        reference_name: name of the reference.
     """
     molecule, density = properties.molecule, properties.density
     middle, first, second = plane_of(molecule)

@@ -1,12 +1,13 @@
 """Files of quantum Monte Carlo: wave functions, samples of electrons, densities. Tensors in safetensors, the rest in JSON.
 
-Nothing is unpickled. A digest over the whole file shows every altered bit. The file of samples is also the exchange format
+Nothing is unpickled. A digest of the whole file reveals every altered bit. The file of samples is also the exchange format
 for other programs (``integrations/deepqmc/export.py`` writes it).
 
 Layout: the safetensors metadata hold one entry, ``flowbridge``: a JSON object with ``digest`` (SHA-256 of the file with the
 digest's 64 characters replaced by zeros; may be absent in files of other programs), ``format`` (``"flowbridge-qmc"``),
-``version`` (1), ``kind`` (``"samples"``, ``"wave_function"``, ``"density"``, ``"sampler"``) and what the kind needs. Samples:
-``molecule`` with ``numbers``, ``positions`` in bohr, ``charge`` and ``spin``, and float64 tensors ``positions``, ``scores``
+``version`` (1), ``kind`` (``"samples"``, ``"wave_function"``, ``"density"``, ``"sampler"``) and the content of the kind.
+Samples: ``molecule`` with ``numbers``, ``positions`` in bohr, ``charge`` and ``spin``, and float64 tensors ``positions``,
+    ``scores``
 ``(S, W, N, 3)``, ``kinetic``, ``potential`` ``(S, W)``, in atomic units, electrons with spin up first: S configurations of each
 of W independent walkers that sample |Psi|^2, gradients of ``ln |Psi|^2`` by each electron, and the parts of the local energy.
 Optional: the number ``acceptance`` of the moves, and the tensor ``log_absolute`` ``(S, W)`` of ln|Psi|.
@@ -32,7 +33,7 @@ from ...core.errors import ModelFileError
 FORMAT, VERSION = "flowbridge-qmc", 1
 
 _BLANK = "0" * 64
-_REMEDY = "Give a file that flowbridge wrote, or compute it anew"
+_REMEDY = "Give a file that flowbridge wrote, or compute it again"
 
 
 def write_file(

@@ -8,15 +8,15 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
 
 TESTED_NUMBERS = frozenset(range(1, 11))
-"""Elements that the orbitals, the Jastrow factor and the sampler were tried on: hydrogen to neon."""
+"""Elements for which orbitals, Jastrow factor and sampler were tested: hydrogen to neon."""
 
 _CLOSEST = 0.3  # bohr; nuclei nearer than that are a mistake, not a molecule
-_SYMBOLS = ("X", "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne")
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Molecule:
 
     Attributes:
         numbers: atomic numbers.
-        positions: of the nuclei, bohr, one triple each.
+        positions: positions of the nuclei, bohr, one triple each.
         charge: total charge in e.
         spin: number of spin-up minus number of spin-down electrons (multiplicity - 1).
 
     Raises:
-        ConfigurationError: for elements that were not tested, atoms on top of each other, and numbers of electrons that
-            charge and spin make impossible.
+        ConfigurationError: for untested elements, overlapping atoms, and numbers of electrons that charge and spin make
+            impossible.
     """
 
     numbers: tuple[int, ...]
@@ -107,7 +107,7 @@ class Molecule:
 
     def labels(self) -> list[str]:
         """Return names such as ``O0``, ``H1`` of the atoms."""
-        return [f"{_SYMBOLS[number]}{index}" for index, number in enumerate(self.numbers)]
+        return [f"{chemical_symbols[number]}{index}" for index, number in enumerate(self.numbers)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
@@ -125,7 +125,7 @@ class Molecule:
 
     @classmethod
     def build(cls, numbers: Sequence[int], positions: Any, charge: int = 0, spin: int | None = None) -> Self:
-        """Return the molecule of any sequences or arrays; ``spin`` None is the lowest that the electrons allow."""
+        """Return the molecule of sequences or arrays; the lowest possible spin where ``spin`` is None."""
         places = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
         counts = tuple(int(number) for number in numbers)
         if charge != int(charge) or (spin is not None and spin != int(spin)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,13 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
 
     Args:
         path: the file.
-        molecule: that they must belong to, and where it is now; None for any.
+        molecule: molecule of the samples at its present position; None for any.
 
     Raises:
         ModelFileError: when the file cannot be used.
         MoleculeMismatchError: for another molecule.
     """
-    content, tensors = read_file(path, "samples")
-    with _complete(path):
+    with _reading(path, "samples") as (content, tensors):
         own = Molecule.from_dict(content["molecule"])
         placed = _placed(path, own, molecule)
         return ElectronSamples(
@@ -74,14 +74,13 @@ def load_samples(path: PathLike, molecule: Molecule | None = None) -> ElectronSa
 
 
 def load_sampler_state(path: PathLike) -> SamplerState:
-    """Read where a sampler stood when its samples were written."""
-    content, tensors = read_file(path, "samples")
-    with _complete(path):
+    """Read the state of the sampler that wrote the samples."""
+    with _reading(path, "samples") as (content, tensors):
         return SamplerState(tensors["walkers"], float(content["step"]), tensors["generator"])
 
 
 def save_wave_function(path: PathLike, wave_function: SlaterJastrow, state: OptimisationState | None = None) -> None:
-    """Write a wave function; with the optimisation's ``state``, that continues from the file."""
+    """Write a wave function; with the optimisation's ``state``, it continues from the file."""
     orbitals = wave_function.orbitals
     tensors: dict[str, Tensor] = {"up": orbitals.up, "down": orbitals.down}
     content: dict[str, Any] = {
@@ -121,10 +120,9 @@ def load_wave_function(path: PathLike, molecule: Molecule | None = None) -> Slat
 
     Raises:
         ModelFileError: when the file cannot be used.
-        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be elsewhere, but not turned.
+        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be shifted, but not rotated.
     """
-    content, tensors = read_file(path, "wave_function")
-    with _complete(path):
+    with _reading(path, "wave_function") as (content, tensors):
         own = _placed(path, Molecule.from_dict(content["molecule"]), molecule)
         functions = AtomicFunctions(own.centers, _read_shells(content["shells"]))
         orbitals = SlaterOrbitals(functions, tensors["up"], tensors["down"], content["misfit"], content["restricted"])
@@ -151,10 +149,9 @@ def load_wave_function(path: PathLike, molecule: Molecule | None = None) -> Slat
 
 
 def load_optimisation(path: PathLike, molecule: Molecule | None = None) -> OptimisationState:
-    """Read a wave function with the walkers that follow it, to continue its optimisation or to sample it."""
+    """Read a wave function with its walkers, to continue its optimisation or to sample it."""
     wave_function = load_wave_function(path, molecule)
-    content, tensors = read_file(path, "wave_function")
-    with _complete(path):
+    with _reading(path, "wave_function") as (content, tensors):
         history = tuple(
             OptimisationStep(Estimate(value, error), variance, length)
             for value, error, variance, length in content["history"]
@@ -179,10 +176,9 @@ def load_density(path: PathLike, molecule: Molecule | None = None) -> DensityMod
 
     Raises:
         ModelFileError: when the file cannot be used.
-        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be elsewhere, but not turned.
+        MoleculeMismatchError: when it belongs to another molecule than ``molecule``, which may be shifted, but not rotated.
     """
-    content, tensors = read_file(path, "density")
-    with _complete(path):
+    with _reading(path, "density") as (content, tensors):
         own = _placed(path, Molecule.from_dict(content["molecule"]), molecule)
         return _rebuild(content["density"], tensors, "", own)
 
@@ -249,26 +245,22 @@ def _rebuild(content: dict[str, Any], tensors: dict[str, Tensor], prefix: str, m
     )  # fmt: skip
 
 
-class _complete:
-    """Turn what an incomplete file raises into an error that names the file."""
-
-    def __init__(self, path: PathLike) -> None:
-        self._path = Path(path).absolute()
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ModelFileError, MoleculeMismatchError)):
-            return
-        if isinstance(error, (KeyError, IndexError, TypeError, ValueError, RuntimeError)):
-            raise ModelFileError(
-                f"{self._path}: lacks something, or does not fit together ({type(error).__name__}: {error}). Compute it anew"
-            ) from error
+@contextmanager
+def _reading(path: PathLike, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Give content and tensors of a file; errors from incomplete content become errors that name the file."""
+    try:
+        yield read_file(path, kind)
+    except (ModelFileError, MoleculeMismatchError):
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{Path(path).absolute()}: lacks something, or does not fit together ({type(error).__name__}: {error}). "
+            "Compute it again"
+        ) from error
 
 
 def _placed(path: PathLike, own: Molecule, wanted: Molecule | None) -> Molecule:
-    """Return the molecule of a file where it is wanted: it may have been moved meanwhile, but not turned or changed."""
+    """Return the wanted molecule if the file's is the same: it may be shifted, but not rotated or changed."""
     if wanted is None:
         return own
     moved = wanted

@@ -10,7 +10,7 @@ from .errors import ModelFileError
 
 
 def write_whole(path: Path, blob: bytes) -> None:
-    """Write ``blob`` beside ``path``, flush it to disk and rename it; an existing file is replaced.
+    """Write ``blob`` next to ``path``, flush it to disk and rename it; an existing file is replaced.
 
     Raises:
         ModelFileError: when the file cannot be written; what was at ``path`` before is still there then.

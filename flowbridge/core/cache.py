@@ -1,4 +1,4 @@
-"""Results that are worth keeping between runs (compiled programs, timed plans): complete or absent, bounded in size."""
+"""A cache of results between runs (compiled programs, timed plans): complete or absent, bounded in size."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class CacheEntry:
     """A folder of the cache that holds a complete result.
 
     Attributes:
-        folder: where its files are.
-        description: what the key was made of.
+        folder: folder of its files.
+        description: description that the key stands for.
         bytes: size of its files.
         used: when it was last used, seconds since the epoch.
     """
@@ -71,7 +71,7 @@ class Cache:
     are missing, cut off or altered, a description that is not the one asked for) makes it absent.
 
     Args:
-        folder: where results are; see :func:`cache_folder`.
+        folder: folder of the results; see :func:`cache_folder`.
         limit: bytes that they may take; :func:`size_limit` where None.
     """
 

@@ -14,7 +14,7 @@ class CoordinateError(FlowbridgeError, ValueError):
 
 
 class ModelFileError(FlowbridgeError, ValueError):
-    """A model file is truncated, altered, foreign, too new, or not what its header says."""
+    """A model file is truncated, altered, of another program, too new, or not what its header says."""
 
 
 class MoleculeMismatchError(FlowbridgeError, ValueError):

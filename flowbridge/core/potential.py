@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigurationError
+from .model import Model
 
 
 class EnergyAndForces(NamedTuple):
@@ -63,12 +63,8 @@ class Particles:
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, ready for JSON."""
         return {
-            "names": list(self.names),
-            "atomic_numbers": list(self.atomic_numbers),
-            "masses": list(self.masses),
+            **{name: list(values) for name, values in vars(self).items()},
             "bonds": [list(bond) for bond in self.bonds],
-            "residue_names": list(self.residue_names),
-            "residue_indices": list(self.residue_indices),
         }
 
     @classmethod
@@ -105,34 +101,20 @@ class PotentialMetadata:
     rigid: bool = False
 
 
-class ModelFile(NamedTuple):
-    """The file that a potential was loaded from or saved to: absolute path and digest."""
-
-    path: Path
-    digest: str
-
-
-class Potential(torch.nn.Module):
+class Potential(Model):
     """An energy function of positions that can be trained, saved, and handed to any simulation engine.
 
-    A subclass sets ``metadata`` and writes :meth:`forward`. To be stored in a model file it also sets ``kind`` and
-    writes :meth:`configuration` and :meth:`from_configuration` (see :mod:`flowbridge.core.model_files.files`).
+    A subclass sets ``metadata`` and writes :meth:`forward`; to be stored in a model file it also does what
+    :class:`~flowbridge.core.model.Model` asks for.
     """
 
-    kind: ClassVar[str] = ""
-    """Name under which model files know this class; registered in the group ``flowbridge.model_kinds``."""
+    description: ClassVar[str] = "a potential, which has an energy of positions"
 
     metadata: PotentialMetadata
 
     one_program: ClassVar[bool] = True
     """Whether adapters compile energy and forces as one program unless told otherwise. False where that takes many minutes,
     as for an integral over many steps; ``compilation="always"`` still does it."""
-
-    model_file: ModelFile | None = None
-    """Where this potential was last loaded from or saved to (see :mod:`flowbridge.core.model_files.files`)."""
-
-    privacy: dict[str, Any] | None = None
-    """The ledger of private training (see :mod:`flowbridge.forcefields.private.ledger`), which model files keep."""
 
     def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
         """Return energies ``(B,)`` in kJ/mol, float64.
@@ -158,6 +140,23 @@ class Potential(torch.nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), leaf)
         return EnergyAndForces(energy.detach(), -gradient)
 
+    def check_arguments(self, cell: Tensor | None, global_parameters: dict[str, float]) -> None:
+        """Refuse a cell and global parameters, for the :meth:`forward` of what has none: an isolated molecule, for instance."""
+        if cell is not None or global_parameters:
+            raise ConfigurationError(
+                f"{self.description} takes neither a cell nor global parameters: make the molecule whole and pass positions "
+                "only"
+            )
+
+    def energies(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
+        """Return energies ``(B,)`` in kJ/mol without forces, detached; arguments as for :meth:`forward`.
+
+        The default is :meth:`forward` without recording gradients; a subclass that has something faster overrides this.
+        """
+        with torch.no_grad():
+            energy: Tensor = self(positions.detach(), cell, **global_parameters)
+        return energy
+
     def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
         """Return configurations ``(count, N, 3)`` in nm to compile, check and time the potential with.
 
@@ -177,11 +176,11 @@ class Potential(torch.nn.Module):
         worst = int(sizes.argmax())
         return f"the largest force, {float(sizes[worst]):.3g} kJ/mol/nm, is on {self.metadata.particles.label(worst)}"
 
-    def configuration(self) -> dict[str, Any]:
-        """Return all that :meth:`from_configuration` needs besides the tensors, ready for JSON."""
-        raise TypeError(f"{type(self).__name__} cannot be saved: it has no configuration()")
-
-    @classmethod
-    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """Build an untrained instance whose ``state_dict`` has the shapes of the saved one."""
-        raise TypeError(f"{cls.__name__} cannot be loaded: it has no from_configuration()")
+    def header_metadata(self) -> dict[str, Any]:
+        """See :meth:`Model.header_metadata`."""
+        return {
+            "particles": self.metadata.particles.to_dict(),
+            "temperature": self.metadata.temperature,
+            "periodic": self.metadata.periodic,
+            "global_parameters": dict(self.metadata.global_parameters),
+        }

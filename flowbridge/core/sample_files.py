@@ -20,16 +20,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from .errors import FlowbridgeError
 from .potential import Particles
+
+if TYPE_CHECKING:
+    from .samples import WeightedSamples
 
 FORMAT = b"flowbridge weighted samples\n"
 FORMAT_VERSION = 1
@@ -51,18 +53,6 @@ ELEMENT_SYMBOLS = (
 
 class SampleFileError(FlowbridgeError, ValueError):
     """A file of samples is truncated, altered, foreign, or too new."""
-
-
-@dataclass(frozen=True)
-class SampleArrays:
-    """What a file of samples holds; see :class:`flowbridge.core.samples.WeightedSamples` for the meaning."""
-
-    positions: np.ndarray[Any, Any]
-    log_weights: np.ndarray[Any, np.dtype[np.float64]]
-    reduced_potentials: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    particles: Particles
-    temperature: float
-    provenance: dict[str, Any]
 
 
 def topology_json(particles: Particles) -> str:
@@ -89,35 +79,35 @@ def _user_block(path: Path) -> bytes:
     return text.ljust(BLOCK_SIZE - 1) + b"\n"
 
 
-def _write(file: h5py.File, content: SampleArrays) -> None:
+def _write(file: h5py.File, samples: WeightedSamples) -> None:
     header = {
-        "particles": content.particles.to_dict(),
-        "temperature": content.temperature,
-        "provenance": content.provenance,
-        "reduced_potentials": list(content.reduced_potentials),
+        "particles": samples.particles.to_dict(),
+        "temperature": samples.temperature,
+        "provenance": dict(samples.provenance),
+        "reduced_potentials": list(samples.reduced_potentials),
     }
     for name, value in TRAJECTORY_CONVENTIONS.items():
         file.attrs[name] = value
     file.attrs["application"] = "flowbridge"
-    file.create_dataset("topology", data=np.array([topology_json(content.particles).encode()]))
+    file.create_dataset("topology", data=np.array([topology_json(samples.particles).encode()]))
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-    coordinates = file.create_dataset("coordinates", data=content.positions.astype(np.float32), **options)
+    coordinates = file.create_dataset("coordinates", data=samples.positions.astype(np.float32), **options)
     coordinates.attrs["units"] = "nanometers"
     group = file.create_group("flowbridge")
     group.create_dataset("header", data=np.array([json.dumps(header).encode()]))
-    group.create_dataset("log_weights", data=content.log_weights)
-    for index, values in enumerate(content.reduced_potentials.values()):
+    group.create_dataset("log_weights", data=samples.log_weights)
+    for index, values in enumerate(samples.reduced_potentials.values()):
         group.create_dataset(f"reduced_potentials/{index}", data=values)
-    if content.positions.dtype == np.float64:
-        group.create_dataset("positions", data=content.positions, **options)
+    if samples.positions.dtype == np.float64:
+        group.create_dataset("positions", data=samples.positions, **options)
 
 
-def write_samples(content: SampleArrays, path: Path) -> None:
+def write_samples(samples: WeightedSamples, path: Path) -> None:
     """Write samples to ``path``; a file already there is replaced only when the new one is complete."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with h5py.File(partial, "w", userblock_size=BLOCK_SIZE) as file:
-            _write(file, content)
+            _write(file, samples)
         block = _user_block(partial)
         with partial.open("r+b") as raw:
             raw.write(block)
@@ -147,8 +137,8 @@ def _require_intact(path: Path) -> None:
     raise SampleFileError(f"{path} does not match its digest: it was truncated, altered or damaged")
 
 
-def read_samples(path: Path) -> SampleArrays:
-    """Read a file of :func:`write_samples`.
+def read_samples(path: Path) -> dict[str, Any]:
+    """Return what a file of :func:`write_samples` holds, by the names of the fields of the samples.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -160,13 +150,13 @@ def read_samples(path: Path) -> SampleArrays:
     with h5py.File(path, "r") as file:
         group = file["flowbridge"]
         header = json.loads(bytes(group["header"][0]))
-        return SampleArrays(
-            positions=group["positions"][:] if "positions" in group else file["coordinates"][:],
-            log_weights=group["log_weights"][:],
-            reduced_potentials={
+        return {
+            "positions": group["positions"][:] if "positions" in group else file["coordinates"][:],
+            "log_weights": group["log_weights"][:],
+            "reduced_potentials": {
                 name: group[f"reduced_potentials/{index}"][:] for index, name in enumerate(header["reduced_potentials"])
             },
-            particles=Particles.from_dict(header["particles"]),
-            temperature=header["temperature"],
-            provenance=header["provenance"],
-        )
+            "particles": Particles.from_dict(header["particles"]),
+            "temperature": header["temperature"],
+            "provenance": header["provenance"],
+        }

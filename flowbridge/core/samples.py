@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from .errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
 from .potential import Particles
-from .sample_files import SampleArrays, read_samples, write_samples
+from .sample_files import read_samples, write_samples
 from .statistics.bootstrap import DEFAULT_REPLICAS, Estimate, FloatArray
 from .statistics.estimates import (
     FreeEnergyProfile,
@@ -97,44 +97,6 @@ class WeightedSamples:
             ("provenance", provenance),
         ):
             object.__setattr__(self, name, value)
-
-    @classmethod
-    def from_reduced_potentials(
-        cls,
-        positions: np.ndarray[Any, Any],
-        reduced_potentials: Mapping[str, ArrayLike],
-        particles: Particles,
-        temperature: float,
-        *,
-        target: str = "target",
-        generator: str = "generator",
-        provenance: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Return samples drawn from one state and weighted to another, ``log w = u_generator - u_target``.
-
-        Args:
-            positions: ``(S, N, 3)`` in nm.
-            reduced_potentials: name to ``(S,)``, with at least the two states below.
-            particles: the N particles.
-            temperature: K.
-            target: name of the ensemble to weight to; ``+inf`` there is a weight of zero.
-            generator: name of the distribution that was sampled, as ``-log q``.
-            provenance: see the class.
-        """
-        for name in (target, generator):
-            if name not in reduced_potentials:
-                raise ConfigurationError(f"no reduced potential {name!r} among {sorted(reduced_potentials)}")
-        potentials = {
-            name: _checked_reduced_potential(values, name, np.ones(len(positions), dtype=bool))
-            for name, values in reduced_potentials.items()
-        }
-        impossible = ~np.isfinite(potentials[generator])
-        if impossible.any():
-            raise NonFiniteEnergyError(
-                f"{int(impossible.sum())} samples have no density in {generator!r}, where they come from"
-            )
-        log_weights = potentials[generator] - potentials[target]
-        return cls(positions, log_weights, particles, temperature, potentials, provenance or {})
 
     def __len__(self) -> int:
         return len(self.log_weights)
@@ -309,16 +271,8 @@ class WeightedSamples:
                 stored besides, which triples the size. Weights and reduced potentials are float64 in any
                 case.
         """
-        positions = self.positions.astype(np.float32) if single_precision else self.positions
-        content = SampleArrays(
-            positions,
-            self.log_weights,
-            dict(self.reduced_potentials),
-            self.particles,
-            self.temperature,
-            dict(self.provenance),
-        )
-        write_samples(content, Path(path))
+        single = replace(self, positions=self.positions.astype(np.float32)) if single_precision else self
+        write_samples(single, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -328,15 +282,7 @@ class WeightedSamples:
             FileNotFoundError: when there is no such file.
             SampleFileError: when it is truncated, altered, foreign, or of a newer format.
         """
-        content = read_samples(Path(path))
-        return cls(
-            content.positions,
-            content.log_weights,
-            content.particles,
-            content.temperature,
-            content.reduced_potentials,
-            content.provenance,
-        )
+        return cls(**read_samples(Path(path)))
 
     def to_mdtraj(self) -> Any:
         """Return the configurations as an ``mdtraj.Trajectory`` (float32, without the weights)."""
@@ -377,8 +323,9 @@ def _refuse_different_constants(parts: Sequence[WeightedSamples]) -> None:
     for part in parts:
         # Samples of negligible weight can have energies so large that their rounding hides the constant.
         held = part.log_weights > part.log_weights.max() - 30.0
-        excess = part.log_weights + part.reduced_potentials["target"] - part.reduced_potentials["generator"]
-        constants.append((float(excess[held].min()), float(excess[held].max())))
+        target, generator = (part.reduced_potentials[name][held] for name in ("target", "generator"))
+        excess = part.log_weights[held] + target - generator
+        constants.append((float(excess.min()), float(excess.max())))
     plain = [high - low < 1e-3 for low, high in constants]
     if not any(plain):
         return
@@ -386,7 +333,7 @@ def _refuse_different_constants(parts: Sequence[WeightedSamples]) -> None:
     if not all(plain) or max(middle) - min(middle) > 1e-3:
         raise ValueError(
             "the weights of these samples are not on one scale: log w - (u_generator - u_target) is about "
-            f"{', '.join(f'{m:.4g}' for m in middle)}. Make them with from_reduced_potentials, then join them"
+            f"{', '.join(f'{m:.4g}' for m in middle)}. Make them with flowbridge.core.reweighting.reweight, then join them"
         )
 
 

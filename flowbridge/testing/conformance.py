@@ -9,9 +9,9 @@ from torch import Tensor
 from ..core.errors import ConfigurationError
 from ..core.potential import Potential
 from .adapters import adapter_checks
-from .case import Case, case_of
+from .case import case_of
 from .properties import own_checks
-from .report import Check, ConformanceReport, NamedCheck
+from .report import ConformanceReport, outcome
 
 _INVARIANCES = ("translation", "rotation")
 
@@ -71,12 +71,6 @@ def examine_potential(
         raise ConfigurationError(f"no invariance {unknown[0]!r} is checked, there are {', '.join(_INVARIANCES)}")
     case = case_of(potential, positions, cell, configurations, seed)
     wanted_checks = [*own_checks(case, wanted), *(adapter_checks() if adapters else ())]
-    return ConformanceReport(type(potential).__name__, tuple(_outcome(named, case) for named in wanted_checks))
-
-
-def _outcome(named: NamedCheck, case: Case) -> Check:
-    name, function = named
-    try:
-        return function(name, case)
-    except Exception as error:  # whatever a potential raises belongs in the report, beside what else is wrong
-        return Check(name, False, detail=f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return ConformanceReport(
+        type(potential).__name__, tuple(outcome(name, check, case) for name, check in wanted_checks)
+    )

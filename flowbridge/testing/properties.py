@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.model_files.files import load, save
+from ..core.model_files.files import save
 from ..core.potential import Potential
 from .case import Case
 from .report import Check, NamedCheck
@@ -187,7 +187,7 @@ def model_file(name: str, case: Case) -> Check:
             save(case.potential, path)
         finally:
             case.potential.model_file = before
-        loaded = load(path)
+        loaded = type(case.potential).load(path)
     metadata, found = case.potential.metadata, loaded.metadata
     if found != metadata:
         return Check(name, False, detail=f"the metadata came back as {found}, they were {metadata}")

@@ -10,12 +10,12 @@ from .case import Case
 
 
 class ConformanceError(FlowbridgeError, AssertionError):
-    """A potential or a transform breaks its contract; the message lists where."""
+    """A potential, a generator or a transform breaks its contract; the message lists where."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property of a potential.
+    """One property of a potential or a generator.
 
     Attributes:
         name: what was looked at.
@@ -43,9 +43,9 @@ NamedCheck = tuple[str, Callable[[str, Case], Check]]
 
 @dataclass(frozen=True)
 class ConformanceReport:
-    """All checks of a potential, in the order they were made."""
+    """All checks of a potential or a generator, in the order they were made."""
 
-    potential: str
+    name: str
     checks: tuple[Check, ...]
 
     @property
@@ -65,12 +65,20 @@ class ConformanceReport:
         raise KeyError(f"no check {name!r}, there are {[check.name for check in self.checks]}")
 
     def __str__(self) -> str:
-        return "\n".join([self.potential, *(f"  {check}" for check in self.checks)])
+        return "\n".join([self.name, *(f"  {check}" for check in self.checks)])
 
     def require(self) -> None:
         """Raise ConformanceError with all failures, if there are any."""
         if self.failures:
             lines = "\n".join(f"  {check}" for check in self.failures)
             raise ConformanceError(
-                f"{self.potential}: {len(self.failures)} of {len(self.checks)} conformance checks failed:\n{lines}"
+                f"{self.name}: {len(self.failures)} of {len(self.checks)} conformance checks failed:\n{lines}"
             )
+
+
+def outcome(name: str, check: Callable[..., Check], *arguments: object) -> Check:
+    """Return what ``check(name, *arguments)`` finds; what it raises belongs in the report, next to what else is wrong."""
+    try:
+        return check(name, *arguments)
+    except Exception as error:
+        return Check(name, False, detail=f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -17,7 +17,6 @@ from ..core.compilation.building import compiled
 from ..core.compilation.compiled_potential import CompiledPotential
 from ..core.compilation.programs import PROGRAMS
 from ..core.errors import CompilationError, ConfigurationError
-from ..core.model_files.files import load
 from ..core.potential import Potential
 
 _REPEATS = 7
@@ -49,7 +48,7 @@ def compile_model(file: Path, batches: Sequence[int], dtype: str | None, anew: b
     """
     if dtype not in (None, "float32", "float64"):
         raise ConfigurationError(f"--dtype must be float32 or float64, got {dtype!r}")
-    potential = load(file).requires_grad_(False)
+    potential = Potential.load(file).requires_grad_(False)
     digest = None if potential.model_file is None else potential.model_file.digest
     if dtype is not None:
         potential = potential.to(getattr(torch, dtype))

@@ -1,10 +1,11 @@
-"""What ``flowbridge density`` does: run quantum Monte Carlo with a progress bar, print properties with errors, write files."""
+"""``flowbridge density``: a molecule's electron density by quantum Monte Carlo, its properties with errors, and files."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError, InputError
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
-from ase.units import Bohr, Hartree
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from ase.units import Bohr, Debye, Hartree
 
 from ..calculators.qmc import density_run
 from ..calculators.qmc.calculator import HELLMANN_FEYNMAN, QMCCalculator
@@ -26,12 +24,16 @@ from ..calculators.qmc.figures import draw_density
 from ..calculators.qmc.properties.potential_charges import potential_charges
 from ..calculators.qmc.properties.properties import DensityProperties
 from ..calculators.qmc.storage import save_density, save_wave_function
-from ..core.atomic_files import write_whole
 from ..core.errors import ConfigurationError
+from ..core.execution.progress import progress_bar
+from ..integrations.mdtraj.trajectories import digest_of_file
+from .report import Figure, Page, subscripts
+from .runner import Outcome, Pipeline, Selection, run_pipeline
+from .stages import Done, Row, Stage, Written
 
-DEBYE = 0.2081943  # e Angstrom
 _NOTHING = 1e-6  # an error that small is rounding, of what the symmetry of the molecule leaves no choice
 VACUUM = 3.0  # Angstrom, around a molecule that comes without a cell
+_REFERENCES = {"hf": "Hartree-Fock", "ccsd": "CCSD", "none": ""}
 
 
 @dataclass(frozen=True)
@@ -55,48 +57,113 @@ class DensityRequest:
     force_field: Path | None = None
 
 
-def compute_and_print(request: DensityRequest) -> None:
+class _Computation:
+    """The calculator of a request, made where a stage is not done yet: a progress bar shows what it does."""
+
+    def __init__(self, request: DensityRequest, atoms: Atoms) -> None:
+        self.request, self.atoms = request, atoms
+
+    @cached_property
+    def calculator(self) -> QMCCalculator:
+        """Compute, or find computed, everything that properties are made of."""
+        with progress_bar("starting", 1) as bar:
+
+            def announce(progress: density_run.DensityProgress) -> None:
+                bar.update(progress.done, progress.message, description=progress.stage, total=progress.total)
+
+            try:
+                calculator = QMCCalculator(
+                    directory=self.request.output / "work", announce=announce, forces=HELLMANN_FEYNMAN,
+                    **self.request.parameters,
+                )  # fmt: skip
+                self.atoms.calc = calculator
+                self.atoms.get_forces()
+            except (InputError, CalculatorSetupError) as error:
+                raise ConfigurationError(str(error)) from error
+        return calculator
+
+    def density(self, folder: Path, done: Done) -> dict[str, Any]:
+        """Keep the density and the wave function."""
+        name, calculator = self.request.structure.stem, self.calculator
+        calculator.write_cube(folder / f"{name}.cube", self.atoms, self.request.spacing)
+        save_density(folder / f"{name}.density.safetensors", calculator.density)
+        if self.request.parameters.get("samples") is None:
+            save_wave_function(folder / f"{name}.wave_function.safetensors", calculator.wave_function)
+        return {"properties": table_rows(calculator, None)}
+
+    def comparison(self, folder: Path, done: Done) -> dict[str, Any]:
+        """Compute the properties of the reference, too, and draw both densities."""
+        request, calculator = self.request, self.calculator
+        reference: DensityModel | None = None
+        if request.reference != "none":
+            found = reference_density(calculator.run.molecule, request.reference)
+            reference = GaussianDensity.from_reference(calculator.run.molecule, found)
+        draw_density(
+            folder / f"{request.structure.stem}.png", calculator.properties, reference,
+            f"{self.atoms.get_chemical_formula()}: {calculator.parameters['model']} density from quantum Monte Carlo",
+            _REFERENCES[request.reference],
+        )  # fmt: skip
+        return {"properties": table_rows(calculator, reference)}
+
+    def charges(self, folder: Path, done: Done) -> dict[str, Any]:
+        """Fit charges to the electrostatic potential, and write a force field with them."""
+        return {"potential_charges": _potential_charges(folder / "force_field.xml", self.atoms, self.calculator)}
+
+
+def compute_density(request: DensityRequest, selection: Selection | None = None) -> dict[str, Any]:
     """Compute the density of a molecule, print its properties, and write table, picture, cube and model file.
 
     Raises:
         ConfigurationError: for a structure or parameters that cannot be used.
     """
+    if request.reference not in _REFERENCES:
+        raise ConfigurationError(f"the reference must be hf, ccsd or none, got {request.reference!r}")
     atoms = _read(request.structure)
-    stderr = Console(stderr=True)
-    begin = time.monotonic()
-    columns = (
-        TextColumn("{task.fields[stage]:<14}"),
-        BarColumn(),
-        TextColumn("{task.fields[message]}"),
-        TimeElapsedColumn(),
+    computation = _Computation(request, atoms)
+    samples = request.parameters.get("samples")
+    inputs = {
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell.tolist(),
+        "charges": atoms.get_initial_charges().tolist(),
+        "magnetic_moments": atoms.get_initial_magnetic_moments().tolist(),
+        "spacing": request.spacing,
+        "parameters": {**request.parameters, "samples": None if samples is None else digest_of_file(Path(samples))},
+    }
+    reference = _REFERENCES[request.reference]
+    summary = _summary(reference)
+    name = request.structure.stem
+    kept = [(".cube", "the density on a grid"), (".density.safetensors", "the density")]
+    kept += [(".wave_function.safetensors", "the wave function")]
+    stages = [
+        Stage(
+            "density", "quantum Monte Carlo", computation.density, inputs,
+            writes=tuple(Written(f"{name}{ending}", what) for ending, what in kept), summary=lambda results: (),
+        ),
+        Stage(
+            "properties", "properties with errors", computation.comparison, {"reference": request.reference}, ("density",),
+            (Written(f"{name}.png", "a picture of the density"),), summary,
+        ),
+    ]  # fmt: skip
+    if request.force_field is not None:
+        written = Written("force_field.xml", "a force field", str(request.force_field.absolute()))
+        stages.append(
+            Stage("charges", "charges of a force field", computation.charges, {}, ("density",), (written,), summary)
+        )
+    formula = atoms.get_chemical_formula()
+    pipeline = Pipeline(
+        kind="density",
+        title=f"{request.structure.stem}, {formula}",
+        output=request.output,
+        stages=tuple(stages),
+        goal="density",
+        headline={
+            "structure": str(request.structure),
+            "parameters": json.loads(json.dumps(request.parameters, default=str)),
+        },
+        page=lambda outcome: _page(request, subscripts(formula), outcome),
     )
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("", total=1, stage="starting", message="")
-
-        def announce(progress: density_run.Progress) -> None:
-            bar.update(
-                task, completed=progress.done, total=progress.total, stage=progress.stage, message=progress.message
-            )
-
-        try:
-            calculator = QMCCalculator(
-                directory=request.output / "work", announce=announce, forces=HELLMANN_FEYNMAN, **request.parameters
-            )
-            atoms.calc = calculator
-            atoms.get_forces()
-        except (InputError, CalculatorSetupError) as error:
-            raise ConfigurationError(str(error)) from error
-        bar.update(task, stage="reference", message=request.reference, completed=0, total=1)
-        reference: DensityModel | None = None
-        if request.reference != "none":
-            found = reference_density(calculator.run.molecule, request.reference)
-            reference = GaussianDensity.from_reference(calculator.run.molecule, found)
-        bar.update(task, stage="files", message=str(request.output))
-        rows = table_rows(calculator, reference)
-        if request.force_field is not None:
-            rows += _potential_charges(request.force_field, atoms, calculator)
-        _write(request, atoms, calculator, reference, rows)
-    _print(request, atoms, rows, time.monotonic() - begin)
+    return run_pipeline(pipeline, selection)
 
 
 def _read(structure: Path) -> Atoms:
@@ -133,7 +200,7 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
     add("potential energy", "Hartree", *samples.average(samples.potential))
     add("variance of the local energy", "Hartree²", samples.variance, None)
     atoms = list(range(len(labels)))
-    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / DEBYE)
+    add_all([f"dipole {axis}" for axis in "xyz"], "D", "dipole", [0, 1, 2], Bohr / Debye)
     add_all([f"quadrupole {axis}{axis}" for axis in "xyz"], "e bohr²", "quadrupole", [(0, 0), (1, 1), (2, 2)])
     add_all(["<r²>"], "bohr²", "second_moment", [()])
     add_all([f"charge (Hirshfeld) of {label}" for label in labels], "e", "hirshfeld_charges", atoms)
@@ -156,12 +223,13 @@ def table_rows(calculator: QMCCalculator, reference: DensityModel | None) -> lis
 
 def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> list[dict[str, Any]]:
     """Fit charges to the electrostatic potential, write the force field, and return rows for the table."""
-    from ..integrations.openmm.systems.potential_charges import topology_of, write_force_field
+    from ..integrations.openmm.systems.potential_charges import write_force_field
+    from ..integrations.openmm.systems.topologies import molecule_topology
 
     found = potential_charges(calculator.properties)
     neighbours = build_neighbor_list(atoms, natural_cutoffs(atoms), self_interaction=False, bothways=False)
     bonds = [(i, int(j)) for i in range(len(atoms)) for j in neighbours.get_neighbors(i)[0]]
-    topology = topology_of(list(atoms.symbols), bonds)
+    topology = molecule_topology(list(atoms.symbols), bonds)
     write_force_field(file, topology, found.charges.value)
     labels = calculator.properties.molecule.labels()
     rows = [
@@ -183,54 +251,26 @@ def _potential_charges(file: Path, atoms: Atoms, calculator: QMCCalculator) -> l
     return rows
 
 
-def _write(
-    request: DensityRequest,
-    atoms: Atoms,
-    calculator: QMCCalculator,
-    reference: DensityModel | None,
-    rows: list[dict[str, Any]],
-) -> None:
-    name = request.structure.stem
-    calculator.write_cube(request.output / f"{name}.cube", atoms, request.spacing)
-    save_density(request.output / f"{name}.density.safetensors", calculator.density)
-    if request.parameters.get("samples") is None:
-        save_wave_function(request.output / f"{name}.wave_function.safetensors", calculator.wave_function)
-    content = {"structure": str(request.structure), "parameters": request.parameters, "properties": rows}
-    text = json.dumps(content, indent=1, default=str) + "\n"
-    write_whole((request.output / f"{name}.json").absolute(), text.encode())
-    draw_density(
-        request.output / f"{name}.png", calculator.properties, reference,
-        f"{atoms.get_chemical_formula()}: {calculator.parameters['model']} density from quantum Monte Carlo",
-        {"hf": "Hartree-Fock", "ccsd": "CCSD", "none": ""}[request.reference],
-    )  # fmt: skip
+def _page(request: DensityRequest, formula: str, outcome: Outcome) -> Page:
+    figures = []
+    if "properties" in outcome.done:
+        picture = request.output / f"{request.structure.stem}.png"
+        compared = _REFERENCES[request.reference]
+        caption = "On the plane through the molecule" + (f", and its difference from {compared}." if compared else ".")
+        figures = [Figure("Density", caption, picture)]
+    return Page(formula, "The electron density from quantum Monte Carlo; errors are one standard error.", figures)
 
 
-def _print(request: DensityRequest, atoms: Atoms, rows: list[dict[str, Any]], seconds: float) -> None:
-    console = Console()
-    label = {"hf": "Hartree-Fock", "ccsd": "CCSD"}.get(request.reference)
-    table = Table("property", "value", "error", "unit", *([label] if label else []), box=None)
-    for index in (1, 2, 4):
-        if index < len(table.columns):
-            table.columns[index].justify = "right"
-    for row in rows:
-        digits = _digits(row["error"])
-        certain = row["error"] is not None and row["error"] < _NOTHING
-        cells = [
-            row["name"],
-            _decimal(row["value"], digits),
-            "" if row["error"] is None else "symmetry" if certain else f"{row['error']:.{digits}f}",
-            row["unit"],
-        ]
-        if label:
-            cells.append("" if row["reference"] is None else _decimal(row["reference"], digits))
-        table.add_row(*cells)
-    console.print(table)
-    name = request.structure.stem
-    console.print(
-        f"{atoms.get_chemical_formula()}, {seconds:.0f} s. In {request.output}: {name}.json, {name}.png, {name}.cube, "
-        f"{name}.density.safetensors",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+def _summary(reference: str) -> Callable[[Mapping[str, Any]], Iterator[Row]]:
+    def rows(results: Mapping[str, Any]) -> Iterator[Row]:
+        for row in results.get("properties", results.get("potential_charges", ())):
+            digits = _digits(row["error"])
+            certain = row["error"] is not None and row["error"] < _NOTHING
+            error = "" if row["error"] is None else " (symmetry)" if certain else f" ± {row['error']:.{digits}f}"
+            other = "" if row["reference"] is None else f"{reference} {_decimal(row['reference'], digits)}"
+            yield Row(row["name"], f"{_decimal(row['value'], digits)}{error} {row['unit']}".rstrip(), other)
+
+    return rows
 
 
 def _decimal(value: float, digits: int) -> str:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.model_files.format import ModelHeader
+from .stages import flattened
 
 
 def molecule_formula(header: ModelHeader) -> str:
@@ -59,8 +60,8 @@ def _description(header: ModelHeader, size: int) -> Iterator[tuple[str, str]]:
     if len(particles):
         yield "molecule", f"{molecule_formula(header)}, {len(particles)} particles, {len(particles.bonds)} bonds"
         yield "residues", _shortened(" ".join(residues[index] for index in sorted(residues)))
-    yield "temperature", "none" if header.temperature is None else f"{header.temperature:g} K"
-    yield "periodic", "yes" if header.periodic else "no"
+        yield "temperature", "none" if header.temperature is None else f"{header.temperature:g} K"
+        yield "periodic", "yes" if header.periodic else "no"
     if header.global_parameters:
         yield "global parameters", ", ".join(f"{k} = {v:g}" for k, v in header.global_parameters.items())
     yield "numbers", f"{sum(counts.values()):,} in {len(header.tensors)} tensors ({kinds or 'none'})"
@@ -83,15 +84,12 @@ def _privacy(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            yield f"{prefix}{key}", f"{value:.6g}"
+def _flattened(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in flattened(content):
+        if isinstance(value, float):
+            yield key, f"{value:.6g}"
         else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{prefix}{key}", _shortened(text)
+            yield key, _shortened(value if isinstance(value, str) else json.dumps(value))
 
 
 def _shortened(text: str, length: int = 120) -> str:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..core.energy import BatchedEnergy
 from ..core.execution.executors import Executor, ProcessExecutor
-from ..core.execution.main_process import is_main_process, local_processes
+from ..core.training.processes import is_main_process, local_processes
 from ..integrations.openmm.energies.batched import OpenMMEnergy
 from ..integrations.openmm.energies.distributed import DistributedEnergy
 from ..integrations.openmm.systems.input_files import MolecularSystem
-from .boltzmann.configuration import Workflow
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -55,19 +54,34 @@ class Machines:
 
 
 @contextmanager
-def machines_for(workflow: Workflow, scheduler: str | Client | None) -> Iterator[Machines]:
+def machines_for(workers: int, scheduler: str | Client | None) -> Iterator[Machines]:
     """Give a workflow its machines, and let go of what was started for it.
 
     Args:
-        workflow: says how many processes there are on this machine.
+        workers: number of processes on this machine.
         scheduler: a Dask ``Client``, the address of a Dask scheduler (``tcp://host:8786``), the path of a scheduler file, or
-            ``local`` for a cluster on this machine with as many workers as the workflow has; None for processes.
+            ``local`` for a cluster on this machine with as many workers; None for processes.
     """
-    here = ProcessExecutor(max(1, workflow.workers // local_processes()))
+    here = ProcessExecutor(max(1, workers // local_processes()))
     if scheduler is None or not is_main_process():
         yield Machines(here)
         return
     from ..integrations.dask import connected
 
-    with connected(scheduler, workflow.workers) as cluster:
+    with connected(scheduler, workers) as cluster:
         yield Machines(here, cluster)
+
+
+@contextmanager
+def executor_for(workers: int, scheduler: str | Client | None) -> Iterator[Executor | None]:
+    """Give a place for independent jobs: a cluster, processes, or None for one after the other in this process.
+
+    Args:
+        workers: number of processes at the same time.
+        scheduler: as for :func:`machines_for`.
+
+    Raises:
+        ConfigurationError, WorkerError, MissingDependencyError: when the cluster cannot be used.
+    """
+    with machines_for(workers, scheduler) as machines:
+        yield machines.executor if machines.cluster is not None or workers > 1 else None

@@ -5,28 +5,22 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..core.execution.progress import progress_bar
 from ..integrations.openmm.sampling import model_dynamics
 from ..integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
 
 
 def run_and_print(run: ModelDynamics) -> None:
     """Run dynamics with a progress bar (on a terminal), and print where the results are."""
-    stderr = Console(stderr=True)
-    columns = (
-        TextColumn("{task.fields[where]}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
     start = time.monotonic()
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task("", total=run.steps, where="starting")
+    with progress_bar("dynamics", run.steps) as bar:
 
         def announce(progress: model_dynamics.Progress) -> None:
             nanoseconds = progress.done_now * run.step_fs * 1e-6
             speed = nanoseconds / (time.monotonic() - start) * 86_400.0
-            where = f"step {progress.step:,}, {progress.temperature:.0f} K, {speed:.1f} ns/day"
-            bar.update(task, completed=progress.step, where=where)
+            bar.update(progress.step, f"{progress.temperature:.0f} K, {speed:.1f} ns/day")
 
         end = run_model_dynamics(run, announce)
     _print(run, end, time.monotonic() - start)

@@ -1,9 +1,9 @@
-"""Functions of a flow and of tensors as compiled programs: the same numbers, at a fraction of the time.
+"""Functions of a flow and of tensors as compiled programs: the same numbers in a fraction of the time.
 
 A flow is thousands of small tensor operations, and torch spends more time on calling them than the processor on computing
-them. A program is made for one batch size, with all that training changes in the flow among its inputs: parameters, and the
-matrices into which perturbations are merged. So it serves a flow that is being trained, and any other of the same design; it is
-kept like the programs of potentials.
+them. A program belongs to one batch size. Parameters, and the matrices into which perturbations are merged, are among its
+inputs, so it serves a flow during its training and any other flow of the same design. Programs are cached like those of
+potentials.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .coordinate_flow import CoordinateFlow, FlowResult
 from .molecule_coordinates import Coordinates
 
 FlowFunction = Callable[..., tuple[Tensor, ...]]
-"""A flow (or another module) and tensors in, fresh tensors out; decides nothing by values. Its name is what users are told."""
+"""Takes a flow (or another module) and tensors, returns fresh tensors, and never branches on values. Messages show its name."""
 
 
 class CompiledFlowFunction:
-    """A function of a flow and of tensors, compiled where that is wanted and works.
+    """A function of a flow and of tensors, compiled where the mode asks for it and compilation works.
 
     Args:
-        flow: the flow; its parameters are read anew at every call.
+        flow: the flow; its parameters are read at every call.
         function: the function.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
         comparable: see :class:`~flowbridge.core.compilation.functions.FunctionRecipe`.
@@ -45,17 +45,17 @@ class CompiledFlowFunction:
 
     @property
     def compiles(self) -> bool:
-        """Whether a program is used where there is one."""
+        """Whether a compiled program is used where there is one."""
         return self._mode != "never"
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the function's results; a program is made, or found, at the first call with new shapes.
+        """Return the function's results; the first call with new shapes finds or compiles a program.
 
         Raises:
             CompilationError: where the mode is ``always`` and the function cannot be compiled.
 
         Warns:
-            UserWarning: with the reason where ``auto`` has to do without.
+            UserWarning: why there is no program, where the mode is ``auto``.
         """
         if not self.compiles:
             return self._function(self._flow, *tensors)
@@ -119,7 +119,7 @@ class _Applied(nn.Module):
 
 
 ITERATIONS = {torch.float32: 10, torch.float64: 12}
-"""Of root finding in compiled sampling: more than 99 of 100 configurations of trained flows need no more."""
+"""Iterations of root finding in compiled sampling: more than 99 of 100 configurations of trained flows need no more."""
 
 
 def sampling(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> tuple[Tensor, ...]:
@@ -142,10 +142,10 @@ def _comparable(found: Results, expected: Results) -> tuple[Results, Results]:
 
 
 class CompiledSampling:
-    """The direction latent -> coordinates of a flow, without gradients, compiled where that is wanted and works.
+    """The direction latent -> coordinates of a flow, without gradients, compiled where the mode asks for it.
 
     Args:
-        flow: the flow; its parameters are read anew at every call.
+        flow: the flow; its parameters are read at every call.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
@@ -154,7 +154,7 @@ class CompiledSampling:
         self._sampling = CompiledFlowFunction(flow, sampling, mode, _comparable)
 
     def __call__(self, latent: Coordinates) -> FlowResult:
-        """Return what ``flow(latent)`` does; each batch size has a program of its own.
+        """Return ``flow(latent)``; each batch size has its own program.
 
         Raises:
             ConvergenceError: where a root cannot be found.

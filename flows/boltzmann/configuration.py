@@ -1,4 +1,4 @@
-"""The architecture of a flow, as the TOML and the model file hold it."""
+"""The architecture of a flow, in the TOML file and in the model file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FlowConfiguration(StrictModel):
             several wells, or ``all``, as in the paper.
         torsions: the flow of the circular coordinates.
         stiff: the flow of the rest.
-        seed: of the initial parameters and of the random splits.
+        seed: random seed of the initial parameters and of the random splits.
     """
 
     circular: Literal["soft", "all"] = "soft"

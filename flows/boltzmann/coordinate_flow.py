@@ -23,14 +23,14 @@ from .molecule_coordinates import Coordinates, MoleculeCoordinates
 
 
 class FlowResult(NamedTuple):
-    """Mapped coordinates and the log-determinant ``(B,)`` of the direction that was asked for."""
+    """Mapped coordinates and the log-determinant ``(B,)`` of the direction taken."""
 
     coordinates: Coordinates
     log_det: Tensor
 
 
 class CircleShift(Bijection):
-    """A fixed rotation of every angle, so that no layer's winding point is special."""
+    """A fixed rotation of every angle: no angle is special for all layers."""
 
     shift: Tensor
 
@@ -39,17 +39,14 @@ class CircleShift(Bijection):
         self.register_buffer("shift", torch.rand(dimension, generator=generator))
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         moved = value + self.shift.to(value.dtype)
         return Transformed(moved - moved.detach().floor(), value.new_zeros(len(value)))
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         moved = value - self.shift.to(value.dtype)
         return Transformed(moved - moved.detach().floor(), value.new_zeros(len(value)))
 
     def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """See :meth:`Bijection.layer_inverse`."""
         return Triangular(*self.inverse(value), torch.ones_like(value), value.new_ones(value.shape[1]))
 
 

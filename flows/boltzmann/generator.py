@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ...core.errors import ConfigurationError
 from ...core.execution.executors import Executor
+from ...core.generator import GeneratorPotential
 from ...core.model_files.files import from_bytes, to_bytes
-from ...core.potential import Particles, Potential, PotentialMetadata
+from ...core.potential import Particles, PotentialMetadata
+from ...core.reweighting import Draws
 from ...core.samples import WeightedSamples
-from ...core.units import thermal_energy
 from .configuration import FlowConfiguration
 from .coordinate_flow import CoordinateFlow
-from .importance_weights import importance_samples
 from .molecule_coordinates import Coordinates, MoleculeCoordinates
 from .zmatrix import build_zmatrix
 
@@ -28,14 +28,7 @@ _SMALLEST_JOB = 256  # configurations that are worth a journey to another proces
 _CHUNK = 8192  # configurations at once: large enough to amortise dispatch, small enough to stay in cache
 
 
-class FlowSamples(NamedTuple):
-    """Positions ``(S, N, 3)`` nm and their log-densities ``(S,)``, float64."""
-
-    positions: Tensor
-    log_prob: Tensor
-
-
-class BoltzmannGenerator(Potential):
+class BoltzmannGenerator(GeneratorPotential):
     """A smooth normalizing flow on the internal coordinates of a molecule (arXiv 2110.00351).
 
     ``log_prob`` is the density of Cartesian positions with rigid motion left out: it is invariant under rotations and
@@ -43,6 +36,7 @@ class BoltzmannGenerator(Potential):
     """
 
     kind: ClassVar[str] = "boltzmann_generator"
+    description: ClassVar[str] = "a Boltzmann generator of one molecule"
 
     def __init__(
         self,
@@ -75,22 +69,7 @@ class BoltzmannGenerator(Potential):
         coordinates, log_det = self.coordinates.inverse(positions)
         return self.flow.log_prob(coordinates).double() + log_det
 
-    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
-        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
-
-        Raises ConfigurationError when a cell is given: an isolated molecule has none.
-        """
-        if cell is not None or global_parameters:
-            raise ConfigurationError(
-                "a Boltzmann generator of one molecule takes neither a cell nor global parameters: make the molecule "
-                "whole and pass positions only"
-            )
-        temperature = self.metadata.temperature
-        if temperature is None:
-            raise ConfigurationError("this generator has no temperature, so its density has no energy scale")
-        return -thermal_energy(temperature) * self.log_prob(positions)
-
-    def sample_positions(self, count: int, generator: torch.Generator, executor: Executor | None = None) -> FlowSamples:
+    def sample_positions(self, count: int, generator: torch.Generator, executor: Executor | None = None) -> Draws:
         """Draw ``count`` configurations with their log-densities; centred at the origin in a fixed orientation.
 
         Args:
@@ -107,9 +86,9 @@ class BoltzmannGenerator(Potential):
                 parts = [self.positions_of(latent) for latent in latents]
         else:
             parts = distributed_positions(self, list(latents), executor)
-        return FlowSamples(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
+        return Draws(torch.cat([part.positions for part in parts]), torch.cat([part.log_prob for part in parts]))
 
-    def positions_of(self, latent: Coordinates) -> FlowSamples:
+    def positions_of(self, latent: Coordinates) -> Draws:
         """Return the configurations of latent variables, and their log-densities; differentiable.
 
         The density is evaluated at the positions as they are handed out, so that rounding in the root finding or in float32
@@ -120,35 +99,23 @@ class BoltzmannGenerator(Potential):
         positions, log_volume = self.coordinates(coordinates)
         positions = positions - positions.mean(1, keepdim=True)
         log_prob = self.log_prob(positions)
-        return FlowSamples(
-            positions, torch.where(torch.isnan(log_volume), torch.full_like(log_prob, torch.inf), log_prob)
-        )
-
-    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
-        """See :meth:`Potential.example_positions`: samples of the flow."""
-        return self.sample_positions(count, generator).positions
+        return Draws(positions, torch.where(torch.isnan(log_volume), torch.full_like(log_prob, torch.inf), log_prob))
 
     def sample(self, count: int, target: Any, seed: int = 0, executor: Executor | None = None) -> WeightedSamples:
-        """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
+        """Draw weighted samples; see :meth:`GeneratorPotential.sample`.
 
         Args:
             count: number of samples.
-            target: an ``openmm.System``, a Potential, the path of its model file (then compiled for this machine), or any
-                BatchedEnergy, of the same particles.
-            seed: of the latent variables.
+            target: see there.
+            seed: random seed.
             executor: other processes or machines to draw the configurations; their energies are evaluated where
-            ``target`` does.
-
-        Returns:
-            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a draw that is no configuration (see
-            :meth:`positions_of`) or whose energy is not finite gets weight 0 and stays in the set, so that the effective sample
-            size counts it.
+                ``target`` does.
         """
         draws = self.sample_positions(count, torch.Generator().manual_seed(seed), executor)
-        return importance_samples(self, draws, target, seed)
+        return self.weighted(draws, target, seed)
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         return {
             "revision": _REVISION,
             "particles": self.metadata.particles.to_dict(),
@@ -159,7 +126,7 @@ class BoltzmannGenerator(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
                 f"the flow was stored in revision {configuration.get('revision', 1)} of its parameters, this flowbridge reads "
@@ -182,9 +149,7 @@ class _Draw:
     stiff: NDArray[Any]
 
 
-def distributed_positions(
-    model: BoltzmannGenerator, latents: list[Coordinates], executor: Executor
-) -> list[FlowSamples]:
+def distributed_positions(model: BoltzmannGenerator, latents: list[Coordinates], executor: Executor) -> list[Draws]:
     """Return the samples of latent variables, computed elsewhere in pieces that keep all jobs busy."""
     blob = to_bytes(model)
     circular, stiff = (torch.cat(list(parts)) for parts in zip(*latents, strict=True))
@@ -192,7 +157,7 @@ def distributed_positions(
     pieces = zip(circular.split(size), stiff.split(size), strict=True)
     jobs = [_Draw(number, blob, *(part.numpy() for part in piece)) for number, piece in enumerate(pieces)]
     made = {number: (positions, log_prob) for number, positions, log_prob in executor(_positions_of_draw, jobs)}
-    return [FlowSamples(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
+    return [Draws(*map(torch.as_tensor, made[number])) for number in range(len(jobs))]
 
 
 def _positions_of_draw(draw: _Draw) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

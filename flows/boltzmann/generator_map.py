@@ -16,15 +16,15 @@ _CHUNK = 4096
 
 
 class GeneratorMap:
-    """Maps a configuration through the latent space: out of one generator, into the other.
+    """Maps a configuration through the latent space of one generator into the other.
 
     Both generators push one base density forward, so the determinant of the map is the quotient of their densities. The better
     each fits its ensemble, the nearer the map carries one ensemble into the other: a
     :class:`~flowbridge.core.statistics.targeted_free_energy.ConfigurationMap`.
 
     Args:
-        generator_a: of the ensemble to map from.
-        generator_b: of the ensemble to map to, with the same kind of latent variables.
+        generator_a: generator of the ensemble to map from.
+        generator_b: generator of the ensemble to map to, with the same kind of latent variables.
 
     Raises:
         MoleculeMismatchError: for generators of different particles.

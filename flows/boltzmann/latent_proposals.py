@@ -13,8 +13,8 @@ from .generator import BoltzmannGenerator
 from .molecule_coordinates import Coordinates
 from .position_sampler import PositionSampler
 
-_AHEAD = 64  # independent configurations drawn at once: a batch costs hardly more than a single one
-_STEPS_AHEAD = 8  # steps from one configuration, of which those behind the first accepted one are not used
+_BATCH = 64  # independent configurations drawn at once: a batch costs hardly more than a single one
+_STEPS = 8  # steps drawn at once from one configuration; those after the first accepted one are not used
 
 
 class Proposal(NamedTuple):
@@ -37,13 +37,13 @@ class LatentProposals:
     With normal latent variables ``z' = sqrt(1 - s^2) z + s e`` (the preconditioned Crank-Nicolson step, Cotter et al.,
     Statistical Science 28, 424 (2013)); angles move by up to ``s`` half turns and are wrapped, variables on an interval
     by up to its length times ``s`` and are reflected. Every such step is reversible with respect to the flow's density q, so
-    that the rule of Metropolis and Hastings for a target pi is ``min(1, pi(x') q(x) / (pi(x) q(x')))`` for every s. With
+    that the Metropolis-Hastings rule for a target pi is ``min(1, pi(x') q(x) / (pi(x) q(x')))`` for every s. With
     s = 1 the proposal does not depend on the present configuration at all: the independence sampler.
 
     Args:
         model: the generator.
         scale: s, in (0, 1].
-        generator: of all random numbers.
+        generator: source of all random numbers.
         compilation: see :class:`~flowbridge.flows.boltzmann.position_sampler.PositionSampler`.
     """
 
@@ -53,9 +53,9 @@ class LatentProposals:
         if not 0.0 < scale <= 1.0:
             raise ConfigurationError(f"scale must be above 0 and at most 1 (independent proposals), got {scale}")
         self.model, self.scale, self.generator = model, scale, generator
-        self._sampler = PositionSampler(model, _AHEAD, compilation)
+        self._sampler = PositionSampler(model, _BATCH, compilation)
         self._present: Proposal | None = None
-        self._ahead: list[Proposal] = []
+        self._waiting: list[Proposal] = []
 
     def start(self, positions: Tensor) -> Proposal:
         """Go on from positions ``(N, 3)`` nm, and return what is known of them; a chain that is there already stays."""
@@ -71,48 +71,48 @@ class LatentProposals:
 
     @property
     def present(self) -> Proposal:
-        """Where the chain is; see :meth:`start`."""
+        """Present configuration of the chain; see :meth:`start`."""
         if self._present is None:
             raise RuntimeError("the chain has no configuration yet: call start first")
         return self._present
 
     def __call__(self) -> Proposal:
         """Return a proposal from the present configuration."""
-        if not self._ahead:
-            self._ahead = (self._steps() if self.scale < 1.0 else self._independent())[::-1]
-        return self._ahead.pop()
+        if not self._waiting:
+            self._waiting = (self._steps() if self.scale < 1.0 else self._independent())[::-1]
+        return self._waiting.pop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a chain needs to go on with the same numbers."""
         return {
             "generator": self.generator.get_state(),
             "present": None if self._present is None else tuple(self._present),
-            "ahead": [tuple(proposal) for proposal in self._ahead],
+            "ahead": [tuple(proposal) for proposal in self._waiting],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.generator.set_state(state["generator"])
         self._present = None if state["present"] is None else Proposal(*state["present"])
-        self._ahead = [Proposal(*proposal) for proposal in state["ahead"]]
+        self._waiting = [Proposal(*proposal) for proposal in state["ahead"]]
 
     def _move(self, configuration: Proposal) -> None:
         self._present = configuration
         if self.scale < 1.0:
-            self._ahead = []  # they were steps from another one
+            self._waiting = []  # they were steps from another one
 
     def _independent(self) -> list[Proposal]:
-        drawn = self._sampler(_AHEAD, self.generator)
+        drawn = self._sampler(_BATCH, self.generator)
         return [Proposal(*pair) for pair in zip(drawn.positions, drawn.log_prob.tolist(), strict=True)]
 
     def _steps(self) -> list[Proposal]:
         """Return steps from the present configuration, independent of each other."""
         with torch.no_grad():
-            circular, stiff = (part.expand(_STEPS_AHEAD, -1) for part in self._latent())
+            circular, stiff = (part.expand(_STEPS, -1) for part in self._latent())
             turned = circular + self.scale * (self._uniform(circular) - 0.5)
             latent = Coordinates(turned - turned.floor(), self._moved(stiff))
             drawn = self.model.positions_of(latent)
-        variables = (Coordinates(*(part[number : number + 1] for part in latent)) for number in range(_STEPS_AHEAD))
+        variables = (Coordinates(*(part[number : number + 1] for part in latent)) for number in range(_STEPS))
         return [Proposal(*found) for found in zip(drawn.positions, drawn.log_prob.tolist(), variables, strict=True)]
 
     def _latent(self) -> Coordinates:

@@ -42,11 +42,11 @@ class Coordinates(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Which torsions of the z-matrix are circular; the others are stiff and centred.
+    """Circular and stiff torsions of a z-matrix; the stiff ones are centred.
 
     Attributes:
         circular: indices of circular torsions, those that turn more than hydrogens first.
-        rotors: how many of them, at the end, turn only hydrogens.
+        rotors: number of those, at the end, that turn only hydrogens.
         stiff: indices of stiff torsions.
         centres: their circular means in radians.
     """

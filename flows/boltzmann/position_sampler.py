@@ -1,4 +1,4 @@
-"""Samples of a Boltzmann generator through a compiled program: for few at a time, or for millions."""
+"""Samples of a Boltzmann generator by a compiled program, a few at a time or millions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...core.compilation.functions import Results
 from ...core.errors import ConfigurationError
+from ...core.reweighting import Draws
 from ..transforms.root_finding import bounded_iterations
 from .compiled_functions import ITERATIONS, CompiledFlowFunction
-from .generator import BoltzmannGenerator, FlowSamples
+from .generator import BoltzmannGenerator
 from .molecule_coordinates import Coordinates
 
 
@@ -20,7 +21,7 @@ class PositionSampler:
     need, and thousands at a time about twice as fast.
 
     Args:
-        model: the generator; its parameters are read anew at every call.
+        model: the generator; its parameters are read at every call.
         batch: configurations of one call of the program.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
@@ -31,7 +32,7 @@ class PositionSampler:
         self.model, self.batch = model, batch
         self._drawn = CompiledFlowFunction(model, samples, mode, _comparable)
 
-    def __call__(self, count: int, generator: torch.Generator) -> FlowSamples:
+    def __call__(self, count: int, generator: torch.Generator) -> Draws:
         """Draw; as :meth:`BoltzmannGenerator.sample_positions`.
 
         Raises:
@@ -41,11 +42,11 @@ class PositionSampler:
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
         parts = [self._part(generator) for _ in range(0, count, self.batch)]
-        return FlowSamples(
+        return Draws(
             torch.cat([part.positions for part in parts])[:count], torch.cat([part.log_prob for part in parts])[:count]
         )
 
-    def _part(self, generator: torch.Generator) -> FlowSamples:
+    def _part(self, generator: torch.Generator) -> Draws:
         latent = self.model.flow.sample_latent(self.batch, generator)
         with torch.no_grad():
             if not self._drawn.compiles:
@@ -55,7 +56,7 @@ class PositionSampler:
                 # A few need more iterations than the program has.
                 late = ~found
                 positions[late], log_prob[late] = self.model.positions_of(Coordinates(*(part[late] for part in latent)))
-            return FlowSamples(positions, log_prob)
+            return Draws(positions, log_prob)
 
 
 def samples(model: BoltzmannGenerator, circular: Tensor, stiff: Tensor) -> tuple[Tensor, ...]:

@@ -70,12 +70,10 @@ class WhitenedMap(Bijection):
         self.log_volume.copy_(torch.tensor(np.linalg.slogdet(whitening)[1]))
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         latent = (value - self._centre(context)) @ self.whitening
         return Transformed(latent, self.log_volume.expand(len(value)))
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         data = value @ self.colouring + self._centre(context)
         return Transformed(data, -self.log_volume.expand(len(value)))
 
@@ -143,13 +141,11 @@ class IntervalMap(Bijection):
         return (density - self.deviation.log() - share.log()).sum(-1)
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         low, share = self._ends()
         standard = (value - self.mean) / self.deviation
         return Transformed((torch.special.ndtr(standard) - low) / share, self._log_slope(standard, share))
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         rounding = 16.0 * torch.finfo(torch.float32).eps
         outside = (value < -rounding) | (value > 1.0 + rounding)
         if bool(outside.any()):

@@ -25,7 +25,7 @@ _LINEAR_DEGREES = 10.0
 
 @dataclass(frozen=True)
 class Row:
-    """How one atom is placed: at a distance from ``bond``, an angle with ``angle``, a torsion with ``torsion``.
+    """Placement of one atom: a distance from ``bond``, an angle with ``angle``, a torsion with ``torsion``.
 
     ``angle`` and ``torsion`` are -1 where the atom needs none (the three atoms of the frame). ``relative`` says that
     the torsion is measured from a sibling, ``rotor`` that it turns nothing but hydrogens.
@@ -71,8 +71,13 @@ def build_zmatrix(particles: Particles) -> ZMatrix:
     """
     graph = _molecular_graph(particles)
     origin, first, second = _frame(graph, particles)
-    tree = _spanning_tree(graph, (origin, first, second))
-    size = _subtree_sizes(tree)
+    # Breadth first, with the two bonds of the frame before all others.
+    tree = networkx.bfs_tree(
+        graph,
+        origin,
+        sort_neighbors=lambda atoms: sorted(atoms, key=lambda atom: (atom != first, atom != second, atom)),
+    )
+    size = {atom: 1 + len(networkx.descendants(tree, atom)) for atom in tree}
 
     def rank(atom: int) -> tuple[bool, int, int]:
         return (particles.atomic_numbers[atom] == 1, -size[atom], atom)
@@ -135,35 +140,13 @@ def _heavy_degree(graph: networkx.Graph, particles: Particles, atom: int) -> int
     return sum(particles.atomic_numbers[other] != 1 for other in graph.neighbors(atom))
 
 
-def _spanning_tree(graph: networkx.Graph, frame: tuple[int, int, int]) -> networkx.DiGraph:
-    """Breadth-first tree that holds the two bonds of the frame."""
-    origin, first, second = frame
-    tree = networkx.DiGraph([(origin, first), (origin, second)])
-    queue = deque([origin, first, second])
-    while queue:
-        atom = queue.popleft()
-        for other in sorted(graph.neighbors(atom)):
-            if other not in tree:
-                tree.add_edge(atom, other)
-                queue.append(other)
-    return tree
-
-
-def _subtree_sizes(tree: networkx.DiGraph) -> dict[int, int]:
-    size = dict.fromkeys(tree, 1)
-    for atom in reversed(list(networkx.topological_sort(tree))):
-        for child in tree.successors(atom):
-            size[atom] += size[child]
-    return size
-
-
 def refuse_linear(zmatrix: ZMatrix, positions: NDArray[np.float64], particles: Particles) -> None:
     """Raise CoordinateError when three atoms that define an angle are close to a line in half of the structures.
 
     Args:
         zmatrix: the z-matrix.
         positions: ``(F, N, 3)`` in nm.
-        particles: for the names in the message.
+        particles: particles, for the names in the message.
     """
     for row in zmatrix.rows:
         if row.angle < 0:

@@ -1,4 +1,4 @@
-"""Which point of the prior goes to which sample: optimal transport up to permutations and rotations.
+"""Pairs of prior points and samples by optimal transport up to permutations and rotations.
 
 Configurations that differ by a permutation of particles, a rotation or a reflection are the same to an equivariant flow.
 Pairs of prior points and samples are brought as near to each other as these allow before they are joined by straight
@@ -65,7 +65,7 @@ def couple(start: Tensor, end: Tensor, group: int, rounds: int = 2) -> Coupled:
         start: prior points ``(B, N, D)``.
         end: samples ``(B, N, D)``.
         group: rows among which partners are assigned, by all ``group^2`` aligned distances; 1 keeps the rows as they are.
-        rounds: of alignment, see :func:`aligned_to`.
+        rounds: rounds of alignment, see :func:`aligned_to`.
 
     Raises:
         ConfigurationError: when ``group`` does not divide the number of rows.

@@ -1,4 +1,4 @@
-"""A density of particles made by carrying a normal one along a velocity field."""
+"""A density of particles: a normal distribution transported along a velocity field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
 
 
 class ContinuousFlow(nn.Module):
-    """A mean-free normal distribution carried along a field: a density on the configurations without their centre.
+    """A mean-free normal distribution transported along a field: a density of configurations without their centre.
 
     ``log p(x1) = log q(x0) - integral of the divergence``. Where the field is equivariant, the density is
     invariant under rotations, reflections, translations and permutations (arXiv 2006.02425, theorem 1).
@@ -30,7 +30,7 @@ class ContinuousFlow(nn.Module):
     Args:
         prior: the density at time 0.
         field: the velocity.
-        solver: how the equation is solved, for densities and samples alike.
+        solver: solver of the equation, for densities and samples.
     """
 
     def __init__(self, prior: MeanFreeNormal, field: VectorField, solver: Solver | None = None) -> None:
@@ -40,7 +40,7 @@ class ContinuousFlow(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the field's parameters: what it computes in."""
+        """Precision of the field."""
         return next(self.field.parameters()).dtype
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -63,6 +63,6 @@ class ContinuousFlow(nn.Module):
         return Drawn(torch.cat([part.value for part in parts]), torch.cat([part.log_prob for part in parts]))
 
     def carried(self, latent: Tensor) -> Drawn:
-        """Return where points ``(B, N, D)`` of the prior go, and the log-densities there; differentiable."""
+        """Return the images of prior points ``(B, N, D)`` and the log-densities there; differentiable."""
         value, divergence = transport(self.field, latent, self.solver)
         return Drawn(value, self.prior.log_prob(latent.double()) - divergence.double())

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...core.errors import ConfigurationError
+from ...core.generator import GeneratorPotential
 from ...core.model_files.files import register_kind
-from ...core.potential import Particles, Potential, PotentialMetadata
-from ...core.samples import WeightedSamples
+from ...core.potential import Particles, PotentialMetadata
+from ...core.reweighting import Draws
 from ...core.units import thermal_energy
-from ..boltzmann.generator import FlowSamples
-from ..boltzmann.importance_weights import importance_samples
 from .continuous_flow import ContinuousFlow
 from .fields.graph_field import GraphField, GraphFieldSettings
 from .fields.kernel_field import KernelField, KernelFieldSettings
@@ -38,7 +37,7 @@ _FIELDS: dict[str, tuple[type[FieldSettings], Any]] = {
 
 
 @register_kind
-class EquivariantFlow(Potential):
+class EquivariantFlow(GeneratorPotential):
     """A continuous flow of identical particles, with the energy ``-kT log p`` (arXiv 2006.02425, 2306.15030).
 
     The flow works in reduced lengths: positions in nm are divided by ``length``, and the density per ``nm^((N-1) D)`` on the
@@ -57,6 +56,7 @@ class EquivariantFlow(Potential):
     """
 
     kind: ClassVar[str] = "equivariant_flow"
+    description: ClassVar[str] = "an equivariant flow of an open cluster"
     one_program: ClassVar[bool] = False  # a step of the solver with its derivative is 2000 operations
 
     def __init__(
@@ -107,45 +107,13 @@ class EquivariantFlow(Potential):
         reduced = positions[..., : self.dimension] / self.length
         return self.flow.log_prob(reduced) - self._log_volume
 
-    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
-        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
-
-        Raises ConfigurationError when a cell is given: an open cluster has none.
-        """
-        if cell is not None or global_parameters:
-            raise ConfigurationError(
-                "an equivariant flow of an open cluster takes neither a cell nor global parameters"
-            )
-        return -thermal_energy(self._temperature) * self.log_prob(positions)
-
-    def sample_positions(self, count: int, generator: torch.Generator) -> FlowSamples:
+    def sample_positions(self, count: int, generator: torch.Generator) -> Draws:
         """Draw ``count`` configurations ``(S, N, 3)`` in nm with their log-densities; centred at the origin."""
         value, log_prob = self.flow.draw(count, generator)
-        return FlowSamples(pad(self.length * value.double(), (0, 3 - self.dimension)), log_prob - self._log_volume)
-
-    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
-        """See :meth:`Potential.example_positions`: samples of the flow."""
-        return self.sample_positions(count, generator).positions
-
-    def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
-        """Draw weighted samples of the Boltzmann distribution of ``target`` at this flow's temperature.
-
-        Args:
-            count: number of samples.
-            target: a Potential such as a :class:`~flowbridge.flows.equivariant.systems.ParticleSystem`, an
-                ``openmm.System``, the path of a model file, or any BatchedEnergy, of the same particles. It must not depend
-                on where their centre is.
-            seed: of the points of the prior.
-
-        Returns:
-            Samples with weights ``exp(-U/kT) / p`` (unnormalised, unclipped); a configuration whose energy is not finite
-            gets weight 0 and stays in the set, so that the effective sample size counts it.
-        """
-        draws = self.sample_positions(count, torch.Generator().manual_seed(seed))
-        return importance_samples(self, draws, target, seed)
+        return Draws(pad(self.length * value.double(), (0, 3 - self.dimension)), log_prob - self._log_volume)
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         return {
             "revision": _REVISION,
             "particles": self.metadata.particles.to_dict(),
@@ -154,12 +122,12 @@ class EquivariantFlow(Potential):
             "field": {"kind": _name(self.field_settings), "settings": self.field_settings.model_dump(mode="json")},
             "solver": self.flow.solver.model_dump(mode="json"),
             "length": self.length,
-            "temperature": self._temperature,
+            "temperature": self.temperature,
         }
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
                 f"the flow was stored in revision {configuration.get('revision')} of its parameters, this flowbridge reads "
@@ -178,13 +146,6 @@ class EquivariantFlow(Potential):
             length=float(configuration["length"]),
             temperature=float(configuration["temperature"]),
         )
-
-    @property
-    def _temperature(self) -> float:
-        temperature = self.metadata.temperature
-        if temperature is None:
-            raise ConfigurationError("this flow has no temperature, so its density has no energy scale")
-        return temperature
 
     @property
     def _log_volume(self) -> float:

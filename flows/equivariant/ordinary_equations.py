@@ -1,10 +1,10 @@
-"""Solving the ordinary differential equation of a flow, and of its density along with it."""
+"""Solvers of the ordinary differential equation of a flow and of its density."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import Field
@@ -14,14 +14,16 @@ from ...core.configuration import StrictModel
 from ...core.errors import ConvergenceError, MissingDependencyError
 from .fields.vector_fields import Velocities
 
+Tensors: TypeAlias = tuple[Tensor, ...]
+
 
 class Solver(StrictModel):
-    """How an equation is solved.
+    """Settings of the solver of an ordinary differential equation.
 
     Attributes:
         method: ``rk4``, the classical Runge-Kutta rule of order 4 with equal steps, whose result is an exact function of its
             input that can be differentiated and compiled; ``dopri5``, steps adapted to tolerances by torchdiffeq.
-        steps: of ``rk4``, from time 0 to 1.
+        steps: number of steps of ``rk4`` from time 0 to 1.
         rtol: relative tolerance of ``dopri5``.
         atol: absolute tolerance of ``dopri5``.
     """
@@ -40,7 +42,7 @@ class Solution(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What :func:`runge_kutta` returns: :class:`Solution`, and how far its steps are from the equation ``(B,)``.
+    """Result of :func:`runge_kutta`: a :class:`Solution` and the defect ``(B,)`` of its steps.
 
     ``defect`` sums, over steps h, ``h^2`` times the squared change of velocity and divergence between the two evaluations in
     the middle of a step.
@@ -52,7 +54,7 @@ class Steps(NamedTuple):
 
 
 def transport(field: Velocities, x: Tensor, solver: Solver, *, backward: bool = False) -> Solution:
-    """Carry configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
+    """Transport configurations along a field from time 0 to 1, or from 1 to 0 where ``backward``; differentiable.
 
     The integral is that of the direction taken, so ``log p(end) = log p(start) - divergence``.
 
@@ -67,20 +69,31 @@ def transport(field: Velocities, x: Tensor, solver: Solver, *, backward: bool = 
 
 
 def runge_kutta(field: Velocities, x: Tensor, times: Sequence[float]) -> Steps:
-    """Carry configurations from the first to the last of ``times`` by one step of the classical rule between neighbours."""
+    """Transport configurations from the first to the last of ``times``, one step of the classical rule between neighbours."""
     divergence = defect = x.new_zeros(len(x))
     for time, following in itertools.pairwise(times):
-        step = following - time
-        middle = x.new_tensor(time + 0.5 * step)
-        a = field.with_divergence(x.new_tensor(time), x)
-        b = field.with_divergence(middle, x + 0.5 * step * a.value)
-        c = field.with_divergence(middle, x + 0.5 * step * b.value)
-        d = field.with_divergence(x.new_tensor(following), x + step * c.value)
-        x = x + step / 6.0 * (a.value + 2.0 * (b.value + c.value) + d.value)
-        divergence = divergence + step / 6.0 * (a.divergence + 2.0 * (b.divergence + c.divergence) + d.divergence)
-        change = (c.value - b.value).square().sum((1, 2)) + (c.divergence - b.divergence).square()
-        defect = defect + step**2 * change
+        (x, divergence), first, second = _step(
+            lambda time, x, _: field.with_divergence(time, x), (x, divergence), time, following
+        )
+        change = (second[0] - first[0]).square().sum((1, 2)) + (second[1] - first[1]).square()
+        defect = defect + (following - time) ** 2 * change
     return Steps(x, divergence, defect)
+
+
+def _step(rates: Callable[..., Tensors], state: Tensors, time: float, following: float) -> tuple[Tensors, ...]:
+    """Return the state after one step of the classical rule, and both rates of change in the middle of the step."""
+    step = following - time
+    begin, middle, end = (state[0].new_tensor(at) for at in (time, time + 0.5 * step, following))
+    a = rates(begin, *state)
+    b = rates(middle, *_moved(state, 0.5 * step, a))
+    c = rates(middle, *_moved(state, 0.5 * step, b))
+    d = rates(end, *_moved(state, step, c))
+    sums = tuple(p + 2.0 * (q + r) + s for p, q, r, s in zip(a, b, c, d, strict=True))
+    return _moved(state, step / 6.0, sums), b, c
+
+
+def _moved(state: Tensors, step: float, rates: Tensors) -> Tensors:
+    return tuple(value + step * rate for value, rate in zip(state, rates, strict=True))
 
 
 def displaced_times(steps: int, generator: torch.Generator) -> list[float]:
@@ -94,27 +107,21 @@ def displaced_times(steps: int, generator: torch.Generator) -> list[float]:
 
 
 def carried(field: Velocities, x: Tensor, times: Sequence[float]) -> Tensor:
-    """Return only where :func:`runge_kutta` carries configurations to, which takes no divergence."""
+    """Return the positions at the end of :func:`runge_kutta`, without any divergence."""
     for time, following in itertools.pairwise(times):
-        step = following - time
-        middle = x.new_tensor(time + 0.5 * step)
-        a = field(x.new_tensor(time), x)
-        b = field(middle, x + 0.5 * step * a)
-        c = field(middle, x + 0.5 * step * b)
-        d = field(x.new_tensor(following), x + step * c)
-        x = x + step / 6.0 * (a + 2.0 * (b + c) + d)
+        (x,), *_ = _step(lambda time, x: (field(time, x),), (x,), time, following)
     return x
 
 
-class Gradients(NamedTuple):
-    """Positions ``(B, N, D)`` where a path of configurations ends, and gradients ``(B, N, D)`` there."""
+class CarriedGradient(NamedTuple):
+    """Positions ``(B, N, D)`` at the end of a path, and the gradient ``(B, N, D)`` of the log-density there."""
 
     value: Tensor
     gradient: Tensor
 
 
-def carried_with_gradient(field: Velocities, x: Tensor, gradient: Tensor, times: Sequence[float]) -> Gradients:
-    """Carry configurations and the gradient there of a log-density, as the density of the flow changes along the way.
+def carried_with_gradient(field: Velocities, x: Tensor, gradient: Tensor, times: Sequence[float]) -> CarriedGradient:
+    """Transport configurations together with the gradient of a log-density that changes as the flow's density does.
 
     Where ``dx/dt = v``, ``log p`` falls by the divergence, and its gradient a obeys ``da/dt = -(dv/dx)^T a - grad div v``.
     The Runge-Kutta rule solves both together, at the cost of one derivative of the divergence an evaluation; no record is
@@ -123,19 +130,17 @@ def carried_with_gradient(field: Velocities, x: Tensor, gradient: Tensor, times:
     Args:
         field: the velocity v.
         x: configurations ``(B, N, D)`` at the first of ``times``.
-        gradient: of the log-density there ``(B, N, D)``.
+        gradient: gradient of the log-density there ``(B, N, D)``.
         times: one step of the rule between neighbours.
     """
+
+    def rates(time: Tensor, x: Tensor, gradient: Tensor) -> Tensors:
+        velocity, change = field.pulled(time, x, gradient)
+        return velocity, -change
+
     for time, following in itertools.pairwise(times):
-        step = following - time
-        middle = x.new_tensor(time + 0.5 * step)
-        a = field.pulled(x.new_tensor(time), x, gradient)
-        b = field.pulled(middle, x + 0.5 * step * a.value, gradient - 0.5 * step * a.gradient)
-        c = field.pulled(middle, x + 0.5 * step * b.value, gradient - 0.5 * step * b.gradient)
-        d = field.pulled(x.new_tensor(following), x + step * c.value, gradient - step * c.gradient)
-        x = x + step / 6.0 * (a.value + 2.0 * (b.value + c.value) + d.value)
-        gradient = gradient - step / 6.0 * (a.gradient + 2.0 * (b.gradient + c.gradient) + d.gradient)
-    return Gradients(x, gradient)
+        (x, gradient), *_ = _step(rates, (x, gradient), time, following)
+    return CarriedGradient(x, gradient)
 
 
 def _adaptive(field: Velocities, x: Tensor, begin: float, end: float, solver: Solver) -> Solution:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ...core.configuration import StrictModel
 from ...core.errors import ConvergenceError
-from ..boltzmann.training.stage_training import StageTraining
+from ...core.training.objective import CosineStage, StageObjective
 from .continuous_flow import ContinuousFlow
 from .fields.compiled_field import compiled
 from .ordinary_equations import carried, carried_with_gradient, displaced_times
@@ -20,18 +18,13 @@ ReducedEnergy = Callable[[Tensor], Tensor]
 """Energies ``(B,)`` in kT of reduced positions ``(B, N, D)``, differentiable: minus the logarithm of the target density."""
 
 
-class PathGradientStage(StrictModel):
+class PathGradientStage(CosineStage):
     """Path gradients of the divergence of the flow from the target, on samples of the target.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: samples a step.
         solver_steps: of the Runge-Kutta rule to the prior; one of them is cut in two at random.
         outlier: longest pull on a sample, in medians of the batch.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: PositiveInt = 500
@@ -44,7 +37,7 @@ class PathGradientStage(StrictModel):
     gradient_clip: PositiveFloat = 20.0
 
 
-class PathGradientTraining(StageTraining):
+class PathGradientTraining(StageObjective):
     """Minimises ``KL(target | flow)`` by its path gradient (L. Vaitl et al., ICLR 2024, arXiv 2403.15881).
 
     The divergence is that of samples x carried back to ``z = T^-1(x)`` from the prior. With ``delta = grad_z [log p(z) -
@@ -67,7 +60,7 @@ class PathGradientTraining(StageTraining):
     """
 
     stage: PathGradientStage
-    flow: ContinuousFlow
+    module: ContinuousFlow
 
     def __init__(
         self,
@@ -83,18 +76,17 @@ class PathGradientTraining(StageTraining):
         self.samples, self.energy = samples, energy
         self.field = compiled(flow.field, compilation)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return a number whose gradient is the path gradient of one batch; ConvergenceError where it is not finite."""
-        generator = self.generator()
-        chosen = self.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
+        chosen = self.processes.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent = carried(self.field, self.samples[chosen], times[::-1])
         delta = self._delta(self.samples[chosen], times)
         size = delta.square().sum((1, 2)).sqrt()
-        sizes = self.whole(size)
+        sizes = self.processes.whole(size)
         if not torch.isfinite(sizes).all():
             raise ConvergenceError(
-                f"step {self.global_step}: samples that were carried to the prior and back have no finite force. Lower the "
+                f"step {self.step}: samples that were carried to the prior and back have no finite force. Lower the "
                 "learning rate, train longer by likelihood first, or take more solver steps"
             )
         limit = self.stage.outlier * sizes.median()
@@ -106,7 +98,7 @@ class PathGradientTraining(StageTraining):
         """Return the gradient ``(B, N, D)`` of the log-ratio of the target carried back and the prior."""
         pull = _gradient(lambda x: -self.energy(x), samples)
         latent, carried_back = carried_with_gradient(self.field, samples, pull, times[::-1])
-        delta = carried_back - _gradient(self.flow.prior.log_prob, latent)
+        delta = carried_back - _gradient(self.module.prior.log_prob, latent)
         return delta - delta.mean(1, keepdim=True)
 
 

@@ -24,6 +24,7 @@ from .systems import ParticleSystem
 
 FloatArray = NDArray[np.float64]
 _STATE = "replica_exchange.npz"
+_TENSORS = ("positions", "step_sizes", "accepted", "exchanged")
 _ACCEPTANCE = (
     0.8  # that step sizes are adapted to: short trajectories decorrelate best a little above the optimum of 0.65
 )
@@ -31,12 +32,12 @@ _ACCEPTANCE = (
 
 @dataclass(frozen=True)
 class ReplicaExchangeSettings:
-    """How to sample.
+    """Settings of the sampler.
 
     Attributes:
         chains: independent chains, each with a replica at every temperature.
         temperatures: reduced temperatures in ascending order, the first of which is sampled: 1 for the ensemble itself.
-        leapfrog_steps: of one trajectory.
+        leapfrog_steps: leapfrog steps of one trajectory.
         equilibration: sweeps before the first sample, in which step sizes are adapted.
         thinning: sweeps from one sample of each chain to the next; a sweep is a trajectory of each replica and one round of
             exchanges of neighbours.
@@ -100,7 +101,7 @@ class ReplicaExchange:
         """Return samples ``(frames * chains, N, D)`` in reduced lengths, float64, frame after frame.
 
         Args:
-            folder: where checkpoints go; a run of the same system, settings and seed goes on from the one it finds.
+            folder: folder of checkpoints; a run of the same system, settings and seed goes on from the one it finds.
             progress: given an iterable and its length, yields from it while it shows progress.
 
         Raises:
@@ -142,7 +143,7 @@ class ReplicaExchange:
         return energy.view(x.shape[:2]), gradient.view(x.shape)
 
     def _trajectories(self, adapt: bool) -> None:
-        """Move every replica along one Hamiltonian trajectory, and accept it by the rule of Metropolis."""
+        """Move every replica along one Hamiltonian trajectory, and accept it by the Metropolis rule."""
         beta = self._beta[:, None]
         x = self.positions
         noise = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
@@ -202,13 +203,10 @@ class ReplicaExchange:
             np.savez(
                 file,
                 identity=np.array(self._identity()),
-                positions=self.positions.numpy(),
-                step_sizes=self.step_sizes.numpy(),
                 generator=self.generator.get_state().numpy(),
                 sweep=np.array(self.sweep),
                 frames=torch.stack(self.frames).numpy() if self.frames else np.zeros(0),
-                accepted=self.accepted.numpy(),
-                exchanged=self.exchanged.numpy(),
+                **{name: getattr(self, name).numpy() for name in _TENSORS},
             )
         os.replace(part, folder / _STATE)
 
@@ -221,13 +219,11 @@ class ReplicaExchange:
                 raise ConfigurationError(
                     f"{file} belongs to a run of another system, other settings or another seed: give another folder"
                 )
-            self.positions = torch.from_numpy(state["positions"])
-            self.step_sizes = torch.from_numpy(state["step_sizes"])
+            for name in _TENSORS:
+                setattr(self, name, torch.from_numpy(state[name]))
             self.generator.set_state(torch.from_numpy(state["generator"]))
             self.sweep = int(state["sweep"])
             self.frames = list(torch.from_numpy(state["frames"])) if state["frames"].size else []
-            self.accepted = torch.from_numpy(state["accepted"])
-            self.exchanged = torch.from_numpy(state["exchanged"])
 
 
 def _relaxed(system: ParticleSystem, x: Tensor, longest: float, steps: int = 200) -> Tensor:
@@ -247,9 +243,9 @@ def virial(system: ParticleSystem, x: Tensor, blocks: int | None = None) -> Esti
     """Return the mean of ``(x - mean x) . grad u`` with its error: ``(N - 1) D`` in equilibrium at temperature 1.
 
     Args:
-        system: whose energy it is.
+        system: system with the energy.
         x: samples ``(S, N, D)`` in reduced lengths.
-        blocks: of consecutive samples, for the error.
+        blocks: number of blocks of consecutive samples, for the error.
     """
     gradient = system.reduced_energy_and_gradient(x).gradient
     values = (without_mean(x) * gradient).sum((1, 2)).numpy()

@@ -1,4 +1,4 @@
-"""Particles with a pair energy in reduced units: the systems that equivariant flows are measured on.
+"""Particles with a pair energy in reduced units: the benchmark systems of equivariant flows.
 
 A reduced energy is in kT. As a Potential a system has a length in nm and a temperature in K, so that
 ``U = kT u(x / length)`` in kJ/mol. A system of two dimensions reads x and y of each position, and pulls nothing along z.
@@ -51,6 +51,7 @@ class ParticleSystem(Potential):
         temperature: K at which kT is the unit of energy.
     """
 
+    description: ClassVar[str] = "an open system of particles"
     first: Tensor
     second: Tensor
     incidence: Tensor
@@ -120,8 +121,7 @@ class ParticleSystem(Potential):
         return thermal_energy(temperature)
 
     def _reduced(self, positions: Tensor, cell: Tensor | None, parameters: dict[str, float]) -> Tensor:
-        if cell is not None or parameters:
-            raise ConfigurationError("an open system of particles takes neither a cell nor global parameters")
+        self.check_arguments(cell, parameters)
         return positions[..., : self.dimension] / self.length
 
     def _check(self, x: Tensor) -> None:
@@ -158,13 +158,11 @@ class DoubleWellParticles(ParticleSystem):
         self.a, self.b, self.c, self.d0 = a, b, c, d0
 
     def pair_term(self, distance: Tensor) -> PairTerm:
-        """See :meth:`ParticleSystem.pair_term`."""
         s = distance - self.d0
         energy = s * (self.a + s * (self.b + self.c * s.square()))
         return PairTerm(energy, self.a + s * (2.0 * self.b + 4.0 * self.c * s.square()))
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         return {
             "count": self.count, "a": self.a, "b": self.b, "c": self.c, "d0": self.d0,
             "length": self.length, "temperature": self.metadata.temperature,
@@ -172,7 +170,6 @@ class DoubleWellParticles(ParticleSystem):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         return cls(**configuration)
 
 
@@ -207,7 +204,6 @@ class LennardJonesCluster(ParticleSystem):
         self.epsilon, self.rm, self.times_counted = epsilon, rm, times_counted
 
     def pair_term(self, distance: Tensor) -> PairTerm:
-        """See :meth:`ParticleSystem.pair_term`."""
         sixth = (self.rm / distance) ** 6
         strength = self.times_counted * self.epsilon
         return PairTerm(
@@ -215,7 +211,6 @@ class LennardJonesCluster(ParticleSystem):
         )
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
         return {
             "count": self.count, "epsilon": self.epsilon, "rm": self.rm, "times_counted": self.times_counted,
             "oscillator": self.oscillator, "length": self.length, "temperature": self.metadata.temperature,
@@ -223,5 +218,4 @@ class LennardJonesCluster(ParticleSystem):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
         return cls(**configuration)

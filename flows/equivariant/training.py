@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -12,9 +11,11 @@ from torch import Tensor
 
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
-from ...core.errors import ConfigurationError, ConvergenceError
-from ..boltzmann.training.processes import Processes
-from ..boltzmann.training.stage_training import StageTraining, run_stage
+from ...core.errors import ConfigurationError
+from ...core.training.objective import CosineStage, StageObjective
+from ...core.training.processes import Processes
+from ...core.training.streams import random_stream
+from ...core.training.trainer import train
 from .alignment import Coupled, couple
 from .continuous_flow import ContinuousFlow
 from .fields.compiled_field import compiled
@@ -25,21 +26,16 @@ from .path_training import PathGradientStage, PathGradientTraining, ReducedEnerg
 _POOL_OFFSET = 700_000_001  # separates the random streams of couplings and batches
 
 
-class FlowMatchingStage(StrictModel):
+class FlowMatchingStage(CosineStage):
     """Regression of the field on straight lines from prior points to samples (arXiv 2210.02747, 2306.15030).
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: lines a step.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
         alignment: whether a line joins a prior point with the permuted and rotated image of a sample that is nearest to it; for
             a field without these symmetries it must be off.
         group: prior points and samples among which partners are assigned.
         pool: lines that are made at once.
         pool_uses: how often each is used, at one random time after another, before new ones are made.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 4000
@@ -54,18 +50,13 @@ class FlowMatchingStage(StrictModel):
     gradient_clip: PositiveFloat = 50.0
 
 
-class LikelihoodStage(StrictModel):
+class LikelihoodStage(CosineStage):
     """Maximum likelihood, differentiated through the steps of the solver ("discretise, then optimise").
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: samples a step.
         solver_steps: of the Runge-Kutta rule from data to prior; one of them is cut in two at random.
         smoothness: weight of the solver's defect, which keeps the field one that few steps solve.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 300
@@ -99,7 +90,7 @@ class ContinuousFlowTraining(StrictModel):
     log_interval: PositiveInt = 25
 
 
-class FlowMatchingTraining(StageTraining):
+class FlowMatchingTraining(StageObjective):
     """Flow matching of a continuous flow.
 
     Args:
@@ -112,7 +103,8 @@ class FlowMatchingTraining(StageTraining):
     """
 
     stage: FlowMatchingStage
-    flow: ContinuousFlow
+    module: ContinuousFlow
+    recorded = "squared_error"
 
     def __init__(
         self,
@@ -134,39 +126,39 @@ class FlowMatchingTraining(StageTraining):
         self._pool: Coupled | None = None
         self._pool_number = -1
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return the mean squared error of the field on one batch of lines, at evenly spread random times."""
-        stage, generator = self.stage, self.generator()
+        stage = self.stage
         lines = self._lines()
-        chosen = self.share(torch.randint(len(lines.start), (stage.batch,), generator=generator))
+        chosen = self.processes.share(torch.randint(len(lines.start), (stage.batch,), generator=generator))
         start, end = lines.start[chosen], lines.end[chosen]
         time = (torch.rand(1, generator=generator) + torch.arange(stage.batch) / stage.batch) % 1.0
-        time = self.share(time.to(start.dtype))
+        time = self.processes.share(time.to(start.dtype))
         fraction = time[:, None, None]
         velocity = self.field(time, (1.0 - fraction) * start + fraction * end)
-        loss: Tensor = (velocity - (end - start)).square().sum((1, 2)).mean()
-        self.record(squared_error=float(loss.detach()))
-        return loss
+        return (velocity - (end - start)).square().sum((1, 2)).mean()
 
     def _lines(self) -> Coupled:
         """Return the pool of the current step, which is a function of the seed and its number alone."""
         stage = self.stage
-        number = self.global_step // max(1, stage.pool * stage.pool_uses // stage.batch)
+        number = self.step // max(1, stage.pool * stage.pool_uses // stage.batch)
         if self._pool is None or number != self._pool_number:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number + _POOL_OFFSET)
+            generator = random_stream(self.seed, number, _POOL_OFFSET)
             chosen = torch.randint(len(self.samples), (stage.pool,), generator=generator)
-            start = self.flow.prior.sample(stage.pool, generator, self.samples.dtype)
+            start = self.module.prior.sample(stage.pool, generator, self.samples.dtype)
             end = self.samples[chosen]
             self._pool = couple(start, end, stage.group) if stage.alignment else Coupled(start, end)
             self._pool_number = number
         return self._pool
 
 
-class ContinuousLikelihoodTraining(StageTraining):
+class ContinuousLikelihoodTraining(StageObjective):
     """Maximum likelihood of a continuous flow; arguments as for :class:`FlowMatchingTraining`."""
 
     stage: LikelihoodStage
-    flow: ContinuousFlow
+    module: ContinuousFlow
+    loss_name = "likelihood"
+    loss_advice = "lower the learning rate, or take more solver steps"
 
     def __init__(
         self,
@@ -181,21 +173,14 @@ class ContinuousLikelihoodTraining(StageTraining):
         self.field = compiled(flow.field, compilation)
         self.samples = samples
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the mean negative log-likelihood of one batch; raises ConvergenceError where it is not finite."""
-        generator = self.generator()
-        chosen = self.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the mean negative log-likelihood of one batch, and the weighted defect of the solver."""
+        chosen = self.processes.share(torch.randint(len(self.samples), (self.stage.batch,), generator=generator))
         times = displaced_times(self.stage.solver_steps, generator)
         latent, divergence, defect = runge_kutta(self.field, self.samples[chosen], times[::-1])
-        nll = -(self.flow.prior.log_prob(latent) + divergence).mean()
-        loss: Tensor = nll + self.stage.smoothness * defect.mean()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate, or take more "
-                "solver steps"
-            )
+        nll = -(self.module.prior.log_prob(latent) + divergence).mean()
         self.record(nll=float(nll.detach()))
-        return loss
+        return nll + self.stage.smoothness * defect.mean()
 
 
 def train_continuous_flow(
@@ -242,12 +227,13 @@ def train_continuous_flow(
     centred = without_mean(samples.double()).to(flow.dtype)
     stages = _stages(flow, centred, settings, energy, seed)
     # Each stage is made when the one before it is done: its averages start from the parameters that are there.
-    return {name: run_stage(stage, name, settings.checkpoint_interval, folder, show_progress) for name, stage in stages}
+    interval = settings.checkpoint_interval
+    return {name: train(stage, folder / name, interval, show_progress) for name, stage in stages}
 
 
 def _stages(
     flow: ContinuousFlow, samples: Tensor, settings: ContinuousFlowTraining, energy: ReducedEnergy | None, seed: int
-) -> Iterator[tuple[str, StageTraining]]:
+) -> Iterator[tuple[str, StageObjective]]:
     interval, mode = settings.log_interval, settings.compilation
     yield "matching", FlowMatchingTraining(flow, settings.matching, samples, seed, interval, mode)
     for number, likelihood in enumerate(settings.likelihood):

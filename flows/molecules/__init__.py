@@ -1,1 +1,1 @@
-"""Molecules built atom by atom: an autoregressive model with exact likelihood, taught by imitation and reinforcement."""
+"""Molecules built atom by atom: an autoregressive model with exact likelihood, trained by imitation and reinforcement."""

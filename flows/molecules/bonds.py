@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from .formulas import ATOMIC_NUMBERS, ELEMENTS, VALENCES
 from .partial_molecules import BOND_STRETCH, COVALENT_RADII
@@ -18,10 +19,10 @@ Bond = tuple[int, int, int]
 
 
 class BondSearch(NamedTuple):
-    """What :func:`find_bonds` found.
+    """Result of :func:`find_bonds`.
 
     Attributes:
-        bonds: with orders; empty where there is a fault.
+        bonds: bonds with orders; empty where there is a fault.
         fault: why the geometry is no valid molecule, or None.
     """
 
@@ -49,7 +50,7 @@ def find_bonds(numbers: Any, positions: Any) -> BondSearch:
     reach = radii[:, None] + radii[None]
     near = distances < BOND_STRETCH * reach
     np.fill_diagonal(near, False)
-    if not _connected(near):
+    if connected_components(near, directed=False, return_labels=False) > 1:
         return BondSearch((), "the atoms fall apart into several molecules")
     free = np.array([_VALENCES[number] for number in numbers]) - near.sum(1)
     if (free < 0).any():
@@ -60,16 +61,6 @@ def find_bonds(numbers: Any, positions: Any) -> BondSearch:
     if extra is None:
         return BondSearch((), "its bonds leave radicals or charges: valences cannot be filled")
     return BondSearch(tuple((i, j, 1 + more) for (i, j), more in zip(pairs, extra, strict=True)), None)
-
-
-def _connected(near: np.ndarray) -> bool:
-    reached = np.zeros(len(near), dtype=bool)
-    reached[0] = True
-    while True:
-        grown = reached | near[reached].any(0)
-        if grown.sum() == reached.sum():
-            return bool(reached.all())
-        reached = grown
 
 
 def _fill_valences(free: list[int], pairs: list[tuple[int, int]], lengths: list[float]) -> list[int] | None:

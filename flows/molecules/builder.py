@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Particles, Potential, PotentialMetadata
+from ...core.model import Model
 from .configuration import BuilderConfiguration
 from .formulas import ATOMIC_NUMBERS, ELEMENTS, Formula
 from .molecule_sets import MoleculeSet
@@ -45,22 +45,20 @@ class BuiltMolecules(NamedTuple):
         return _NUMBERS[self.elements[index, :count]], self.positions[index, :count]
 
 
-class MoleculeBuilder(Potential):
+class MoleculeBuilder(Model):
     """Places the atoms of a formula one by one: which atom to attach to, element, distance, angle, torsion.
 
     The density of a molecule along a build order is exact: that of positions relative to the first atom, in nm to the power of
     -3(N-1), with all orientations alike; the sum over the atoms that each atom could have been attached to is taken. It is
     invariant under rotations, translations and reflections. Hydrogen is placed after everything else. Stoichiometry holds by
     masks: an element is chosen among those left in the bag.
-
-    It is kept in model files like a potential, and is none: it has no particles and gives no energy.
     """
 
     kind: ClassVar[str] = "molecule_builder"
+    description: ClassVar[str] = "a builder of molecules, which places atoms and has no energy of positions"
 
     def __init__(self, configuration: BuilderConfiguration | None = None) -> None:
         super().__init__()
-        self.metadata = PotentialMetadata(Particles((), (), ()))
         self.settings = configuration or BuilderConfiguration()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
@@ -244,12 +242,12 @@ class MoleculeBuilder(Potential):
         return torch.logsumexp(torch.stack(terms), 0) - math.log(orders)
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         return self.settings.model_dump(mode="json")
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         return cls(BuilderConfiguration.model_validate(configuration))
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a molecule builder, as model files hold them."""
+"""The sizes of a molecule builder, as stored in model files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class BuilderConfiguration(StrictModel):
 
     Attributes:
         width: features of an atom.
-        layers: of message passing over the partial molecule.
+        layers: layers of message passing over the partial molecule.
         radial: Gaussian functions of a distance.
         radial_range: nm, of the first and the last of them. The first is near zero: places that are taken must be seen.
         channels: features of a neighbour that are summed for each radial function.
-        components: of the mixtures for distances and angles.
+        components: components of the mixtures for distances and angles.
         torsions: centres of the mixture for torsions, evenly spread over the circle.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
         energy_features: parts of graphs whose energies the builder carries along, see
             :class:`~flowbridge.flows.molecules.training.isomer_energies.IsomerEnergies`; none where it knows no energies.
     """

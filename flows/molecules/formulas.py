@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
 from ...core.errors import ConfigurationError
 
 ELEMENTS = ("H", "C", "N", "O", "F")
-"""What builders can place; ``PartialMolecules`` and networks count elements in this order."""
+"""Elements of builders; ``PartialMolecules`` and networks count elements in this order."""
 
 ATOMIC_NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 VALENCES = {"H": 1, "C": 4, "N": 3, "O": 2, "F": 1}
@@ -22,7 +22,7 @@ _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 @dataclass(frozen=True)
 class Formula:
-    """How many atoms of each element, in the order of ``ELEMENTS``; made by :meth:`parse` or :meth:`of_elements`."""
+    """Number of atoms of each element, in the order of ``ELEMENTS``."""
 
     counts: tuple[int, ...]
 
@@ -53,11 +53,6 @@ class Formula:
         formula = cls(tuple(counts.values()))
         formula.require_possible()
         return formula
-
-    @classmethod
-    def of_elements(cls, counts: Mapping[str, int]) -> Self:
-        """Return the formula with these numbers of atoms; raises ConfigurationError as :meth:`parse` does."""
-        return cls.parse("".join(f"{symbol}{number}" for symbol, number in counts.items() if number))
 
     @classmethod
     def of_atomic_numbers(cls, numbers: Iterable[int]) -> Self:
@@ -91,7 +86,7 @@ class Formula:
 
     @property
     def possible(self) -> bool:
-        """Whether :meth:`require_possible` has nothing to say."""
+        """Whether :meth:`require_possible` raises nothing."""
         try:
             self.require_possible()
         except ConfigurationError:
@@ -111,11 +106,11 @@ class Formula:
 
     @property
     def atomic_numbers(self) -> tuple[int, ...]:
-        """Of every atom, in the order of ``ELEMENTS``."""
+        """Atomic number of every atom, in the order of ``ELEMENTS``."""
         return tuple(ATOMIC_NUMBERS[e] for e, n in zip(ELEMENTS, self.counts, strict=True) for _ in range(n))
 
     def __str__(self) -> str:
-        """In Hill's order: carbon, hydrogen, then by the alphabet."""
+        """Return the formula in Hill's order: carbon, hydrogen, then by the alphabet."""
         numbers = dict(zip(ELEMENTS, self.counts, strict=True))
         order = ("C", "H", "F", "N", "O") if numbers["C"] else ("F", "H", "N", "O")
         return "".join(f"{e}{numbers[e] if numbers[e] > 1 else ''}" for e in order if numbers[e])

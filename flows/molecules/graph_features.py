@@ -1,4 +1,4 @@
-"""Counts of what a molecular graph holds: atoms by their multiple bonds, bonds, angles, paths, rings."""
+"""Counts of the parts of a molecular graph: atoms by their multiple bonds, bonds, angles, chains, rings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Neighbours = dict[int, list[tuple[int, int]]]
 
 
 def graph_features(numbers: Any, bonds: Sequence[Bond]) -> Counter[str]:
-    """Count the parts of a molecule that its energy is mostly the sum of.
+    """Count the parts of a molecule whose contributions make up most of its energy.
 
     They are in the manner of group additivity (Benson and Buss, J. Chem. Phys. 29, 546 (1958)): heavy atoms by their multiple
     bonds and heavy neighbours, bonds, pairs of heavy atoms around a third, chains of four by their bond orders, and rings

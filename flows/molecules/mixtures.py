@@ -23,7 +23,7 @@ def _log_normal_density(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LogNormalMixture:
-    """Of a positive number. All fields are ``(P, M)``; means and scales are those of its logarithm."""
+    """Density of a positive number. All fields are ``(P, M)``; means and scales are those of its logarithm."""
 
     logits: Tensor
     means: Tensor
@@ -44,7 +44,7 @@ class LogNormalMixture:
 
 @dataclass(frozen=True)
 class CosineMixture:
-    """Of a number in [-1, 1], by normal distributions cut off there. All fields are ``(P, M)``, means in [-1, 1].
+    """Density of a number in [-1, 1], by normal distributions cut off there. All fields are ``(P, M)``, means in [-1, 1].
 
     On the cosine of an angle a linear arrangement is an end of the interval, where the density in space is as smooth as
     elsewhere.
@@ -78,7 +78,7 @@ class CosineMixture:
 
 @dataclass(frozen=True)
 class TorsionMixture:
-    """Of an angle, by wrapped normal distributions around evenly spread centres.
+    """Density of an angle, by wrapped normal distributions around evenly spread centres.
 
     Attributes:
         logits: ``(P, K)``; the centre of entry k is ``2 pi k / K``.

@@ -73,12 +73,12 @@ class MoleculeSet(NamedTuple):
 
     @property
     def there(self) -> Tensor:
-        """Which rows hold an atom, ``(B, N)``."""
+        """Mask of the rows that hold an atom, ``(B, N)``."""
         return torch.arange(self.elements.shape[1]) < self.counts.unsqueeze(1)
 
     @property
     def bonds(self) -> Tensor:
-        """Which pairs are near enough for a bond, ``(B, N, N)``."""
+        """Mask of the pairs near enough for a bond, ``(B, N, N)``."""
         distances = torch.linalg.vector_norm(self.positions.unsqueeze(1) - self.positions.unsqueeze(2), dim=-1)
         there = self.there
         return bonded_pairs(distances, self.elements) & there.unsqueeze(1) & there.unsqueeze(2)
@@ -87,7 +87,7 @@ class MoleculeSet(NamedTuple):
         """Draw an order for each molecule: each next atom evenly among those bonded to what is there, hydrogens last.
 
         Args:
-            generator: of the choices.
+            generator: source of random numbers for the choices.
             jumps: probability at each step to choose evenly among all atoms whose turn it is, bonded or not; when it is
                 positive every order that a builder can take has a chance. Where nothing bonded is left, it is always so.
         """
@@ -118,7 +118,7 @@ class MoleculeSet(NamedTuple):
         return BuildOrders(rows, log_probs)
 
     def states(self, steps: Tensor) -> PartialMolecules:
-        """Return what is there before the steps ``(B,)`` when the rows are placed in their order."""
+        """Return the partial molecules before the steps ``(B,)`` when the rows are placed in their order."""
         most = max(int(steps.max()), 1)
         rows = torch.arange(self.elements.shape[1])
         left = (rows >= steps.unsqueeze(1)) & self.there

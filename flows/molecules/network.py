@@ -1,4 +1,4 @@
-"""An invariant network on partial molecules, and the densities of the next placement that it gives."""
+"""An invariant network on partial molecules, which gives the densities of the next placement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .configuration import BuilderConfiguration
 from .formulas import ELEMENTS
 from .mixtures import CosineMixture, LogNormalMixture, TorsionMixture
-from .partial_molecules import Frames, PartialMolecules
+from .partial_molecules import PartialMolecules, PlacementFrames
 
 _DISTANCE_SCALES = (0.004, 0.5)  # of the logarithm
 _COSINE_SCALES = (0.004, 1.0)
@@ -67,9 +67,9 @@ class RadialSums(nn.Module):
 
 
 class PlacementNetwork(nn.Module):
-    """Gives the densities of focus, element, distance, angle and torsion of the next atom.
+    """Densities of focus, element, distance, angle and torsion of the next atom.
 
-    Everything it sees is invariant under rotations, translations and reflections: distances between placed atoms, and from
+    All inputs are invariant under rotations, translations and reflections: distances between placed atoms, and from
     places that the new atom could take. So are its densities; only the sign of a torsion turns over with a reflection.
     """
 
@@ -128,7 +128,7 @@ class PlacementNetwork(nn.Module):
         return LogNormalMixture(logits, spread + 0.3 * means, _between(scales - 1.0, _DISTANCE_SCALES))
 
     def cosine_density(
-        self, features: Tensor, frames: Frames, focus: Tensor, element: Tensor, distance: Tensor
+        self, features: Tensor, frames: PlacementFrames, focus: Tensor, element: Tensor, distance: Tensor
     ) -> CosineMixture:
         """Return the density of the cosine of the angle; arguments ``(P, N, width)``, P frames and ``(P,)`` each."""
         rows = torch.arange(len(features))
@@ -147,7 +147,7 @@ class PlacementNetwork(nn.Module):
         self,
         features: Tensor,
         molecules: PartialMolecules,
-        frames: Frames,
+        frames: PlacementFrames,
         focus: Tensor,
         element: Tensor,
         distance: Tensor,

@@ -1,4 +1,4 @@
-"""Molecules under construction, in batches: what is placed, what is left in the bag, and the frames new atoms are placed in."""
+"""Molecules under construction, in batches: placed atoms, the bag of atoms left, and the frames of new placements."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PartialMolecules(NamedTuple):
 
 
 class Placements(NamedTuple):
-    """Where P atoms go, each relative to a focus atom of its own partial molecule.
+    """Placements of P atoms, each relative to a focus atom of its own partial molecule.
 
     Attributes:
         focus: ``(P,)``, row of the atom that the new one is attached to.
@@ -71,7 +71,7 @@ def bonded_pairs(distances: Tensor, elements: Tensor) -> Tensor:
     return near & ~torch.eye(distances.shape[-1], dtype=torch.bool)
 
 
-class Frames(NamedTuple):
+class PlacementFrames(NamedTuple):
     """Axes at P focus atoms, right-handed; they turn with the molecule, and a reflection of it turns torsions over.
 
     Attributes:
@@ -104,7 +104,7 @@ class Frames(NamedTuple):
         return distance, (local[:, 0] / distance).clamp(-1.0, 1.0), torch.atan2(local[:, 2], local[:, 1])
 
 
-def frames_at(molecules: PartialMolecules, focus: Tensor) -> Frames:
+def frames_at(molecules: PartialMolecules, focus: Tensor) -> PlacementFrames:
     """Return the frame at one placed atom of each molecule.
 
     The first reference is the earliest placed atom that is bonded to the focus, or else the nearest; the second the earliest
@@ -144,7 +144,7 @@ def frames_at(molecules: PartialMolecules, focus: Tensor) -> Frames:
     direction = torch.where(has_torsion.unsqueeze(1), across[rows, second], spare)
     plane = direction / direction.norm(dim=-1, keepdim=True)
     axes = torch.stack([axis, plane, torch.linalg.cross(axis, plane)], 1)
-    return Frames(origin, axes, first, reach.squeeze(1), has_torsion)
+    return PlacementFrames(origin, axes, first, reach.squeeze(1), has_torsion)
 
 
 def _neighbours(molecules: PartialMolecules, centre: Tensor) -> tuple[Tensor, Tensor]:

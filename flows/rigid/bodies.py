@@ -1,4 +1,4 @@
-"""Rigid bodies between two descriptions: the positions of all their sites, and a position with an orientation each."""
+"""Rigid bodies in two descriptions: the positions of all sites, and a position with an orientation for each body."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ class BodyConfiguration(NamedTuple):
 
     positions: Tensor
     orientations: Tensor
-
-
-class ForcesAndTorques(NamedTuple):
-    """Forces ``(B, M, 3)`` in kJ/mol/nm and torques ``(B, M, 3)`` in kJ/mol about the bodies' positions."""
-
-    forces: Tensor
-    torques: Tensor
 
 
 class RigidBodies(nn.Module):
@@ -124,9 +117,3 @@ class RigidBodies(nn.Module):
                 "them rigid by constraints, and pass the sites in the order of the template"
             )
         return result
-
-    def forces_and_torques(self, configuration: BodyConfiguration, site_forces: Tensor) -> ForcesAndTorques:
-        """Return what forces ``(B, M S, 3)`` on the sites do to the bodies."""
-        arms = self.places(configuration).unflatten(1, (self.count, self.sites)) - configuration.positions.unsqueeze(2)
-        forces = site_forces.unflatten(1, (self.count, self.sites)).to(arms)
-        return ForcesAndTorques(forces.sum(2), torch.linalg.cross(arms, forces).sum(2))

@@ -1,4 +1,4 @@
-"""The architecture and the training of flows of rigid bodies, as the model file holds them."""
+"""The architecture of flows of rigid bodies, as stored in model files, and their training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ class RigidFlowConfiguration(StrictModel):
     """Coupling layers of positions and orientations (arXiv 2301.11355).
 
     Attributes:
-        repetitions: how often positions and orientations are moved in turn; 0 leaves the harmonic map alone.
+        repetitions: number of layers of positions and orientations in turn; 0 leaves the harmonic map alone.
         halves: move the bodies in two halves, each given the other half, instead of all at once. Of one body, whose
             orientation nothing else conditions, it is without effect.
         orientations: ``moebius``, symmetrised Moebius maps, or ``convex_gradient``, gradients of convex functions.
         moebius_steps: Moebius maps of one coupling.
         components: quadratic forms of one convex function.
-        first_exponent: of the power means of those forms before training; with small ones densities fall off fast around their
-            modes, with large ones they learn faster.
-        least_exponent: what training cannot go below, less than the first: 1, or down to 1/2.
+        first_exponent: exponent of the power means of those forms before training; with small ones densities fall off
+            fast around their modes, with large ones they learn faster.
+        least_exponent: lower bound of the exponent in training, less than the first: 1, or down to 1/2.
         closed: direction that is closed form with ``convex_gradient``: ``inverse`` (data to latent) for densities that are to
             be used as potentials, ``forward`` for maps of samples.
         channels: width of the transformers.
-        heads: of their attention.
-        blocks: of attention and network each.
-        seed: of the initial parameters.
+        heads: attention heads.
+        blocks: blocks of attention and network.
+        seed: random seed of the initial parameters.
     """
 
     repetitions: NonNegativeInt = 4
@@ -58,18 +58,18 @@ class RigidFlowConfiguration(StrictModel):
         return self
 
 
-class TrainingConfiguration(StrictModel):
-    """Training by work or by likelihood.
+class RigidFlowTraining(StrictModel):
+    """Training by the mean work (learned free-energy perturbation) or by likelihood.
 
     Attributes:
         steps: optimiser steps.
         batch: samples a step.
-        learning_rate: of the networks, peak of the cosine schedule.
-        harmonic_learning_rate: of the harmonic map, in units of the fluctuations; 0 keeps it as it is.
+        learning_rate: learning rate of the networks, peak of the cosine schedule.
+        harmonic_learning_rate: learning rate of the harmonic map, in units of the fluctuations; 0 keeps it as it is.
         final_share: last learning rate over the first.
         gradient_clip: largest norm of the networks' gradient, and of the harmonic map's.
         average: decay of the exponential moving average of the parameters.
-        checkpoint_interval: steps between checkpoints, and between looks at held-out samples.
+        checkpoint_interval: steps between checkpoints, and between evaluations on held-out samples.
     """
 
     steps: NonNegativeInt = 2000

@@ -14,13 +14,12 @@ from .maps.quaternions import checked_orientations, conjugate, from_chart, produ
 
 
 class CrystalCoordinates(NamedTuple):
-    """Where bodies are, seen from the crystal.
+    """Positions and orientations of bodies relative to the crystal.
 
     Attributes:
         displacements: ``(B, M, 3)`` nm from the sites, in a frame that moves with the first body; zero for that one.
         orientations: ``(B, M, 4)`` unit quaternions in the frames of the sites' orientations; the identity, of either
-        sign, for
-            a body that is oriented as its site.
+            sign, for a body that is oriented as its site.
     """
 
     displacements: Tensor
@@ -57,7 +56,6 @@ class RigidChain(RigidBijection):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         log_det = value.displacements.new_zeros(len(value.displacements))
         for layer in self.layers:
             value, change = layer(value)
@@ -65,7 +63,6 @@ class RigidChain(RigidBijection):
         return RigidMapResult(value, log_det)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         log_det = value.displacements.new_zeros(len(value.displacements))
         for layer in cast(Iterable[RigidBijection], reversed(self.layers)):
             value, change = layer.inverse(value)

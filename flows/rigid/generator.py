@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...core.energy import as_batched_energy
 from ...core.errors import ConfigurationError
-from ...core.potential import Particles, Potential, PotentialMetadata
-from ...core.samples import WeightedSamples
+from ...core.generator import GeneratorPotential
+from ...core.potential import Particles, PotentialMetadata
+from ...core.reweighting import Draws
 from ...core.units import thermal_energy
 from .bodies import RigidBodies
 from .configuration import RigidFlowConfiguration
@@ -24,14 +24,7 @@ from .works import Ensemble
 _CHUNK = 4096  # configurations at once
 
 
-class BodySamples(NamedTuple):
-    """Positions ``(S, N, 3)`` nm of all sites, and log-densities ``(S,)``."""
-
-    positions: Tensor
-    log_prob: Tensor
-
-
-class RigidBodyGenerator(Potential):
+class RigidBodyGenerator(GeneratorPotential):
     """A flow of rigid bodies from a base with a density: a harmonic crystal, or for a single body all orientations alike.
 
     ``log_prob`` is the density of the positions of the bodies relative to the first (per nm^3 each) and of all
@@ -40,6 +33,7 @@ class RigidBodyGenerator(Potential):
     """
 
     kind: ClassVar[str] = "rigid_body_generator"
+    description: ClassVar[str] = "a generator of rigid bodies"
 
     def __init__(
         self,
@@ -109,8 +103,7 @@ class RigidBodyGenerator(Potential):
 
     def ensemble(self, target: Any) -> Ensemble:
         """Return what to train towards: ``target``, anything :func:`~flowbridge.core.energy.as_batched_energy` takes."""
-        temperature = temperature_of(self.metadata)
-        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), temperature)
+        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), self.temperature)
 
     def coordinates_log_prob(self, coordinates: CrystalCoordinates) -> Tensor:
         """Return log-densities ``(B,)``, float64, of crystal coordinates; differentiable."""
@@ -124,19 +117,13 @@ class RigidBodyGenerator(Potential):
             self.crystal.coordinates(self.bodies.configuration(positions, self.crystal.box))
         )
 
-    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> Tensor:
-        """Return ``-kT log p`` ``(B,)`` in kJ/mol; see :meth:`Potential.forward`.
-
-        Raises:
-            CoordinateError: when a body is not rigid.
-            ConfigurationError: for a cell that is not the crystal's, or global parameters.
-        """
+    def check_arguments(self, cell: Tensor | None, global_parameters: dict[str, float]) -> None:
+        """Refuse global parameters, and a cell ``(B, 3, 3)`` nm that is not the crystal's."""
         if global_parameters:
             raise ConfigurationError(f"a generator has no global parameters, got {', '.join(global_parameters)}")
         check_cell(self.crystal, cell)
-        return -thermal_energy(temperature_of(self.metadata)) * self.log_prob(positions)
 
-    def sample_positions(self, count: int, generator: torch.Generator) -> BodySamples:
+    def sample_positions(self, count: int, generator: torch.Generator) -> Draws:
         """Draw ``count`` configurations with their log-densities; the first body is on its site."""
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
@@ -147,37 +134,10 @@ class RigidBodyGenerator(Potential):
                 value, log_det = self.flow(latent)
                 positions.append(self.bodies.places(self.crystal.configuration(value)))
                 log_probs.append(self.base.log_prob(latent) - log_det)
-        return BodySamples(torch.cat(positions), torch.cat(log_probs))
-
-    def example_positions(self, count: int, generator: torch.Generator) -> Tensor:
-        """See :meth:`Potential.example_positions`: samples of the flow."""
-        return self.sample_positions(count, generator).positions
-
-    def sample(self, count: int, target: Any, seed: int = 0) -> WeightedSamples:
-        """Draw weighted samples of the Boltzmann distribution of ``target`` at this generator's temperature.
-
-        Args:
-            count: number of samples.
-            target: an ``openmm.System``, a Potential, the path of its model file, or any BatchedEnergy, of the same sites.
-            seed: of the latent variables.
-
-        Returns:
-            Samples with weights ``exp(-U/kT) / p``, unclipped; without a finite energy, 0.
-        """
-        draws = self.sample_positions(count, torch.Generator().manual_seed(seed))
-        positions = draws.positions.numpy()
-        energies, _ = as_batched_energy(target).energies_and_forces(positions)
-        provenance = {"seed": seed, "count": count, "model_digest": self.model_file.digest if self.model_file else None}
-        return weighted(
-            positions,
-            energies / thermal_energy(temperature_of(self.metadata)),
-            -draws.log_prob.numpy(),
-            self.metadata,
-            provenance,
-        )
+        return Draws(torch.cat(positions), torch.cat(log_probs))
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         base: Literal["uniform", "harmonic"] = "uniform" if isinstance(self.base, UniformBase) else "harmonic"
         return {
             "particles": self.metadata.particles.to_dict(),
@@ -191,7 +151,7 @@ class RigidBodyGenerator(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         crystal = Crystal.from_description(configuration["crystal"])
         dimension = flat_dimension(crystal.count)
         base: HarmonicBase | UniformBase = UniformBase()
@@ -206,13 +166,6 @@ class RigidBodyGenerator(Potential):
             RigidFlowConfiguration.model_validate(configuration["flow"]),
             FluctuationScales(*configuration["scales"]),
         )
-
-
-def temperature_of(metadata: PotentialMetadata) -> float:
-    """Return the temperature in K; raises ConfigurationError where there is none."""
-    if metadata.temperature is None:
-        raise ConfigurationError("a density of rigid bodies belongs to a temperature, and these metadata have none")
-    return metadata.temperature
 
 
 def check_sizes(particles: Particles, bodies: RigidBodies, crystal: Crystal) -> None:
@@ -236,24 +189,3 @@ def check_cell(crystal: Crystal, cell: Tensor | None) -> None:
             f"the cell {cell.detach().tolist()} is not the box that the flow was made for, {crystal.box.tolist()} nm: a flow "
             "of a crystal belongs to one volume"
         )
-
-
-def weighted(
-    positions: np.ndarray[Any, np.dtype[np.float64]],
-    reduced_target: np.ndarray[Any, np.dtype[np.float64]],
-    reduced_generator: np.ndarray[Any, np.dtype[np.float64]],
-    metadata: PotentialMetadata,
-    provenance: dict[str, Any],
-    log_weights: np.ndarray[Any, np.dtype[np.float64]] | float = 0.0,
-) -> WeightedSamples:
-    """Return samples with weights ``exp(u_generator - u_target)`` times their own; without a finite energy, 0."""
-    usable = np.isfinite(reduced_target) & np.isfinite(reduced_generator)
-    change = np.where(usable, reduced_generator - np.where(usable, reduced_target, 0.0), -np.inf)
-    return WeightedSamples(
-        positions,
-        change + log_weights,
-        metadata.particles,
-        temperature_of(metadata),
-        {"target": reduced_target, "generator": reduced_generator},
-        {**provenance, "without_finite_energy": int((~usable).sum())},
-    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from .crystal import CrystalCoordinates, RigidBijection, RigidMapResult, from_flat, to_flat
-from .maps.quaternions import chart_log_volume, to_chart
+from .maps.quaternions import chart_log_volume, random_orientations, to_chart
 
 
 def flat_dimension(count: int) -> int:
@@ -162,10 +162,9 @@ class UniformBase(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator) -> CrystalCoordinates:
         """Return ``count`` independent orientations of one body."""
-        quaternions = torch.nn.functional.normalize(
-            torch.randn(count, 1, 4, generator=generator, dtype=torch.float64), dim=-1
+        return CrystalCoordinates(
+            torch.zeros(count, 1, 3, dtype=torch.float64), random_orientations((count, 1), generator)
         )
-        return CrystalCoordinates(torch.zeros(count, 1, 3, dtype=torch.float64), quaternions)
 
     def log_prob(self, coordinates: CrystalCoordinates) -> Tensor:
         """Return zeros ``(B,)``: the density by shares of the orientations is one."""

@@ -1,4 +1,4 @@
-"""The minimum of a crystal's energy and the curvature there: what a harmonic crystal is made of."""
+"""The minimum of a crystal's energy and the curvature there, which define a harmonic crystal."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def relaxed(
     """Return the minimum of the energy next to a configuration ``(1, M, ...)``, the first body held, with its curvature.
 
     Args:
-        energy: in double precision (OpenMM's Reference platform), or the differences of forces are noise.
-        configuration: where to start.
+        energy: energy in double precision (OpenMM's Reference platform), or the differences of forces are noise.
+        configuration: start of the minimisation.
         box: ``(3,)`` nm.
         tolerance: largest component of the gradient at the minimum, kJ/mol by flat coordinate.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...core.energy import as_batched_energy
 from ...core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
-from ...core.potential import Particles, Potential, PotentialMetadata
+from ...core.model import Model
+from ...core.potential import Particles
+from ...core.reweighting import Draws, reweight
 from ...core.samples import WeightedSamples
 from ...core.statistics.bootstrap import FloatArray
 from ...core.units import thermal_energy
@@ -18,7 +19,7 @@ from .bodies import RigidBodies
 from .configuration import RigidFlowConfiguration
 from .crystal import Crystal, CrystalCoordinates, RigidBijection, RigidChain, to_flat
 from .energies import BodyEnergy
-from .generator import check_sizes, temperature_of, weighted
+from .generator import check_sizes
 from .harmonic import HarmonicMap
 from .maps.layers import FluctuationScales, coupling_layers
 from .training import Frames
@@ -27,15 +28,24 @@ from .works import Ensemble
 _CHUNK = 2048
 
 
-class RigidBodyMap(Potential):
+class RigidBodyMap(Model):
     """Carries samples of a crystal at one temperature to another (arXiv 2301.11355), and weights them for it.
 
     The map starts as the harmonic contraction of all deviations from the crystal by ``sqrt(T_b / T_a)``, on which
-    coupling layers of positions and orientations follow. It can be kept in a model file; it has no energy of its own,
-    since the density of what it gives is that of its samples.
+    coupling layers of positions and orientations follow. It has no energy of its own and is no potential, since the
+    density of what it gives is that of its samples.
+
+    Attributes:
+        particles: all sites.
+        base_temperature: K of the samples that are carried.
+        temperature: K that they are carried to.
     """
 
     kind: ClassVar[str] = "rigid_body_map"
+    description: ClassVar[str] = (
+        "a map of rigid bodies from one temperature to another, which has no energy of its own (carry samples with "
+        "weighted_samples(), or train a RigidBodyGenerator where a potential is needed)"
+    )
 
     def __init__(
         self,
@@ -51,10 +61,8 @@ class RigidBodyMap(Potential):
         for temperature in temperatures:
             thermal_energy(temperature)
         check_sizes(particles, bodies, crystal)
-        self.metadata = PotentialMetadata(
-            particles, periodic=crystal.box is not None, temperature=temperatures[1], rigid=True
-        )
-        self.base_temperature = temperatures[0]
+        self.particles = particles
+        self.base_temperature, self.temperature = temperatures
         self.bodies, self.crystal = bodies, crystal
         self.flow_configuration, self.scales = configuration, scales
         self.flow = RigidChain([harmonic, *coupling_layers(crystal, configuration, scales)])
@@ -88,13 +96,6 @@ class RigidBodyMap(Potential):
             scales = FluctuationScales.of(harmonic(coordinates).value)
         return cls(samples.particles, (samples.temperature, temperature), bodies, crystal, harmonic, chosen, scales)
 
-    def forward(self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float) -> NoReturn:
-        """Refuse: a map alone is no energy."""
-        raise ConfigurationError(
-            "a map of rigid bodies has no energy of its own: carry samples with weighted_samples(), or train a "
-            "RigidBodyGenerator where a potential is needed"
-        )
-
     def coordinates(self, positions: Any) -> CrystalCoordinates:
         """Return crystal coordinates of all sites' positions ``(S, N, 3)`` nm, in the order given."""
         places = torch.as_tensor(np.ascontiguousarray(positions, dtype=np.float64))
@@ -119,7 +120,7 @@ class RigidBodyMap(Potential):
 
     def ensemble(self, target: Any) -> Ensemble:
         """Return what to train towards: ``target`` (an energy) at the temperature that is mapped to."""
-        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), temperature_of(self.metadata))
+        return Ensemble(self.crystal, BodyEnergy(self.bodies, as_batched_energy(target)), self.temperature)
 
     def weighted_samples(self, samples: WeightedSamples, energy: Any, target: Any | None = None) -> WeightedSamples:
         """Carry samples of the base to the other temperature, with weights towards its Boltzmann distribution.
@@ -131,23 +132,27 @@ class RigidBodyMap(Potential):
         """
         self._check(samples)
         moved, log_det = self.configuration_map().forward(samples.positions)
-        energies, _ = as_batched_energy(energy if target is None else target).energies_and_forces(moved)
-        provenance = {
-            "carried_from_kelvin": samples.temperature,
-            "model_digest": self.model_file.digest if self.model_file else None,
-            "samples": dict(samples.provenance),
-        }
-        reduced = energies / thermal_energy(temperature_of(self.metadata))
         # Where the map spreads samples out, their density falls.
-        generator = self._reduced_base(samples, energy) + log_det
-        return weighted(moved, reduced, generator, self.metadata, provenance, samples.log_weights)
+        log_prob = -(self._reduced_base(samples, energy) + log_det)
+        return reweight(
+            Draws(torch.as_tensor(moved), torch.as_tensor(log_prob)),
+            energy if target is None else target,
+            self.particles,
+            self.temperature,
+            log_weights=samples.log_weights,
+            provenance={
+                "carried_from_kelvin": samples.temperature,
+                "model_digest": self.model_file.digest if self.model_file else None,
+                "samples": dict(samples.provenance),
+            },
+        )
 
     def configuration_map(self) -> PositionMap:
         """Return the map of positions, for :func:`~flowbridge.core.statistics.targeted_free_energy.targeted_free_energy`."""
         return PositionMap(self)
 
     def _check(self, samples: WeightedSamples) -> None:
-        if samples.particles.names != self.metadata.particles.names:
+        if samples.particles.names != self.particles.names:
             raise MoleculeMismatchError("the samples are of other particles than the map")
         if abs(samples.temperature - self.base_temperature) > 1e-6:
             raise ConfigurationError(
@@ -157,7 +162,7 @@ class RigidBodyMap(Potential):
     def _reduced_base(self, samples: WeightedSamples, energy: Any) -> FloatArray:
         reduced = samples.reduced_potentials.get("target")
         if reduced is None:
-            energies, _ = as_batched_energy(energy).energies_and_forces(samples.positions.astype(np.float64))
+            energies = as_batched_energy(energy).energies(samples.positions.astype(np.float64))
             reduced = energies / thermal_energy(samples.temperature)
         broken = ~np.isfinite(reduced) & (samples.log_weights > -np.inf)
         if broken.any():
@@ -167,11 +172,16 @@ class RigidBodyMap(Potential):
             )
         return np.asarray(reduced, dtype=np.float64)
 
+    def header_metadata(self) -> dict[str, Any]:
+        """See :meth:`Model.header_metadata`."""
+        periodic = self.crystal.box is not None
+        return {"particles": self.particles.to_dict(), "temperature": self.temperature, "periodic": periodic}
+
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         return {
-            "particles": self.metadata.particles.to_dict(),
-            "temperatures": [self.base_temperature, self.metadata.temperature],
+            "particles": self.particles.to_dict(),
+            "temperatures": [self.base_temperature, self.temperature],
             "template": self.bodies.template.tolist(),
             "crystal": self.crystal.describe(),
             "scales": list(self.scales),
@@ -180,7 +190,7 @@ class RigidBodyMap(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         crystal = Crystal.from_description(configuration["crystal"])
         base, temperature = (float(value) for value in configuration["temperatures"])
         return cls(

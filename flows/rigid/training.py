@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...core.errors import ConfigurationError, ConvergenceError, NonFiniteEnergyError
-from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
-from ..boltzmann.training.stage_training import averaging, cosine
-from .configuration import TrainingConfiguration
+from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ...core.training.checkpoints import checkpoint_in
+from ...core.training.objective import Objective, Plan, cosine, warming_up
+from ...core.training.trainer import Trainer
+from .configuration import RigidFlowTraining
 from .crystal import CrystalCoordinates, RigidBijection
 from .harmonic import HarmonicBase, HarmonicMap, UniformBase
 from .works import Ensemble, carried, selected, summary, works_of
 
 Draw = Callable[[int, torch.Generator], tuple[CrystalCoordinates, Tensor]]
 """``(count, generator) -> (coordinates, reduced potentials (count,))`` of samples of the base."""
-
-HeldOut = TypeVar("HeldOut")
 
 Progress = Callable[[int, int], object]
 """Called with the number of steps done and their total."""
@@ -92,7 +90,7 @@ def train_by_work(
     flow: RigidBijection,
     draw: Draw,
     target: Ensemble,
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
     *,
@@ -132,17 +130,18 @@ def train_by_work(
             )
         return works.mean()
 
-    def look(averaged: RigidBijection, frames: Frames) -> float:
+    def held_out_work(averaged: RigidBijection, frames: Frames) -> float:
         return summary(works_of(averaged, frames.coordinates, frames.reduced, target)).mean
 
-    return _train(flow, loss, settings, folder, seed, _looking(look, held_out), progress)
+    evaluate = None if held_out is None else partial(held_out_work, frames=held_out)
+    return _train(flow, loss, settings, folder, seed, evaluate, progress)
 
 
 def train_by_likelihood(
     flow: RigidBijection,
     base: HarmonicBase | UniformBase,
     frames: CrystalCoordinates,
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
     *,
@@ -162,11 +161,8 @@ def train_by_likelihood(
         chosen = torch.randint(len(frames.displacements), (settings.batch,), generator=generator)
         return negative_log_likelihood(flow, with_random_signs(selected(frames, chosen), generator))
 
-    def look(averaged: RigidBijection, coordinates: CrystalCoordinates) -> float:
-        with torch.no_grad():
-            return float(negative_log_likelihood(averaged, coordinates))
-
-    return _train(flow, loss, settings, folder, seed, _looking(look, held_out), progress)
+    evaluate = None if held_out is None else partial(negative_log_likelihood, coordinates=held_out)
+    return _train(flow, loss, settings, folder, seed, evaluate, progress)
 
 
 def with_random_signs(coordinates: CrystalCoordinates, generator: torch.Generator) -> CrystalCoordinates:
@@ -176,120 +172,41 @@ def with_random_signs(coordinates: CrystalCoordinates, generator: torch.Generato
     return CrystalCoordinates(displacements, orientations * signs.unsqueeze(-1))
 
 
-def _looking(
-    look: Callable[[RigidBijection, HeldOut], float], held_out: HeldOut | None
-) -> Callable[[RigidBijection], float] | None:
-    """Return how well a flow does on what is held out; None where nothing is."""
-    return None if held_out is None else lambda flow: look(flow, held_out)
-
-
 def _train(
     flow: RigidBijection,
     loss: Callable[[int, torch.Generator], Tensor],
-    settings: TrainingConfiguration,
+    settings: RigidFlowTraining,
     folder: Path,
     seed: int,
-    look: Callable[[RigidBijection], float] | None,
+    held_out: Callable[[RigidBijection], float | Tensor] | None,
     progress: Progress | None,
 ) -> TrainingCurve:
-    trainer = _Trainer(flow, settings, folder, look)
-    window: list[float] = []
-    for step in range(trainer.first, settings.steps):
-        value = loss(step, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        trainer.update(value, step)
-        window.append(float(value.detach()))
+    steps, interval = settings.steps, settings.checkpoint_interval
+    plan = Plan(
+        steps, settings.learning_rate, (0.9, 0.99), schedule=lambda step: cosine(1.0, settings.final_share, step, steps),
+        gradient_clip=lambda step: settings.gradient_clip, decay=warming_up(settings.average),
+    )  # fmt: skip
+    objective = Objective(
+        flow, plan, seed, evaluation_interval=interval, loss=loss, held_out_loss=held_out,
+        parameters=_parameter_groups(flow, settings), settings=settings.model_dump(mode="json"), name="rigid bodies",
+    )  # fmt: skip
+    objective.evaluates_start = True
+    trainer = Trainer(objective)
+    for done in trainer.steps(checkpoint_in(folder), interval):
         if progress is not None:
-            progress(step + 1, settings.steps)
-        if (step + 1) % settings.checkpoint_interval == 0 or step + 1 == settings.steps:
-            trainer.record(step + 1, sum(window) / len(window))
-            window = []
+            progress(done, steps)
     trainer.finish()
-    return trainer.curve
+    losses = [point["loss"] for point in objective.curve if "loss" in point]
+    parts = [losses[begin : begin + interval] for begin in range(0, steps, interval)]
+    return TrainingCurve(
+        [min(interval * (number + 1), steps) for number in range(len(parts))],
+        [sum(part) / len(part) for part in parts],
+        [point["held_out"] for point in objective.curve if "held_out" in point],
+    )
 
 
-class _Trainer:
-    """Optimiser, averages, best parameters so far and curve: what a checkpoint holds."""
-
-    def __init__(
-        self,
-        flow: RigidBijection,
-        settings: TrainingConfiguration,
-        folder: Path,
-        look: Callable[[RigidBijection], float] | None,
-    ) -> None:
-        self.flow, self.settings, self.look = flow, settings, look
-        self.file = folder / "training.ckpt"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.averaged = torch.optim.swa_utils.AveragedModel(flow, multi_avg_fn=averaging(settings.average))
-        self.groups = _parameter_groups(flow, settings)
-        self.optimiser = torch.optim.Adam(
-            [{"params": parameters, "lr": rate} for parameters, rate in self.groups], betas=(0.9, 0.99)
-        )
-        self.curve = TrainingCurve()
-        self.first = 0
-        self.best = copy.deepcopy(flow)
-        self.best_value = math.inf
-        self.kept = nn.ModuleDict({"flow": flow, "averaged": self.averaged, "best": self.best})
-        if self.file.is_file():
-            self._resume()
-        else:
-            self._keep_the_best()
-
-    def update(self, loss: Tensor, step: int) -> None:
-        """Take one optimiser step down the gradient of ``loss``; raises ConvergenceError where that is not finite."""
-        self.optimiser.zero_grad()
-        loss.backward()
-        share = cosine(1.0, self.settings.final_share, step, self.settings.steps)
-        for group, (parameters, rate) in zip(self.optimiser.param_groups, self.groups, strict=True):
-            group["lr"] = rate * share
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
-            if not bool(torch.isfinite(norm)):
-                raise ConvergenceError(
-                    f"the gradient of step {step} is not finite: the training has diverged. Lower the learning rates"
-                )
-        self.optimiser.step()
-        self.averaged.update_parameters(self.flow)
-
-    def record(self, done: int, loss: float) -> None:
-        """Add to the curve, look at what is held out, write the checkpoint."""
-        self.curve.steps.append(done)
-        self.curve.loss.append(loss)
-        self._keep_the_best()
-        progress = {
-            "done": done,
-            "curve": asdict(self.curve),
-            "best": self.best_value if math.isfinite(self.best_value) else None,
-            "settings": self.settings.model_dump(mode="json"),
-        }
-        save_checkpoint(self.file, self.kept, self.optimiser, progress)
-
-    def finish(self) -> None:
-        """Leave the best parameters in the flow where something was held out, and else the averaged ones."""
-        chosen = self.averaged.module if self.look is None else self.best
-        self.flow.load_state_dict(chosen.state_dict())
-
-    def _keep_the_best(self) -> None:
-        if self.look is None:
-            return
-        value = self.look(cast(RigidBijection, self.averaged.module))
-        self.curve.held_out.append(value)
-        if value < self.best_value:
-            self.best_value = value
-            self.best.load_state_dict(self.averaged.module.state_dict())
-
-    def _resume(self) -> None:
-        progress = load_checkpoint(self.file, self.kept, self.optimiser)
-        if progress["settings"] != self.settings.model_dump(mode="json"):
-            raise ConfigurationError(
-                f"{self.file} is the checkpoint of a training with other settings: choose another folder, or remove it"
-            )
-        self.first = progress["done"]
-        self.curve = TrainingCurve(**progress["curve"])
-        self.best_value = math.inf if progress["best"] is None else progress["best"]
-
-
-def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> list[tuple[list[nn.Parameter], float]]:
-    """Return parameters with their learning rates; harmonic maps without one are kept."""
+def _parameter_groups(flow: RigidBijection, settings: RigidFlowTraining) -> list[dict[str, Any]]:
+    """Return parameters with their learning rates, for Adam; harmonic maps without one are kept."""
     maps = [module for module in flow.modules() if isinstance(module, HarmonicMap)]
     harmonic = [parameter for module in maps for parameter in module.parameters()]
     known = {id(parameter) for parameter in harmonic}
@@ -297,7 +214,7 @@ def _parameter_groups(flow: RigidBijection, settings: TrainingConfiguration) -> 
     for parameter in harmonic:
         parameter.requires_grad_(settings.harmonic_learning_rate > 0.0)
     groups = [(networks, settings.learning_rate), (harmonic, settings.harmonic_learning_rate)]
-    trained = [(parameters, rate) for parameters, rate in groups if parameters and rate > 0.0]
+    trained = [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters and rate > 0.0]
     if not trained:
         raise ConfigurationError("there is nothing to train: no coupling layers, and harmonic_learning_rate is 0")
     return trained

@@ -1,4 +1,4 @@
-"""Works of carrying samples of one ensemble to another by a map, and what follows from them."""
+"""Works of mapping samples of one ensemble to another, with free energies and effective sample sizes from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .energies import BodyEnergy
 
 
 class MappedSamples(NamedTuple):
-    """Coordinates that samples were carried to, and the works ``(S,)`` in kT: ``u_b(M(x)) - u_a(x) - log|det|``.
+    """Coordinates of mapped samples, and the works ``(S,)`` in kT: ``u_b(M(x)) - u_a(x) - log|det|``.
 
     Works are NaN where the target has no energy.
     """
@@ -27,7 +27,7 @@ class MappedSamples(NamedTuple):
 
 
 class Ensemble(NamedTuple):
-    """What samples are carried to: rigid bodies about a crystal at a temperature in K."""
+    """The target ensemble: rigid bodies about a crystal at a temperature in K."""
 
     crystal: Crystal
     energy: BodyEnergy
@@ -41,13 +41,13 @@ class Ensemble(NamedTuple):
 def carried(
     flow: RigidBijection, coordinates: CrystalCoordinates, reduced_base: Tensor, target: Ensemble
 ) -> MappedSamples:
-    """Return samples of the base carried by ``flow``, differentiable with respect to its parameters.
+    """Return samples of the base mapped by ``flow``, differentiable with respect to its parameters.
 
     Args:
         flow: base -> target.
         coordinates: samples of the base.
         reduced_base: ``(B,)``, ``U_a / kT_a`` of the samples, or ``-log p`` of a base with a density.
-        target: where to.
+        target: target ensemble.
     """
     result: RigidMapResult = flow(coordinates)
     reduced = target.reduced(result.value)
@@ -60,7 +60,7 @@ def selected(coordinates: CrystalCoordinates, indices: Tensor | slice) -> Crysta
 
 
 class WorkSummary(NamedTuple):
-    """What works say, in kT and percent.
+    """Summary of works, in kT and percent.
 
     Attributes:
         mean: an upper bound of the free-energy difference; how far above it is what training lowers.

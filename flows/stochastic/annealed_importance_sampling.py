@@ -22,7 +22,7 @@ def annealed_importance_sampling(
         prior: normalised density at the bottom.
         target: reduced energy at the top.
         kernel: makes the kernel of a rung, from its number.
-        fractions: of the target's energy on each rung, increasing; or how many rungs, evenly spaced and the last one at 1.
+        fractions: fraction of the target's energy on each rung, increasing; or the number of rungs, evenly spaced up to 1.
     """
     if isinstance(fractions, int):
         if fractions < 1:

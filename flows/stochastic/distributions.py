@@ -1,4 +1,4 @@
-"""Where paths begin and where they lead: densities that can be drawn from, reduced energies, and what lies between."""
+"""Beginnings and ends of paths: densities to draw from, reduced energies, and interpolations between them."""
 
 from __future__ import annotations
 
@@ -99,6 +99,6 @@ class Schedule(nn.Module):
         """Return the K fractions: numbers where they are fixed, 0-dimensional tensors where they are learned."""
         if self.logits is None:
             return list(self.given)
-        shares = torch.zeros_like(self.increments).index_put((self.positive,), torch.softmax(self.logits, 0))
-        learned = torch.cumsum(shares, 0)[:-1]
+        increments = torch.zeros_like(self.increments).index_put((self.positive,), torch.softmax(self.logits, 0))
+        learned = torch.cumsum(increments, 0)[:-1]
         return [value if value in (0.0, 1.0) else learned[index] for index, value in enumerate(self.given)]

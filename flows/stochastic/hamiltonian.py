@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo: leapfrog trajectories with fresh momenta, accepted by Metropolis' rule or all taken."""
+"""Hamiltonian Monte Carlo: leapfrog trajectories with fresh momenta, accepted by the Metropolis rule or all taken."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def leapfrog(value: Tensor, momentum: Tensor, energy: ReducedEnergy, step: Tenso
     momentum = momentum - 0.5 * step * gradient_of(energy, value)
     for number in range(steps):
         value = value + step * momentum
-        share = 0.5 if number == steps - 1 else 1.0
-        momentum = momentum - share * step * gradient_of(energy, value)
+        factor = 0.5 if number == steps - 1 else 1.0
+        momentum = momentum - factor * step * gradient_of(energy, value)
     return value, momentum
 
 
@@ -28,9 +28,9 @@ class HamiltonianKernel(Kernel):
     minus the one that is dropped. Training needs second derivatives of the energy.
 
     Args:
-        step: of time; with a scale s, coordinate i has the step ``e s_i``.
+        step: time step; with a scale s, coordinate i has the step ``e s_i``.
         steps: leapfrog steps of one trajectory.
-        trajectories: how many, one after the other.
+        trajectories: number of trajectories.
         accept: whether each is accepted or rejected.
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
@@ -53,7 +53,6 @@ class HamiltonianKernel(Kernel):
         self.accept = accept
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
-        """See :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         log_ratio = value.new_zeros(len(value))
         if not self.accept:

@@ -1,6 +1,6 @@
-"""The contract of stochastic kernels: a random move and the ratio of the probabilities of both ways.
+"""The contract of stochastic kernels: a random move and the ratio of backward and forward probabilities.
 
-Every kernel here is its own reversal: the backward kernel is the same kernel (velocities are drawn anew at the start of a
+Every kernel here is its own reversal: the backward kernel is the same kernel (velocities are drawn at the start of a
 move and dropped at its end, and their distribution does not tell forward from backward). So one method serves both directions
 of a path, and the log-ratio changes its sign with the direction.
 """
@@ -20,9 +20,9 @@ class Moved(NamedTuple):
     """Result of a kernel.
 
     Attributes:
-        value: where it led, ``(B, D)``.
+        value: moved configurations ``(B, D)``.
         log_ratio: ``log q(new -> old) - log q(old -> new)``, ``(B,)``; with velocities, of the joint probabilities.
-        acceptance: share of proposals that were accepted ``(B,)``; None for kernels that accept all.
+        acceptance: fraction of proposals accepted ``(B,)``; None for kernels that accept all.
     """
 
     value: Tensor
@@ -34,8 +34,8 @@ class Kernel(nn.Module):
     """A random move with respect to an energy that it is given.
 
     Args:
-        step: its size, in the units of the coordinates (for dynamics: of time, masses being one).
-        steps: how many, one after the other.
+        step: size of a step, in the units of the coordinates (for dynamics: of time, masses being one).
+        steps: number of steps.
         learned: whether training may change the step.
         scale: ``(D,)`` factors of the step by coordinate; all one where None.
     """

@@ -1,4 +1,4 @@
-"""Langevin dynamics, overdamped and not, with the exact ratio of the probabilities of both ways.
+"""Langevin dynamics, overdamped and underdamped, with the exact ratio of backward and forward probabilities.
 
 Energies are reduced, so kT is one; masses are one, which a kernel's scale can undo by coordinate.
 """
@@ -28,7 +28,6 @@ class OverdampedLangevinKernel(Kernel):
     """
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
-        """See :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         width = torch.sqrt(2.0 * step)
         log_ratio = value.new_zeros(len(value))
@@ -69,7 +68,6 @@ class LangevinKernel(Kernel):
         self.friction = friction
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
-        """See :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         damping = self.friction * step
         kick = torch.sqrt(damping)  # e/2 times sqrt(4 g / e)

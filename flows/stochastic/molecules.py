@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core.energy import BatchedEnergy, as_batched_energy
+from ...core.energy import EnergiesWithForces, as_batched_energy, differentiable_energies
 from ...core.errors import ConfigurationError, MoleculeMismatchError
 from ...core.potential import Particles
+from ...core.reweighting import Draws, reweight
 from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ..boltzmann.generator import BoltzmannGenerator
 from ..boltzmann.molecule_coordinates import Coordinates, MoleculeCoordinates
-from .resampling import Resampling, refuse_worthless
+from .resampling import Resampling
 from .stochastic_flow import Paths, StochasticFlow
 
 _TURN = math.sqrt(12.0)  # what a turn is stretched to: uniform angles have unit variance then
@@ -93,7 +93,7 @@ class MoleculeEnergy(nn.Module):
     def __init__(
         self,
         flat: FlatCoordinates,
-        energy: BatchedEnergy,
+        energy: EnergiesWithForces,
         temperature: float,
         reference: float,
         *,
@@ -105,7 +105,7 @@ class MoleculeEnergy(nn.Module):
         if not 0.0 < soft_limit < hard_limit:
             raise ConfigurationError(f"limits must be 0 < soft < hard, got {soft_limit} and {hard_limit} kT")
         self.flat = flat
-        self.energy = energy
+        self.energy = as_batched_energy(energy)
         self.temperature = temperature
         self.reference = reference
         self.limits = (soft_limit, hard_limit)
@@ -114,9 +114,8 @@ class MoleculeEnergy(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Return tamed reduced energies ``(B,)``, float64; differentiable once."""
         positions, log_volume = self.flat(value)
-        reduced: Tensor = _ReducedEnergy.apply(positions, self.energy, 1.0 / thermal_energy(self.temperature))
         soft, hard = self.limits
-        height = reduced - self.reference / thermal_energy(self.temperature)
+        height = (differentiable_energies(self.energy, positions) - self.reference) / thermal_energy(self.temperature)
         height = torch.where(torch.isfinite(height), height, torch.full_like(height, hard)).clamp(max=hard)
         tamed = torch.where(height > soft, soft + torch.log1p((height - soft).clamp_min(0.0)), height)
         wall = 0.5 * self.spring * self.flat.overhang(value).square().sum(-1)
@@ -124,27 +123,6 @@ class MoleculeEnergy(nn.Module):
         usable = torch.isfinite(log_volume)
         volume = torch.where(usable, log_volume, torch.zeros_like(log_volume))
         return tamed + wall - volume
-
-
-class _ReducedEnergy(torch.autograd.Function):
-    """``U/kT`` of positions, with the forces of the engine as its gradient; zero where there is none."""
-
-    @staticmethod
-    def forward(ctx: Any, positions: Tensor, energy: BatchedEnergy, beta: float) -> Tensor:
-        energies, forces = energy.energies_and_forces(positions.detach().cpu().numpy())
-        slope = -beta * torch.as_tensor(forces)
-        ctx.save_for_backward(torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope)))
-        return beta * torch.as_tensor(energies)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "engines give energies and forces, not second derivatives: kernels that follow forces (Langevin, Hamiltonian) "
-                "cannot be trained with them; train with MetropolisKernel, or sample with torch.no_grad()"
-            )
-        (slope,) = ctx.saved_tensors
-        return slope * gradients[0][:, None, None], None, None
 
 
 class GeneratorPrior(nn.Module):
@@ -174,14 +152,14 @@ class PositionEnergy(nn.Module):
         temperature: K.
     """
 
-    def __init__(self, energy: BatchedEnergy, temperature: float) -> None:
+    def __init__(self, energy: EnergiesWithForces, temperature: float) -> None:
         super().__init__()
-        self.energy = energy
+        self.energy = as_batched_energy(energy)
         self.beta = 1.0 / thermal_energy(temperature)
 
     def forward(self, value: Tensor) -> Tensor:
         """Return reduced energies ``(B,)``, float64; differentiable once."""
-        reduced: Tensor = _ReducedEnergy.apply(value.unflatten(1, (-1, 3)), self.energy, self.beta)
+        reduced = self.beta * differentiable_energies(self.energy, value.unflatten(1, (-1, 3)))
         return torch.where(torch.isfinite(reduced), reduced, torch.full_like(reduced, torch.inf))
 
 
@@ -226,42 +204,41 @@ def sample_molecules(
         positions, log_volume = tamed.flat(paths.value)
         tamed_energy = tamed(paths.value)
         outside = (tamed.flat.overhang(paths.value) > 0.0).any(1)
-    energies, _ = as_batched_energy(target).energies_and_forces(positions.numpy())
-    reduced = torch.as_tensor(energies) / thermal_energy(tamed.temperature)
-    usable = torch.isfinite(reduced) & torch.isfinite(log_volume) & ~outside
-    log_weights = paths.log_weights.double() + tamed_energy - reduced + log_volume
-    log_weights = torch.where(usable, log_weights, torch.full_like(log_weights, -torch.inf))
-    provenance = {"seed": seed, "count": count, "without_weight": int((~usable).sum())}
-    weighted = paths._replace(log_weights=log_weights)
-    return samples_of_paths(weighted, positions, reduced, particles, tamed.temperature, provenance)
+    # Weights come with the tamed energy of coordinates, which the energy of positions replaces.
+    work = paths.log_weights.double() + tamed_energy + log_volume
+    work = torch.where(outside, torch.full_like(work, -torch.inf), work)
+    return samples_of_paths(paths, positions, work, target, particles, tamed.temperature, {"seed": seed})
 
 
 def samples_of_paths(
     paths: Paths,
     positions: Tensor,
-    reduced: Tensor,
+    work: Tensor,
+    target: Any,
     particles: Particles,
     temperature: float,
     provenance: Mapping[str, Any],
 ) -> WeightedSamples:
-    """Return the ends of paths as samples.
+    """Return the ends of paths as samples with the log-weights ``work - U/kT``.
 
     Args:
-        paths: with their final log-weights.
+        paths: what became of them.
         positions: ``(B, N, 3)`` nm of their ends.
-        reduced: ``U/kT`` of their ends ``(B,)``.
+        work: log-weights of the paths ``(B,)`` without the target's energy; not finite for those that have no weight.
+        target: what U is of; see :func:`~flowbridge.core.reweighting.reweight`.
         particles: of the molecule.
         temperature: K.
         provenance: what made them; acceptance and number of resamplings are added.
+
+    Raises:
+        NonFiniteEnergyError: when no path has a weight.
     """
-    refuse_worthless(paths.log_weights)
-    log_weights = paths.log_weights.double().numpy()
     acceptance = [None if math.isnan(value) else value for value in paths.acceptance]
-    return WeightedSamples(
-        positions=positions.double().numpy(),
-        log_weights=log_weights,
-        reduced_potentials={"target": np.where(np.isfinite(log_weights), reduced.double().numpy(), np.inf)},
-        particles=particles,
-        temperature=temperature,
+    return reweight(
+        Draws(positions.double(), -work.double()),
+        target,
+        particles,
+        temperature,
+        paths=True,
         provenance={**provenance, "acceptance": acceptance, "resampled": paths.resampled},
     )

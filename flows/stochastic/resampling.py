@@ -1,4 +1,4 @@
-"""Resampling along the way: paths of small weight end, paths of large weight go on more than once (sequential Monte Carlo)."""
+"""Resampling of paths (sequential Monte Carlo): small weights end, large weights continue more than once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
+from ...core.statistics.estimates import effective_sample_percent
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """When paths are resampled.
+    """The criterion of resampling.
 
     Attributes:
-        threshold: after a kernel, paths are resampled if their effective sample size is below this share of their number; 1
+        threshold: after a kernel, paths are resampled if their effective sample size is below this fraction of their number; 1
             resamples after every kernel that leaves any difference.
     """
 
@@ -24,22 +25,12 @@ class Resampling:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold <= 1.0:
-            raise ConfigurationError(f"the threshold of resampling is a share in (0, 1], got {self.threshold}")
+            raise ConfigurationError(f"the threshold of resampling is a fraction in (0, 1], got {self.threshold}")
 
     def wanted(self, log_weights: Tensor) -> bool:
         """Return whether paths with these log-weights ``(B,)`` are to be resampled."""
-        return effective_sample_fraction(log_weights) < self.threshold
-
-
-def effective_sample_fraction(log_weights: Tensor) -> float:
-    """Return Kish's effective sample size of log-weights ``(B,)`` as a share of their number.
-
-    Raises:
-        NonFiniteEnergyError: where none of the weights is positive and finite, or one is NaN.
-    """
-    refuse_worthless(log_weights)
-    weights = log_weights.double()
-    return float(torch.exp(2.0 * torch.logsumexp(weights, 0) - torch.logsumexp(2.0 * weights, 0))) / len(weights)
+        refuse_worthless(log_weights)
+        return effective_sample_percent(log_weights.detach().numpy()) < 100.0 * self.threshold
 
 
 def log_mean_weight(log_weights: Tensor) -> Tensor:

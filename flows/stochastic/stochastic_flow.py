@@ -22,16 +22,17 @@ from .resampling import Resampling, log_mean_weight, refuse_worthless, systemati
 
 
 class Paths(NamedTuple):
-    """What became of a batch of paths.
+    """A batch of paths.
 
     Attributes:
-        latent: where they begin, ``(B, D)`` in latent space.
-        value: where they end, ``(B, D)`` in data space.
+        latent: beginnings ``(B, D)`` in latent space.
+        value: ends ``(B, D)`` in data space.
         log_ratio: ``sum dS`` of each from latent to data ``(B,)``, also of paths that were walked backward.
         log_weights: ``(B,)`` importance weights towards ``exp(-u_target)`` with their constant: the mean weight is the
             partition function. Of resampled paths they include the mean weight at that place.
-        acceptance: mean share of accepted proposals of each kernel in the order of the steps; NaN for kernels that accept all.
-        resampled: the number of times that paths were resampled.
+        acceptance: mean fraction of accepted proposals of each kernel, in the order of the steps; NaN for kernels that
+            accept all.
+        resampled: number of times that paths were resampled.
     """
 
     latent: Tensor
@@ -52,7 +53,8 @@ class StochasticFlow(nn.Module):
         prior: normalised density in latent space; its parameters, if any, are trained with the rest.
         target: reduced energy in data space.
         steps: bijections and kernels.
-        fractions: of the target's energy in the energy of each kernel, in their order; evenly spaced up to 1 where None.
+        fractions: fraction of the target's energy in the energy of each kernel, in their order; evenly spaced up to 1
+            where None.
         learned_schedule: whether training may move the fractions.
 
     Raises:
@@ -86,20 +88,32 @@ class StochasticFlow(nn.Module):
         """Return the energy of each kernel, in the order of the steps."""
         return [InterpolatedEnergy(self.prior, self.target, fraction) for fraction in self.schedule()]
 
-    def forward(self, latent: Tensor, generator: torch.Generator) -> Paths:
-        """Walk paths from ``latent`` ``(B, D)`` to data space; differentiable."""
+    def forward(self, latent: Tensor, generator: torch.Generator, resampling: Resampling | None = None) -> Paths:
+        """Walk paths from ``latent`` ``(B, D)`` to data space, resampled on the way where asked; differentiable."""
         energies = iter(self.energies())
-        value, log_ratio, acceptance = latent, latent.new_zeros(len(latent)), list[float]()
+        value, log_ratio = latent, latent.new_zeros(len(latent))
+        # What weights had before they were made equal, in units of which the later ones are counted.
+        correction = log_ratio if resampling is None else log_ratio.double()
+        acceptance, times = list[float](), 0
         for step in self.steps:
-            if isinstance(step, Kernel):
-                moved: Moved = step(value, next(energies), generator)
-                value, change = moved.value, moved.log_ratio
-                acceptance.append(_mean(moved.acceptance))
-            else:
+            if not isinstance(step, Kernel):
                 value, change = step(value)
-            log_ratio = log_ratio + change
-        log_weights = log_ratio - self.target(value) - self.prior.log_prob(latent)
-        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance))
+                log_ratio = log_ratio + change
+                continue
+            energy = next(energies)
+            moved: Moved = step(value, energy, generator)
+            value, log_ratio = moved.value, log_ratio + moved.log_ratio
+            acceptance.append(_mean(moved.acceptance))
+            if resampling is None:
+                continue
+            log_weights = correction + log_ratio - energy(value) - self.prior.log_prob(latent)
+            if resampling.wanted(log_weights):
+                chosen = systematic_indices(log_weights, generator)
+                correction = (correction - log_weights + log_mean_weight(log_weights))[chosen]
+                latent, value, log_ratio = latent[chosen], value[chosen], log_ratio[chosen]
+                times += 1
+        log_weights = correction + log_ratio - self.target(value) - self.prior.log_prob(latent)
+        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance), times)
 
     def reverse(self, data: Tensor, generator: torch.Generator) -> Paths:
         """Walk paths backward from data ``(B, D)`` to latent space; differentiable."""
@@ -122,7 +136,7 @@ class StochasticFlow(nn.Module):
 
         Args:
             count: number of paths.
-            generator: of all random numbers.
+            generator: source of all random numbers.
             resampling: when to resample along the way; never where None. Resampled paths share their beginnings: they are not
                 independent, and the effective sample size of their weights does not show it.
 
@@ -131,34 +145,9 @@ class StochasticFlow(nn.Module):
         """
         if count < 1:
             raise ConfigurationError(f"the number of paths must be positive, got {count}")
-        latent = self.prior.sample(count, generator)
-        paths = self(latent, generator) if resampling is None else self._resampled(latent, generator, resampling)
+        paths: Paths = self(self.prior.sample(count, generator), generator, resampling)
         refuse_worthless(paths.log_weights)
         return paths
-
-    def _resampled(self, latent: Tensor, generator: torch.Generator, resampling: Resampling) -> Paths:
-        energies = iter(self.energies())
-        value, log_ratio = latent, latent.new_zeros(len(latent))
-        # What weights had before they were made equal, in units of which the later ones are counted.
-        correction = torch.zeros(len(latent), dtype=torch.float64)
-        acceptance, times = list[float](), 0
-        for step in self.steps:
-            if not isinstance(step, Kernel):
-                value, change = step(value)
-                log_ratio = log_ratio + change
-                continue
-            energy = next(energies)
-            moved: Moved = step(value, energy, generator)
-            value, log_ratio = moved.value, log_ratio + moved.log_ratio
-            acceptance.append(_mean(moved.acceptance))
-            log_weights = correction + log_ratio - energy(value) - self.prior.log_prob(latent)
-            if resampling.wanted(log_weights):
-                chosen = systematic_indices(log_weights, generator)
-                correction = (correction - log_weights + log_mean_weight(log_weights))[chosen]
-                latent, value, log_ratio = latent[chosen], value[chosen], log_ratio[chosen]
-                times += 1
-        log_weights = correction + log_ratio - self.target(value) - self.prior.log_prob(latent)
-        return Paths(latent, value, log_ratio, log_weights, tuple(acceptance), times)
 
 
 def path_kullback_leibler(flow: StochasticFlow, count: int, generator: torch.Generator) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ..boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ...core.training.objective import Objective, Plan
+from ...core.training.trainer import Trainer
 from .stochastic_flow import StochasticFlow, path_kullback_leibler, path_likelihood
-
-_SEEDS = 1_000_003  # between the batches of one step and those of the next
 
 
 @dataclass(frozen=True)
@@ -74,50 +75,27 @@ def train_paths(
     """
     if data is None and any(stage.likelihood_weight for stage in stages):
         raise ConfigurationError("a stage with a likelihood needs data: give some, or set its likelihood_weight to 0")
-    losses: list[float] = []
-    first, done, plan = 0, 0, [asdict(stage) for stage in stages]
-    if checkpoint is not None and checkpoint.is_file():
-        first, done, losses = _resume(checkpoint, flow, plan, seed)
-    for index in range(first, len(stages)):
-        stage = stages[index]
-        optimiser = torch.optim.Adam(flow.parameters(), lr=stage.learning_rate)
-        begin = done if index == first else 0
-        if begin and checkpoint is not None:
-            load_checkpoint(checkpoint, flow, optimiser)
-        for step in range(begin, stage.steps):
-            generator = torch.Generator().manual_seed(seed * _SEEDS + len(losses))
-            loss = _loss(flow, data, stage, generator)
-            optimiser.zero_grad()
-            loss.backward()
-            if stage.gradient_norm is not None:
-                torch.nn.utils.clip_grad_norm_(flow.parameters(), stage.gradient_norm)
-            optimiser.step()
-            losses.append(float(loss.detach()))
-            if report is not None:
-                report(len(losses) - 1, losses[-1])
-            if checkpoint is not None and ((step + 1) % checkpoint_interval == 0 or step + 1 == stage.steps):
-                progress = {"plan": plan, "seed": seed, "stage": index, "step": step + 1, "losses": losses}
-                save_checkpoint(checkpoint, flow, optimiser, progress)
-    return losses
+    ends = list(accumulate(stage.steps for stage in stages))
 
+    def stage_of(step: int) -> PathStage:
+        return next(stage for stage, end in zip(stages, ends, strict=True) if step < end)
 
-def _resume(
-    checkpoint: Path, flow: StochasticFlow, plan: list[dict[str, object]], seed: int
-) -> tuple[int, int, list[float]]:
-    """Put the flow where a checkpoint left it; return stage, steps of that stage, and all losses so far."""
-    progress = load_checkpoint(checkpoint, flow, torch.optim.Adam(flow.parameters()))
-    if progress["plan"] != plan or progress["seed"] != seed:
-        raise ConfigurationError(
-            f"{checkpoint}: was written for other stages or another seed ({progress['seed']}); remove it to begin anew"
-        )
-    return int(progress["stage"]), int(progress["step"]), [float(value) for value in progress["losses"]]
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        stage, total = stage_of(step), torch.zeros(())
+        if stage.likelihood_weight and data is not None:
+            chosen = torch.randint(len(data), (stage.batch,), generator=generator)
+            total = total + stage.likelihood_weight * path_likelihood(flow, data[chosen], generator)
+        if stage.kullback_leibler_weight:
+            total = total + stage.kullback_leibler_weight * path_kullback_leibler(flow, stage.batch, generator)
+        return total
 
-
-def _loss(flow: StochasticFlow, data: Tensor | None, stage: PathStage, generator: torch.Generator) -> Tensor:
-    total = torch.zeros(())
-    if stage.likelihood_weight and data is not None:
-        chosen = torch.randint(len(data), (stage.batch,), generator=generator)
-        total = total + stage.likelihood_weight * path_likelihood(flow, data[chosen], generator)
-    if stage.kullback_leibler_weight:
-        total = total + stage.kullback_leibler_weight * path_kullback_leibler(flow, stage.batch, generator)
-    return total
+    plan = Plan(
+        max(ends, default=0), 1.0, schedule=lambda step: stage_of(step).learning_rate,
+        gradient_clip=lambda step: stage_of(step).gradient_norm or math.inf, restarts=frozenset(ends),
+    )  # fmt: skip
+    settings = [asdict(stage) for stage in stages]
+    objective = Objective(flow, plan, seed, loss=loss, settings=settings, name="paths")
+    for done in Trainer(objective).steps(checkpoint, checkpoint_interval):
+        if report is not None:
+            report(done - 1, objective.latest["loss"])
+    return [point["loss"] for point in objective.curve]

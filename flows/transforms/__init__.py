@@ -1,1 +1,1 @@
-"""Invertible maps of numbers, and what they are made of: bijections, couplings, linear layers, root finding."""
+"""Invertible maps of numbers and their parts: bijections, couplings, linear layers, root finding."""

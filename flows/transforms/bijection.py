@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Transformed(NamedTuple):
-    """Result of a bijection: the mapped value and ``log |det J|`` of that direction, one per configuration."""
+    """Result of a bijection: the mapped value and ``log |det J|`` of that direction for each configuration."""
 
     value: Tensor
     log_det: Tensor
 
 
 class Triangular(NamedTuple):
-    """Result of a layer that changes some coordinates one by one and only looks at the others.
+    """Result of a layer that changes some coordinates one by one and reads the others.
 
     Attributes:
         value: mapped coordinates ``(B, D)``.
@@ -50,7 +50,7 @@ class Bijection(nn.Module):
     """An invertible map between latent and data coordinates, optionally conditioned on a context.
 
     ``forward`` goes latent -> data, ``inverse`` data -> latent. The log-determinant always belongs to the direction
-    that was asked for. A subclass says in its docstring which direction is closed form.
+    taken. A subclass says in its docstring which direction is closed form.
     """
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
@@ -74,7 +74,6 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         log_det = value.new_zeros(value.shape[0])
         for bijection in self.bijections:
             value, change = bijection(value, context)
@@ -82,7 +81,6 @@ class Chain(Bijection):
         return Transformed(value, log_det)
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         log_det = value.new_zeros(value.shape[0])
         for bijection in cast(Iterable[Bijection], reversed(self.bijections)):
             value, change = bijection.inverse(value, context)
@@ -91,10 +89,10 @@ class Chain(Bijection):
 
 
 class ElementwiseTransform(nn.Module):
-    """A family of increasing maps of one coordinate, with its parameters given from outside.
+    """A family of increasing maps of one coordinate whose parameters a conditioner gives.
 
     Attributes:
-        parameter_count: how many unconstrained parameters one coordinate needs.
+        parameter_count: number of unconstrained parameters of one coordinate.
         parameters_apart: whether networks put the values of one parameter for all coordinates side by side in memory
             (best where parameters are used one by one), instead of all parameters of one coordinate (best where they are
             used as vectors). The shape ``(B, D, P)`` is the same.

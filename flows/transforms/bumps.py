@@ -2,7 +2,7 @@
 
 Koehler, Kraemer, Noe, "Smooth normalizing flows" (arXiv 2110.00351). With the ramp ``rho(x) = exp(-alpha / x)`` the
 sigmoid on [0, 1] is ``rho(x) / (rho(x) + rho(1 - x)) = sigmoid(alpha (1/(1-x) - 1/x))``: 0 to the left of 0, 1 to the
-right of 1, and infinitely differentiable everywhere. Its density is unimodal for alpha >= 0.8656721. An identity share
+right of 1, and infinitely differentiable everywhere. Its density is unimodal for alpha >= 0.8656721. A weight of the identity
 in every mixture keeps the slope positive, so the energy and the forces of a flow exist everywhere.
 """
 
@@ -41,14 +41,14 @@ def smooth_sigmoid(x: Tensor, steepness: Tensor | float) -> tuple[Tensor, Tensor
 
 
 class BumpMixture(ElementwiseTransform):
-    """What circular and interval mixtures share: the reading of the parameters and the implicit forward map.
+    """Base class of circular and interval mixtures: it reads the parameters and solves the implicit forward map.
 
     Data -> latent is closed form (a cumulative distribution function); latent -> data is solved by root finding.
 
     Args:
         components: number of bumps K.
-        minimum_width: smallest support of a bump, as a share of the unit interval.
-        minimum_identity: smallest identity share c; its reciprocal bounds the ratio of densities.
+        minimum_width: smallest support of a bump, as a fraction of the unit interval.
+        minimum_identity: smallest weight c of the identity; its reciprocal bounds the ratio of densities.
         learn_steepness: let alpha depend on the conditioner too, between 0.8657 and 10.8657, as in the paper;
             otherwise ``steepness`` holds for all.
         steepness: alpha where it is not learned.
@@ -71,7 +71,7 @@ class BumpMixture(ElementwiseTransform):
         self.parameter_count = components * (4 if learn_steepness else 3) + 1
 
     def _read(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | float]:
-        """Return weights, raw centres, widths (all ``(..., K)``), identity share ``(...,)`` and steepness."""
+        """Return weights, raw centres, widths (all ``(..., K)``), weight of the identity ``(...,)`` and steepness."""
         k = self.components
         weights = functional.softmax(parameters[..., :k], dim=-1)
         centres = parameters[..., k : 2 * k]
@@ -91,8 +91,8 @@ class BumpMixture(ElementwiseTransform):
         """Return f(x) and f'(x); x ``(...,)``, parameters ``(..., P)``."""
         raise TypeError(f"{type(self).__name__} is abstract: use CircularBumps or IntervalBumps")
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ends between which the root of f(x) = target lies."""
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ends between which the root of f(x) = level lies."""
         raise TypeError(f"{type(self).__name__} is abstract: use CircularBumps or IntervalBumps")
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
@@ -126,14 +126,14 @@ class CircularBumps(BumpMixture):
         straight = x - (weights * centres).sum(-1) + 0.5
         return (1.0 - identity) * mixture + identity * straight, (1.0 - identity) * density + identity
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         # Every component lies within 1/2 of the straight line x - centre + 1/2, hence so does the mixture.
         weights, centres, *_ = self._read(parameters)
-        middle = target + (weights * centres).sum(-1) - 0.5
+        middle = level + (weights * centres).sum(-1) - 0.5
         return middle - 0.5, middle + 0.5
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:
-        """Equal weights, centres spread evenly with a random offset, widths about a half, identity share 1/4."""
+        """Equal weights, centres spread evenly with a random offset, widths about a half, weight of the identity 1/4."""
         start = torch.zeros(coordinates, self.parameter_count)
         offset = torch.rand(coordinates, 1, generator=generator)
         k = self.components
@@ -156,15 +156,15 @@ class IntervalBumps(BumpMixture):
         density = (weights * slope / widths).sum(-1)
         return (1.0 - identity) * mixture + identity * x, (1.0 - identity) * density + identity
 
-    def _bracket(self, target: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def _bracket(self, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         # Outside [0, 1] the map goes on as a straight line of slope `identity`: no root is lost there.
         *_, identity, _ = self._read(parameters)
-        low = torch.minimum(torch.zeros_like(target), target / identity)
-        high = torch.maximum(torch.ones_like(target), 1.0 + (target - 1.0) / identity)
+        low = torch.minimum(torch.zeros_like(level), level / identity)
+        high = torch.maximum(torch.ones_like(level), 1.0 + (level - 1.0) / identity)
         return low, high
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:
-        """Equal weights, centres spread evenly, widths about a half, identity share 1/4."""
+        """Equal weights, centres spread evenly, widths about a half, weight of the identity 1/4."""
         start = torch.zeros(coordinates, self.parameter_count)
         k = self.components
         levels = (torch.arange(k) + 0.5) / k

@@ -1,4 +1,4 @@
-"""Networks that turn what a coupling layer sees into the parameters of its transform."""
+"""Networks that give the parameters of a coupling layer's transform."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Conditioner(nn.Module):
         inputs: number of input features; with 0 the parameters are learned constants.
         hidden: widths of the hidden layers.
         start: ``(D, P)`` parameters that the fresh network gives.
-        generator: of the initial weights.
-        parameters_apart: how the output lies in memory; see ``ElementwiseTransform.parameters_apart``.
+        generator: source of random numbers for the initial weights.
+        parameters_apart: order of the output in memory; see ``ElementwiseTransform.parameters_apart``.
     """
 
     def __init__(
@@ -64,12 +64,21 @@ class Conditioner(nn.Module):
 
 
 def linear_layer(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Return a layer as torch starts it, from numbers of ``generator`` alone."""
+    """Return a layer with torch's default initial distribution, drawn from ``generator`` alone."""
     layer = nn.Linear(inputs, outputs)
     bound = 1.0 / math.sqrt(inputs)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def normal_layer(inputs: int, outputs: int, generator: torch.Generator, scale: float = 1.0) -> nn.Linear:
+    """Return a layer with normal weights of variance ``scale^2 / inputs`` and without a bias at the start."""
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.copy_(scale / math.sqrt(inputs) * torch.randn(outputs, inputs, generator=generator))
+        layer.bias.zero_()
     return layer
 
 

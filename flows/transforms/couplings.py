@@ -1,4 +1,4 @@
-"""Coupling layers: some coordinates are transformed, the others and a context say how."""
+"""Coupling layers: the other coordinates and a context determine how some coordinates are transformed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Coupling(Bijection):
         transformed: indices of the coordinates to transform.
         transform: family of elementwise maps.
         hidden: widths of the conditioner's hidden layers.
-        generator: of initial weights.
+        generator: source of random numbers for initial weights.
         conditioning: indices that the conditioner sees; all others where None.
         encoder: module that turns the seen coordinates into features (Fourier features of angles); None: as they are.
         features: number of features that ``encoder`` gives; ignored without one.
@@ -73,17 +73,14 @@ class Coupling(Bijection):
         return self.order.inverse(torch.cat([new, ordered[:, count:]], dim=-1)), log_slope
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.forward`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=True)
         return Transformed(mapped, log_slope.sum(-1))
 
     def inverse(self, value: Tensor, context: Tensor | None = None) -> Transformed:
-        """See :meth:`Bijection.inverse`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         return Transformed(mapped, log_slope.sum(-1))
 
     def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Triangular:
-        """See :meth:`Bijection.layer_inverse`."""
         mapped, log_slope = self._couple(value, context, latent_to_data=False)
         count = self.sizes[0]
         unchanged = value.shape[1] - count

@@ -12,15 +12,15 @@ from .rank_one_matrix import RankOneMatrix
 class InvertibleLinear(Bijection):
     """``y = W x + b`` with W a :class:`~.rank_one_matrix.RankOneMatrix`; closed form both ways.
 
-    To be trained with a :class:`~flowbridge.flows.transforms.merging.MergingSchedule`: without one W explores a single
+    Train it with a :class:`~flowbridge.flows.transforms.merging.MergingSchedule`: without one W explores a single
     direction v.
 
     Args:
         dimension: n.
-        seed: of the random directions.
+        seed: random seed of the random directions.
         bias: whether there is a b.
-        matrix: where to start, ``(n, n)``; the identity where None. Its determinant fixes the sign of the trained one's.
-        dtype: of parameters and buffers.
+        matrix: start ``(n, n)``; the identity where None. Its determinant fixes the sign of the trained one's.
+        dtype: precision of parameters and buffers.
     """
 
     def __init__(
@@ -49,6 +49,5 @@ class InvertibleLinear(Bijection):
         return Transformed(self.weight.solve(shifted), -self.weight.log_abs_det().expand(len(value)))
 
     def layer_inverse(self, value: Tensor, context: Tensor | None = None) -> Mixing:
-        """See :meth:`Bijection.layer_inverse`."""
         # The derivative is W^-1.
         return Mixing(*self.inverse(value), self.weight.multiply_transposed)

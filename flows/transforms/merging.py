@@ -1,4 +1,4 @@
-"""When perturbations are merged during training, and what the optimiser forgets then."""
+"""The schedule by which training merges perturbations, and the optimiser state that each merge resets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...core.errors import ConfigurationError
+from ...core.training.objective import StageObjective
 from .rank_one_matrix import MergeLimits, RankOneMatrix, rank_one_matrices
 
 
@@ -28,8 +29,8 @@ class MergingSchedule:
     of all three; the next step is then the one that would have come.
 
     Args:
-        module: what holds the matrices.
-        optimiser: what trains them.
+        module: module with the matrices.
+        optimiser: optimiser that trains them.
         every: optimiser steps between merges.
         correct_every: merges of a matrix between corrections of its inverse.
         limits: see :class:`MergeLimits`.
@@ -66,7 +67,7 @@ class MergingSchedule:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in its cycle the schedule is: plain numbers and lists of them."""
+        """Return the position of the schedule in its cycle: numbers and lists of numbers."""
         return {
             "steps": self.steps,
             "held_back": self.held_back,
@@ -75,7 +76,7 @@ class MergingSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a schedule was when :meth:`state_dict` was called.
+        """Continue from the state that :meth:`state_dict` returned.
 
         Raises:
             ConfigurationError: when it belongs to another number of matrices.
@@ -90,7 +91,7 @@ class MergingSchedule:
         self._seen = [int(value) for value in state["merges"]]
 
     def close(self) -> None:
-        """Leave the optimiser alone from now on."""
+        """Remove the hooks from the optimiser."""
         for hook in self._hooks:
             hook.remove()
 
@@ -115,7 +116,7 @@ class MergingSchedule:
             self.postponed[index] = 0
 
     def _forget(self) -> None:
-        """Reset the state of the directions that have changed since the last look."""
+        """Reset the state of the directions that have changed since the last call."""
         for index, matrix in enumerate(self.matrices):
             if int(matrix.merges) == self._seen[index]:
                 continue
@@ -129,7 +130,7 @@ class MergingSchedule:
 
 
 def restart_merged(average: nn.Module, module: nn.Module) -> None:
-    """Let moving averages of a module's parameters go along with its merges; call it after each update of the averages.
+    """Apply the merges of a module to moving averages of its parameters; call it after each update of the averages.
 
     An average of u from before a merge belongs to a matrix without the perturbation: with the merged one it would count twice.
     The perturbation starts again in the average where it has just started in the module.
@@ -137,12 +138,42 @@ def restart_merged(average: nn.Module, module: nn.Module) -> None:
     Args:
         average: a copy of the module that holds the averages, and the module's own matrices (as
             :class:`torch.optim.swa_utils.AveragedModel` copies buffers).
-        module: what is trained.
+        module: trained module.
     """
     for averaged, trained in zip(rank_one_matrices(average), rank_one_matrices(module), strict=True):
         if not bool(trained.u.any()):
             averaged.u.detach().zero_()
             averaged.v.detach().copy_(trained.v.detach())
+
+
+class MergingObjective(StageObjective):
+    """A stage of training whose module may hold :class:`RankOneMatrix`: their perturbations are merged as they are trained."""
+
+    _merging: MergingSchedule | None = None
+
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Schedule the merges."""
+        if rank_one_matrices(self.module):
+            self._merging = MergingSchedule(self.module, optimiser)
+
+    def after_average(self, averaged: nn.Module) -> None:
+        """See :func:`restart_merged`."""
+        restart_merged(averaged, self.module)
+
+    def finish(self) -> None:
+        """Leave no perturbation that waits for its merge."""
+        for matrix in rank_one_matrices(self.module):
+            matrix.merge()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in their cycle the merges are."""
+        return {**super().state_dict(), "merging": None if self._merging is None else self._merging.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        if self._merging is not None:
+            self._merging.load_state_dict(state["merging"])
 
 
 def _fresh_state(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:

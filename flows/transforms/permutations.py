@@ -33,7 +33,7 @@ class Permutation(nn.Module):
     """A fixed order of the last axis.
 
     Args:
-        order: where each entry of the result comes from; every index of the axis once.
+        order: source index of each entry of the result; every index of the axis once.
     """
 
     order: Tensor

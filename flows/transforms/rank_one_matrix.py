@@ -1,4 +1,4 @@
-"""A matrix that is trained by perturbations of rank one, and knows its inverse and determinant all the time.
+"""A matrix trained by perturbations of rank one, whose inverse and determinant are always known.
 
 Kraemer, Koehler, Noe, "Training invertible linear layers through rank-one perturbations" (P4, arXiv 2010.07033). The matrix is
 ``W = A + u v^T`` with A fixed and u, v trained. Products, solutions (Sherman and Morrison) and ``log |det W|`` (determinant
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError, ConvergenceError, SingularMatrixError
+from ...core.training.streams import random_stream
 
 _NEWTON_STEPS = 4  # from a residual of 0.1, three reach 1e-8 and the fourth rounding
 MERGED = ("matrix", "inverse", "log_det")
 """Buffers of a :class:`RankOneMatrix` that merges change and its map depends on."""
 
-_SEEDS = 1_000_003  # between the random directions of one matrix and those of the next seed
-
 
 @dataclass(frozen=True)
 class MergeLimits:
-    """How far a perturbation may change the determinant and the inverse.
+    """Limits of the change of determinant and inverse by a perturbation.
 
     Attributes:
         log_factor: range of ``log (1 + v^T A^-1 u)`` that :meth:`RankOneMatrix.penalty` does not punish; u is held back 2 below
@@ -73,9 +72,9 @@ class RankOneMatrix(nn.Module):
 
     Args:
         size: n.
-        seed: of the random directions v; the k-th one depends on the seed and k only.
-        matrix: where to start, ``(n, n)``; the identity where None.
-        dtype: of everything; in float32 the inverse drifts by about 1e-4 between corrections.
+        seed: random seed of the random directions v; the k-th one depends on the seed and k only.
+        matrix: start ``(n, n)``; the identity where None.
+        dtype: precision of all parameters and buffers; in float32 the inverse drifts by about 1e-4 between corrections.
 
     Raises:
         SingularMatrixError: when ``matrix`` has no inverse.
@@ -151,19 +150,19 @@ class RankOneMatrix(nn.Module):
         Along u the factor is a straight line from 1, so one division finds the length at which it is as small as it may be.
         """
         direction, factor = self._direction_and_factor()
-        share, smallest = 1.0, limits.smallest_factor(float(self.log_det))
+        fraction, smallest = 1.0, limits.smallest_factor(float(self.log_det))
         if float(factor) < smallest:
-            share = (1.0 - smallest) / (1.0 - float(factor))
-        share = min(share, self._share_within(limits.condition, direction, float(factor)))
-        if not share < 1.0:
+            fraction = (1.0 - smallest) / (1.0 - float(factor))
+        fraction = min(fraction, self._fraction_within(limits.condition, direction, float(factor)))
+        if not fraction < 1.0:
             return False
-        self.u.mul_(share)
+        self.u.mul_(fraction)
         return True
 
-    def _share_within(self, condition: float, direction: Tensor, factor: float) -> float:
-        """Return the largest share of u, at most 1, with which the inverse is no larger than ``condition`` allows.
+    def _fraction_within(self, condition: float, direction: Tensor, factor: float) -> float:
+        """Return the largest fraction of u, at most 1, with which the inverse is no larger than ``condition`` allows.
 
-        With the share s the inverse is ``X - c d w^T``, ``d = A^-1 u``, ``w = v^T A^-1``, ``c = s / (1 + s (factor - 1))``,
+        With the fraction s the inverse is ``X - c d w^T``, ``d = A^-1 u``, ``w = v^T A^-1``, ``c = s / (1 + s (factor - 1))``,
         whose squared norm is a parabola in c. An inverse that is too large already may not become larger.
         """
         across = self.v @ self.inverse
@@ -226,7 +225,7 @@ class RankOneMatrix(nn.Module):
 
     @torch.no_grad()
     def compute_directly(self) -> None:
-        """Compute inverse and determinant of A anew: n^3.
+        """Recompute inverse and determinant of A: n^3.
 
         Raises:
             SingularMatrixError: when A has no inverse that its precision can hold.
@@ -300,7 +299,7 @@ class RankOneMatrix(nn.Module):
         return float(product.abs().max())
 
     def _restart(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed * _SEEDS + int(self.merges))
+        generator = random_stream(self.seed, int(self.merges))
         with torch.no_grad():
             self.u.zero_()
             self.v.copy_(torch.randn(self.size, generator=generator, dtype=torch.float64))

@@ -22,13 +22,13 @@ _ITERATIONS = (
 
 
 class BoundedIterations:
-    """Root finding in a fixed number of iterations, as it has to be where it is recorded for a compiler.
+    """Root finding in a fixed number of iterations, which recording for a compiler requires.
 
     Within ``with bounded_iterations(count) as bounded:`` roots are refined that many times, all of them; ``bounded.converged``
-    then says for each configuration whether all its roots are found. Whoever opens the block answers for the others.
+    then says for each configuration whether all its roots are found. The caller has to solve the others again.
 
     Attributes:
-        iterations: how many.
+        iterations: number of iterations.
     """
 
     def __init__(self, iterations: int) -> None:
@@ -36,7 +36,7 @@ class BoundedIterations:
         self._found: list[Tensor] = []
 
     def add(self, found: Tensor) -> None:
-        """Take note of which roots ``(M,)`` of a call were found."""
+        """Record which roots ``(M,)`` of a call were found."""
         self._found.append(found)
 
     def converged(self, count: int) -> Tensor:
@@ -74,13 +74,13 @@ class _Roots(NamedTuple):
 
 
 def _refined(
-    function: MonotoneFunction, target: Tensor, parameters: Tensor, roots: _Roots
+    function: MonotoneFunction, level: Tensor, parameters: Tensor, roots: _Roots
 ) -> tuple[_Roots, Tensor, Tensor]:
     """Return better estimates, which of the given ones were found already, and what these are."""
     x, low, high, step = roots
-    epsilon = 4.0 * torch.finfo(target.dtype).eps
+    epsilon = 4.0 * torch.finfo(level.dtype).eps
     value, slope = function(x, parameters)
-    excess = value - target
+    excess = value - level
     above = excess > 0
     high = torch.where(above, x, high)
     low = torch.where(above, low, x)
@@ -95,9 +95,9 @@ def _refined(
 
 
 def solve_increasing(
-    function: MonotoneFunction, target: Tensor, parameters: Tensor, low: Tensor, high: Tensor
+    function: MonotoneFunction, level: Tensor, parameters: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Solve ``f(x; parameters) = target`` for x in ``[low, high]`` without recording gradients.
+    """Solve ``f(x; parameters) = level`` for x in ``[low, high]`` without recording gradients.
 
     Newton's method, replaced by bisection whenever the step leaves the bracket or does not halve the last one
     (Press et al., Numerical Recipes, section 9.4, ``rtsafe``); elements that have converged leave the batch, so that a
@@ -105,7 +105,7 @@ def solve_increasing(
 
     Args:
         function: increasing function and its derivative.
-        target: ``(M,)``.
+        level: ``(M,)``.
         parameters: ``(M, P)``.
         low: ``(M,)`` lower ends of the brackets.
         high: ``(M,)`` upper ends.
@@ -119,33 +119,33 @@ def solve_increasing(
     """
     with torch.no_grad():
         if _state.bounded is not None:
-            return _solve_bounded(function, target, parameters, low, high, _state.bounded)
-        root = torch.empty_like(target)
-        if not len(target):
+            return _solve_bounded(function, level, parameters, low, high, _state.bounded)
+        root = torch.empty_like(level)
+        if not len(level):
             return root
-        active = torch.arange(len(target), device=target.device)
+        active = torch.arange(len(level), device=level.device)
         first, last = low, high
         roots = _Roots(0.5 * (low + high), low, high, high - low)
         for _ in range(_ITERATIONS):
-            roots, done, finished = _refined(function, target, parameters, roots)
+            roots, done, finished = _refined(function, level, parameters, roots)
             if bool(done.any()):
                 root[active[done]] = finished.clamp(first, last)[done]
                 keep = ~done
                 if not bool(keep.any()):
                     return root
-                active, target, parameters = active[keep], target[keep], parameters[keep]
+                active, level, parameters = active[keep], level[keep], parameters[keep]
                 roots = _Roots(*(part[keep] for part in roots))
                 first, last = first[keep], last[keep]
     raise ConvergenceError(
         f"{len(active)} of {len(root)} roots did not converge in {_ITERATIONS} iterations "
-        f"(first: target {target[0].item():.6g} in [{roots.low[0].item():.6g}, {roots.high[0].item():.6g}]); "
+        f"(first: target {level[0].item():.6g} in [{roots.low[0].item():.6g}, {roots.high[0].item():.6g}]); "
         "check the inputs and parameters for NaN"
     )
 
 
 def _solve_bounded(
     function: MonotoneFunction,
-    target: Tensor,
+    level: Tensor,
     parameters: Tensor,
     low: Tensor,
     high: Tensor,
@@ -153,9 +153,9 @@ def _solve_bounded(
 ) -> Tensor:
     first, last = low, high
     roots = _Roots(0.5 * (low + high), low, high, high - low)
-    root, found = roots.x, torch.zeros_like(target, dtype=torch.bool)
+    root, found = roots.x, torch.zeros_like(level, dtype=torch.bool)
     for _ in range(bounded.iterations):
-        roots, done, finished = _refined(function, target, parameters, roots)
+        roots, done, finished = _refined(function, level, parameters, roots)
         root = torch.where(done & ~found, finished.clamp(first, last), root)
         found = found | done
     bounded.add(found)
@@ -163,19 +163,19 @@ def _solve_bounded(
 
 
 def invert_increasing(
-    function: MonotoneFunction, target: Tensor, parameters: Tensor, low: Tensor, high: Tensor
+    function: MonotoneFunction, level: Tensor, parameters: Tensor, low: Tensor, high: Tensor
 ) -> Transformed:
-    """Return ``x = f^-1(target; parameters)`` and ``log dx/dtarget``, differentiable twice in both arguments.
+    """Return ``x = f^-1(level; parameters)`` and ``log dx/dlevel``, differentiable twice in both arguments.
 
     The root is found without gradients; two differentiable Newton steps from it leave the value unchanged to rounding
-    and give exact first and second derivatives with respect to target and parameters: Newton's method doubles the
+    and give exact first and second derivatives with respect to level and parameters: Newton's method doubles the
     order to which the implicit function is matched (papers: implicit differentiation, arXiv 2110.00351 section 3.3).
     Where no gradient is asked for, the steps are left out. Arguments as in :func:`solve_increasing`.
     """
-    x = solve_increasing(function, target.detach(), parameters.detach(), low.detach(), high.detach())
-    if torch.is_grad_enabled() and (target.requires_grad or parameters.requires_grad):
+    x = solve_increasing(function, level.detach(), parameters.detach(), low.detach(), high.detach())
+    if torch.is_grad_enabled() and (level.requires_grad or parameters.requires_grad):
         for _ in range(2):
             value, slope = function(x, parameters)
-            x = x - (value - target) / slope
+            x = x - (value - level) / slope
     _, slope = function(x, parameters)
     return Transformed(x, -slope.log())

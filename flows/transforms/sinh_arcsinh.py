@@ -63,12 +63,10 @@ class Affine(ElementwiseTransform):
     parameters_apart = True
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.inverse`."""
         shift, log_scale = parameters[..., 0], _bounded(parameters[..., 1], 2.0)
         return Transformed((value - shift) * log_scale.exp(), log_scale)
 
     def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.forward`."""
         shift, log_scale = parameters[..., 0], _bounded(parameters[..., 1], 2.0)
         return Transformed(value * torch.exp(-log_scale) + shift, -log_scale)
 
@@ -89,7 +87,6 @@ class SinhArcsinh(ElementwiseTransform):
         return shift, _bounded(scale, 2.0), _bounded(2.0 * tail, 0.5), _bounded(skew, 2.0)
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.inverse`."""
         shift, log_scale, log_tail, skew = self._read(parameters)
         y = (value - shift) * log_scale.exp()
         raised, steepness = _sinh_cosh(log_tail.exp() * _arcsinh(y) + skew)
@@ -98,7 +95,6 @@ class SinhArcsinh(ElementwiseTransform):
         return Transformed(raised - offset, log_scale + log_tail + log_ratio)
 
     def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.forward`."""
         shift, log_scale, log_tail, skew = self._read(parameters)
         offset, _ = _sinh_cosh(skew)
         raised = value + offset

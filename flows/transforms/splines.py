@@ -45,11 +45,9 @@ class RationalQuadraticSpline(ElementwiseTransform):
         return self._spline(widths, heights, slopes, bound=self.bound)
 
     def forward(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.forward`."""
         return Transformed(*self._read(parameters).call_and_ladj(value))
 
     def inverse(self, value: Tensor, parameters: Tensor) -> Transformed:
-        """See :meth:`ElementwiseTransform.inverse`."""
         return Transformed(*self._read(parameters).inv.call_and_ladj(value))
 
     def initial_parameters(self, coordinates: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Force maps: from the forces on atoms to those on beads, as quiet as the physics allows.
+"""Force maps from the forces on atoms to those on beads, with the least noise that the physics allows.
 
 A map B of forces belongs to a map M of positions when ``B M^T = 1`` (Noid et al., J. Chem. Phys. 128, 244114 (2008)): the
 mapped forces then average, at fixed beads, to the mean force. Where the simulation constrains distances, the forces of
@@ -16,6 +16,8 @@ from typing import Any
 import networkx
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ...core.errors import ConfigurationError
 from .mappings import FloatArray, Mapping, require_frames
@@ -32,7 +34,7 @@ class ForceMap:
     """A linear map of forces, ``F = B f``, that belongs to a mapping.
 
     Attributes:
-        mapping: of the positions.
+        mapping: mapping of the positions.
         weights: B ``(n, N)``.
     """
 
@@ -62,7 +64,7 @@ def plain_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMap
     """Return the map that adds up the forces on the atoms of each bead, and on those that constraints tie to them.
 
     Args:
-        mapping: of the positions.
+        mapping: mapping of the positions.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:
@@ -85,7 +87,7 @@ def bonded_force_map(mapping: Mapping, constraints: Constraints = ()) -> ForceMa
     looked at, which private data ask for. Atoms as near to two beads as to one belong to neither.
 
     Args:
-        mapping: of the positions, with one atom a bead.
+        mapping: mapping of the positions, with one atom a bead.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:
@@ -117,8 +119,8 @@ def optimised_force_map(mapping: Mapping, forces: NDArray[Any], constraints: Con
     mean product of group forces and A the mapping summed over groups: ``b = (A^T C^-1 A)^-1 A^T C^-1``.
 
     Args:
-        mapping: of the positions.
-        forces: on atoms ``(F, N, 3)``, in any unit, without those of constraints.
+        mapping: mapping of the positions.
+        forces: forces on atoms ``(F, N, 3)``, in any unit, without those of constraints.
         constraints: pairs of atoms whose distance the simulation fixed.
 
     Raises:
@@ -146,15 +148,12 @@ def optimised_force_map(mapping: Mapping, forces: NDArray[Any], constraints: Con
 
 def constrained_groups(atoms: int, constraints: Constraints) -> NDArray[np.int64]:
     """Return for each atom the number of the group of atoms that constraints join it with, ``(N,)``."""
-    graph: networkx.Graph[int] = networkx.Graph()
-    graph.add_nodes_from(range(atoms))
     for i, j in constraints:
         if not (0 <= i < atoms and 0 <= j < atoms):
             raise ConfigurationError(f"the constraint ({i}, {j}) is outside the {atoms} atoms")
-        graph.add_edge(i, j)
-    groups: NDArray[np.int64] = np.empty(atoms, dtype=np.int64)
-    for number, members in enumerate(sorted(networkx.connected_components(graph), key=min)):
-        groups[list(members)] = number
+    rows, columns = np.array(constraints, dtype=np.int64).reshape(-1, 2).T
+    joined = coo_array((np.ones(len(rows)), (rows, columns)), shape=(atoms, atoms))
+    groups: NDArray[np.int64] = connected_components(joined, directed=False)[1].astype(np.int64)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""Frames of beads, with what is known about each."""
+"""Frames of beads with forces, weights and log-ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BeadFrames:
         positions: ``(F, n, 3)`` nm.
         forces: ``(F, n, 3)`` kJ/mol/nm; None where there are none.
         weights: ``(F,)``; None for equal ones.
-        log_ratio: ``(F,)``, how dense a flow is there (see
+        log_ratio: ``(F,)`` log-density of a flow there, relative to its auxiliary variables (see
             :class:`~flowbridge.forcefields.training.augmented_flow.Proposals`); None where no flow was asked.
     """
 
@@ -57,7 +57,7 @@ class BeadFrames:
         return BeadFrames(self.positions[chosen], *others)
 
     def split(self, held_out: float) -> tuple[BeadFrames, BeadFrames]:
-        """Return frames to train on and those held out: the ends of four equal segments, since neighbours are alike."""
+        """Return training frames and held-out frames, the ends of four equal segments, since neighbours are alike."""
         bounds = np.linspace(0, len(self), _SEGMENTS + 1).round().astype(int)
         late = torch.zeros(len(self), dtype=torch.bool)
         for start, end in itertools.pairwise(bounds):

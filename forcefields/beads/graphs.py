@@ -1,4 +1,4 @@
-"""What the bonds of beads imply: the angles and torsions of a chain, and how far beads are from each other along it."""
+"""Angles, torsions and separations along a chain that follow from the bonds of beads."""
 
 from __future__ import annotations
 

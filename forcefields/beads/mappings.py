@@ -90,7 +90,7 @@ def require_frames(frames: NDArray[Any], atoms: Particles, what: str) -> None:
         frame, atom = np.argwhere(bad)[0]
         raise ConfigurationError(
             f"{int(bad.any(axis=1).sum())} of {len(frames)} frames have {what} that are not finite, first frame {frame} at "
-            f"{atoms.label(int(atom))}: leave those frames out, or look for what broke the simulation"
+            f"{atoms.label(int(atom))}: leave those frames out, or find what broke the simulation"
         )
 
 
@@ -98,9 +98,9 @@ def slice_mapping(atoms: Particles, chosen: Sequence[int], names: Sequence[str] 
     """Return the mapping that keeps some atoms and drops the others.
 
     Args:
-        atoms: of the molecule.
+        atoms: atoms of the molecule.
         chosen: index of the atom of each bead.
-        names: of the beads; those of the atoms where None.
+        names: names of the beads; those of the atoms where None.
 
     Raises:
         ConfigurationError: for indices outside the molecule or an atom that is chosen twice.
@@ -114,9 +114,9 @@ def centre_of_mass_mapping(
     """Return the mapping to centres of mass of groups of atoms.
 
     Args:
-        atoms: of the molecule.
+        atoms: atoms of the molecule.
         groups: indices of the atoms of each bead.
-        names: of the beads; those of their heaviest atoms where None.
+        names: names of the beads; those of their heaviest atoms where None.
         complete: refuse groups that leave atoms out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Native contacts of a chain of beads: how folded it is."""
+"""Native contacts of a chain of beads, a measure of folding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from ...core.errors import ConfigurationError
 
@@ -50,22 +51,21 @@ class NativeContacts:
         return self.each(positions).mean(axis=1)
 
     def each(self, positions: NDArray[Any]) -> FloatArray:
-        """Return how much each contact is formed ``(F, C)``, between 0 and 1."""
+        """Return the degree ``(F, C)`` to which each contact is formed, from 0 to 1."""
         apart = np.linalg.norm(
             np.asarray(positions[:, self.pairs[:, 0]] - positions[:, self.pairs[:, 1]], dtype=np.float64), axis=2
         )
-        strain = np.clip(self.steepness * (apart - self.tolerance * self.native_distances), -500.0, 500.0)
-        formed: FloatArray = 1.0 / (1.0 + np.exp(strain))
+        formed: FloatArray = expit(-self.steepness * (apart - self.tolerance * self.native_distances))
         return formed
 
 
 def contact_map(positions: NDArray[Any], cutoff: float) -> FloatArray:
-    """Return the share of frames ``(n, n)`` in which two beads are closer than ``cutoff`` nm."""
+    """Return the fraction of frames ``(n, n)`` in which two beads are closer than ``cutoff`` nm."""
     count = positions.shape[1]
-    shares: FloatArray = np.zeros((count, count))
+    fractions: FloatArray = np.zeros((count, count))
     for i in range(count):
-        shares[i] = (np.linalg.norm(positions - positions[:, i : i + 1], axis=2) < cutoff).mean(axis=0)
-    return shares
+        fractions[i] = (np.linalg.norm(positions - positions[:, i : i + 1], axis=2) < cutoff).mean(axis=0)
+    return fractions
 
 
 def transitions(values: NDArray[np.float64], low: float, high: float) -> int:

@@ -29,11 +29,11 @@ class GraphConfiguration(StrictModel):
         types: ``residues``: a bead's type is its residue and name; ``names``: its name alone.
         vocabulary: all types that the network knows; empty for those of the beads it is built for. Networks that are to be
             transferred list more.
-        width: of the vectors of a bead.
+        width: length of the vector of a bead.
         filters: Gaussians of the distance.
         interactions: rounds of messages.
         cutoff: nm, where the influence of a neighbour ends.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     kind: Literal["graph"] = "graph"
@@ -57,7 +57,7 @@ class GraphNetwork(nn.Module):
     """Energies of bead configurations in units of kT, from types and distances.
 
     Args:
-        beads: whose types are looked up.
+        beads: beads with their names and residues.
         configuration: sizes.
 
     Raises:
@@ -110,8 +110,8 @@ class GraphNetwork(nn.Module):
         apart = distances(positions, self.pairs)
         scaled = (apart.unsqueeze(-1) - self.centres.to(apart.dtype)) / self.spacing
         gaussians = torch.exp(-0.5 * scaled.square())
-        share = apart.clamp(max=self.cutoff) / self.cutoff
-        envelope = 0.5 * (torch.cos(math.pi * share) + 1.0)
+        reduced = apart.clamp(max=self.cutoff) / self.cutoff
+        envelope = 0.5 * (torch.cos(math.pi * reduced) + 1.0)
         x = self.embedding(self.types).expand(batch, -1, -1).to(apart.dtype)
         for message in self.messages:
             x = x + message(x, gaussians, envelope, self.beads)
@@ -120,7 +120,7 @@ class GraphNetwork(nn.Module):
 
 
 class _Interaction(nn.Module):
-    """One round: neighbours send their vectors through a filter of the distance, and each bead digests the sum."""
+    """One round of messages: vectors of neighbours times a filter of the distance, summed and transformed for each bead."""
 
     def __init__(self, width: int, filters: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks of coarse-grained force fields: invariant features into a perceptron, or a graph that sequences share."""
+"""Networks of coarse-grained force fields: a perceptron on invariant features, or a graph network for several sequences."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class InvariantConfiguration(StrictModel):
     """A perceptron on invariant features (CGnet).
 
     Attributes:
-        width: of the hidden layers.
+        width: width of the hidden layers.
         depth: number of hidden layers.
         activation: ``tanh``, as for capped alanine, or ``silu``, as for the fast folders of arXiv 2203.11167.
         residual: add the input of each hidden layer of equal width to its output.
         lipschitz: bound of the spectral norm of each hidden layer; None for none.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     kind: Literal["invariant"] = "invariant"
@@ -44,7 +44,7 @@ class InvariantNetwork(nn.Module):
     """Energies of bead configurations in units of kT, from invariant features.
 
     Args:
-        beads: whose features are taken.
+        beads: beads with their bonds.
         configuration: sizes.
     """
 

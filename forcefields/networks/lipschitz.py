@@ -20,8 +20,8 @@ class SpectralBound:
     within a percent or so; :func:`project_exactly` ends the training.
 
     Args:
-        layers: what is bounded.
-        bound: of each layer's spectral norm.
+        layers: layers to bound.
+        bound: upper bound of each layer's spectral norm.
     """
 
     def __init__(self, layers: list[nn.Linear], bound: float) -> None:
@@ -40,11 +40,11 @@ class SpectralBound:
             weight.div_((norm / self.bound).clamp_min(1.0))
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """Return what a resumed training needs to repeat the same numbers."""
+        """Return the state that a resumed training needs for the same numbers."""
         return {"vectors": self.vectors}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`."""
         self.vectors = state["vectors"]
 
 

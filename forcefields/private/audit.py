@@ -1,4 +1,4 @@
-"""Audits: how well a membership-inference attack does, as a lower bound of the epsilon that a training really has.
+"""Audits: a membership-inference attack gives a lower bound of the epsilon of a training.
 
 A canary is one unit made to stand out. Trainings with and without it are told apart by a score; by the hypothesis-testing view
 of differential privacy (Kairouz, Oh and Viswanath, arXiv 1311.0776) every attack with true and false positive rates t and f has
@@ -20,12 +20,13 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Potential
+from ...core.model import Model
+from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget
 from .configuration import PrivateTraining
 from .learning.learners import Learner
 from .noise import NoiseSource, SeededNoise
-from .training import PrivateTrainer
+from .training import PrivateObjective
 from .units import UnitData
 
 _FEWEST = 20
@@ -33,13 +34,13 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an attack found.
+    """Result of an attack.
 
     Attributes:
-        epsilon_lower: with the confidence asked for, epsilon is at least this; 0 where the attack found nothing.
-        true_positives: of ``trials`` trainings with the canary, those called so.
-        false_positives: of ``trials`` trainings without, those called to have it.
-        trials: of each kind, not counting those that the threshold was chosen on.
+        epsilon_lower: lower bound of epsilon at the confidence asked for; 0 where the attack found nothing.
+        true_positives: trainings with the canary that the attack recognised, of ``trials``.
+        false_positives: trainings without it that the attack mistook, of ``trials``.
+        trials: trainings of each kind, without those that the threshold was chosen on.
     """
 
     epsilon_lower: float
@@ -54,11 +55,11 @@ def epsilon_lower_bound(
     """Return the epsilon that rates of an attack prove, by Clopper and Pearson's bounds of both rates together.
 
     Args:
-        true_positives: of ``trials`` with the canary.
-        false_positives: of ``trials`` without.
-        trials: of each kind.
-        delta: of the guarantee.
-        confidence: that the bound holds.
+        true_positives: number among ``trials`` with the canary.
+        false_positives: number among ``trials`` without.
+        trials: trainings of each kind.
+        delta: delta of the guarantee.
+        confidence: probability that the bound holds.
     """
     risk = (1.0 - confidence) / 2.0  # shared by the two rates
     true_low = float(beta.ppf(risk, true_positives, trials - true_positives + 1)) if true_positives else 0.0
@@ -71,7 +72,7 @@ def epsilon_lower_bound(
 def audit_scores(with_canary: Tensor, without: Tensor, delta: float, confidence: float = 0.95) -> AuditResult:
     """Return the bound from scores ``(T,)`` of independent trainings with and without the canary.
 
-    The threshold is chosen on the first half of either and judged on the second, so that the choice costs no confidence.
+    The threshold is chosen on the first half of either and evaluated on the second, so that the choice costs no confidence.
 
     Raises:
         ConfigurationError: for fewer than 20 trainings of either kind, or scores that are not finite.
@@ -101,7 +102,7 @@ def audit_scores(with_canary: Tensor, without: Tensor, delta: float, confidence:
 
 @dataclass(frozen=True)
 class CanaryAttack:
-    """White-box attack on a training: everything the guarantee covers is seen, that is, all noisy answers.
+    """White-box attack on a training, which sees everything that the guarantee covers: all noisy answers.
 
     The score of a training is the sum over its steps of the projection of the noisy answer on what the canary would have
     contributed at these parameters, which is the optimal test for Gaussian noise.
@@ -111,17 +112,17 @@ class CanaryAttack:
         data: without the canary.
         canary: one unit of the same kind, to be added.
         budget: stated.
-        settings: of the training.
+        settings: settings of the training.
         learner: makes the model's learner; None for that of a feed-forward network.
         noise: makes the source of randomness of a run; another one breaks the mechanism, to see that this is noticed.
     """
 
-    model: Callable[[], Potential]
+    model: Callable[[], Model]
     data: UnitData
     canary: UnitData
     budget: PrivacyBudget
     settings: PrivateTraining
-    learner: Callable[[Potential], Learner] | None = None
+    learner: Callable[[Model], Learner] | None = None
     noise: Callable[[int], NoiseSource] = SeededNoise
 
     def run(self, trainings: int, seed: int, confidence: float = 0.95) -> AuditResult:
@@ -142,16 +143,16 @@ class CanaryAttack:
         total = 0.0
 
         def observe(step: int, means: list[Tensor]) -> None:
-            alone = trainer.learner.contributions(self.canary.batch(torch.tensor([0])), trainer.thresholds)
-            pairs = zip(means, alone.sums, trainer.thresholds, strict=True)
+            alone = objective.learner.contributions(self.canary.batch(torch.tensor([0])), objective.thresholds)
+            pairs = zip(means, alone.sums, objective.thresholds, strict=True)
             nonlocal total
             total += sum(float((mean * one).sum()) / threshold**2 for mean, one, threshold in pairs)
 
-        trainer = PrivateTrainer(
+        objective = PrivateObjective(
             model, data, self.budget, self.settings, learner, (), self.noise(seed), observe, sampling_rate=rate
         )
-        for _ in range(self.settings.steps):
-            trainer.advance()
+        for _ in Trainer(objective).steps():
+            pass
         return total
 
     def _with_canary(self) -> UnitData:

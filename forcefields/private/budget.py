@@ -1,4 +1,4 @@
-"""What a guarantee costs: budgets, releases, and opacus' accountants that turn one into the other."""
+"""Privacy budgets, releases, and their cost by opacus' accountants."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _HALVINGS = 60
 
 
 class PrivacyBudget(StrictModel):
-    """A guarantee to be kept by all that is ever released about the data.
+    """A guarantee that all releases about the data keep together.
 
     Attributes:
-        epsilon: how far the odds of any conclusion may move when one unit of the data comes or goes.
+        epsilon: bound of the change of log-odds of any conclusion when one unit of the data is added or removed.
         delta: probability that they move further; below one over the number of units.
         neighbours: ``add_remove``, data sets that differ by one unit more or less; or ``replace``, by one unit that is
             another. A sum of contributions of norm C at most moves by C in the first case, by 2 C in the second.
@@ -60,7 +60,7 @@ class Release(StrictModel):
     """One kind of noisy answers about the data: Gaussian noise on sums over Poisson-sampled units.
 
     Attributes:
-        mechanism: what was released, such as ``dp_sgd`` or ``means``.
+        mechanism: kind of release, such as ``dp_sgd`` or ``means``.
         noise_multiplier: standard deviation of the noise over the sensitivity of the sum under adding or removing a unit.
         sampling_rate: probability with which each unit takes part in an answer.
         steps: number of answers.
@@ -86,8 +86,8 @@ def spent(releases: Sequence[Release], delta: float, neighbours: Neighbours, acc
     (group privacy; Dwork and Roth, 2014, theorem 2.2 and lemma 2.2): noise still about doubles, and nothing is taken on trust.
 
     Args:
-        releases: in any order; none give 0.
-        delta: at which epsilon is asked for.
+        releases: releases in any order; none give 0.
+        delta: delta of the guarantee.
         neighbours: relation of data sets.
         accountant: ``rdp`` or ``prv``.
     """

@@ -10,7 +10,7 @@ from ...core.configuration import StrictModel
 
 
 class PrivateTraining(StrictModel):
-    """How a network is trained privately.
+    """Settings of private training.
 
     Attributes:
         method: ``dp_mac`` (feed-forward networks, force fields on invariant features) or ``dp_sgd`` (anything).
@@ -19,14 +19,14 @@ class PrivateTraining(StrictModel):
         clip: norm that contributions are clipped to, one for all blocks or one each (DP-MAC: each layer, then each curvature).
         adaptive_quantile: move the norms towards this quantile of the contributions' norms; None keeps ``clip``. A hundredth of
             the noise budget pays for the counts.
-        adaptive_rate: of that movement.
+        adaptive_rate: rate of that movement.
         learning_rate: peak of the cosine schedule of Adam.
-        final_learning_rate: its end, as a share of the peak.
+        final_learning_rate: its end, as a fraction of the peak.
         average: decay of the moving average of the parameters that is kept; 0 keeps the last ones. It is computed from released
             steps, so it costs nothing.
         order: 1, or 2 for curvatures (DP-MAC).
         damping: added to curvatures.
-        coordinate_steps: on auxiliary coordinates (DP-MAC); None for what suits the network.
+        coordinate_steps: steps on auxiliary coordinates (DP-MAC); None for what suits the network.
         coordinate_rate: their learning rate; None likewise.
     """
 

@@ -1,4 +1,4 @@
-"""The ledger: what a trained model says about the privacy of its data, for people and for programs."""
+"""The privacy ledger of a trained model, for people and for programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import NonNegativeFloat, PositiveInt, ValidationError
 
 from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
+from ...core.model import Model
 from ...core.model_files.privacy_statements import DIGEST, tensors_digest
-from ...core.potential import Potential
 from .budget import Accountant, Neighbours, PrivacyBudget, Release, accountant_name, spent
 
 _FORMAT = 1
@@ -28,15 +28,15 @@ _SEED_POLICY = {
 
 
 class PrivacyLedger(StrictModel):
-    """All releases that a model was made of, with what they cost together.
+    """All releases that made a model, with their total cost.
 
     Attributes:
-        unit: of privacy, such as ``trajectory``.
-        units: their number.
+        unit: unit of privacy, such as ``trajectory``.
+        units: number of units.
         neighbours: relation of data sets.
         epsilon: spent by all releases together.
-        delta: at which.
-        accountant: which computed it.
+        delta: delta of the guarantee.
+        accountant: accountant of the cost.
         releases: each with its mechanism, noise and clipping.
     """
 
@@ -75,7 +75,7 @@ class PrivacyLedger(StrictModel):
             f"{accountant_name(self.accountant)}{caveat}"
         )
 
-    def statement(self, potential: Potential) -> dict[str, Any]:
+    def statement(self, model: Model) -> dict[str, Any]:
         """Return the ledger as plain data, with the digest of the tensors that it covers."""
         return {
             **self.model_dump(mode="json"),
@@ -83,31 +83,31 @@ class PrivacyLedger(StrictModel):
             "accountant_version": accountant_name(self.accountant),
             "seed_policy": _SEED_POLICY[self.noise],
             "not_covered": list(_NOT_COVERED),
-            DIGEST: tensors_digest(potential),
+            DIGEST: tensors_digest(model),
         }
 
-    def attach(self, potential: Potential) -> None:
-        """Make this the ledger of a potential as it is now; model files keep it.
+    def attach(self, model: Model) -> None:
+        """Make this the ledger of a model as it is now; model files keep it.
 
         What is done to a model without looking at the data costs nothing: after such a change, attach the ledger again.
         """
-        potential.privacy = self.statement(potential)
+        model.privacy = self.statement(model)
 
 
-def ledger_of(potential: Potential) -> PrivacyLedger | None:
-    """Return the ledger that a potential carries, from training or from its file; None where it has none.
+def ledger_of(model: Model) -> PrivacyLedger | None:
+    """Return the ledger that a model carries, from training or from its file; None where it has none.
 
     Raises:
         ConfigurationError: when there is one that this version cannot read.
     """
-    if potential.privacy is None:
+    if model.privacy is None:
         return None
-    known = {name: potential.privacy[name] for name in PrivacyLedger.model_fields if name in potential.privacy}
+    known = {name: model.privacy[name] for name in PrivacyLedger.model_fields if name in model.privacy}
     try:
         return PrivacyLedger.model_validate(known)
     except ValidationError as error:
         raise ConfigurationError(
-            f"the privacy statement of this model (format {potential.privacy.get('format')}) cannot be read, so that further "
+            f"the privacy statement of this model (format {model.privacy.get('format')}) cannot be read, so that further "
             f"training could not be added to it; this flowbridge reads format {_FORMAT}: {error}"
         ) from error
 
@@ -120,11 +120,11 @@ def earlier_releases(
     The new data count as the same data: releases add up, though on other data they would not have to.
 
     Args:
-        ledger: of the model so far.
+        ledger: ledger of the model so far.
         before: further releases, such as those of private statistics; those on the ledger already are not counted twice.
-        unit: of the new data.
-        units: their number.
-        budget: of all together.
+        unit: unit of the new data.
+        units: number of units.
+        budget: budget of all together.
 
     Raises:
         ConfigurationError: when unit or neighbours differ.

@@ -1,4 +1,4 @@
-"""Randomness that privacy rests upon: from the operating system's cryptographic generator, or repeatable for research.
+"""Random numbers for privacy: from the operating system's cryptographic generator, or repeatable for research.
 
 A guarantee assumes that nobody can predict or compute the noise. A seed can be guessed, and 32 bits of Mersenne twister output
 more so: ledgers say which source was used.
@@ -23,7 +23,7 @@ class NoiseSource(Protocol):
 
     @property
     def kind(self) -> Literal["cryptographic", "seeded"]:
-        """What ledgers say about it."""
+        """Name of the source in ledgers."""
 
     def begin(self, step: int) -> None:
         """Start the step: a repeatable source gives the same numbers for the same step."""

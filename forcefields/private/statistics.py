@@ -16,7 +16,7 @@ from ...core.errors import ConfigurationError
 from .budget import Release
 from .learning.clipping import clipped_sum
 from .noise import noise_source
-from .units import UnitData, draw_units, sum_by_unit
+from .units import UnitData, draw_units, mean_by_unit
 
 _LEAST_SHARE = 1e-4
 
@@ -46,7 +46,7 @@ def private_moments(
     ``noise_multiplier * sqrt(2)``. The number of units is public.
 
     Args:
-        data: whose inputs are taken.
+        data: data with the inputs.
         centre: ``(d,)``, a public guess of the mean.
         radius: public; inputs further from the centre are drawn in to that distance, which biases the result.
         noise_multiplier: as in :class:`~flowbridge.forcefields.private.budget.Release`.
@@ -66,7 +66,7 @@ def private_moments(
     x = (batch.inputs.double() - centre.double()) / radius
     x = x / x.norm(dim=1, keepdim=True).clamp_min(1.0)
     sensitivity = 2.0**0.5
-    total, _, _ = clipped_sum(sum_by_unit(torch.cat([x, x.square()], dim=1), batch), sensitivity)
+    total, _, _ = clipped_sum(mean_by_unit(torch.cat([x, x.square()], dim=1), batch), sensitivity)
     noisy = (total + noise_multiplier * sensitivity * noise.normal(total.shape)) / data.units
     first, second = noisy.chunk(2)
     # Noise can make a variance negative: no deviation is below that of the noise itself.
@@ -89,8 +89,8 @@ def private_principal_axes(
     ``noise_multiplier`` on each of its entries is enough.
 
     Args:
-        data: whose inputs ``(S, d)`` are taken.
-        axes: how many.
+        data: data with the inputs ``(S, d)``.
+        axes: number of axes.
         noise_multiplier: as in :class:`~flowbridge.forcefields.private.budget.Release`.
         centre: ``(d,)``, public or from :func:`private_moments`; zero by default.
         seed: None for cryptographic noise.

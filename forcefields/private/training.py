@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
-from ...core.potential import Potential
-from ...flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ...core.execution.progress import progress_bar
+from ...core.model import Model
+from ...core.training.objective import Objective, Plan, cosine
+from ...core.training.trainer import Trainer
 from .budget import PrivacyBudget, Release, noise_multiplier
 from .configuration import PrivateTraining
 from .learning.clipping import adapted_thresholds, noise_shares, noisy_sums
@@ -45,7 +45,7 @@ class PrivateResult:
 
 
 def train_privately(
-    model: Potential,
+    model: Model,
     data: UnitData,
     budget: PrivacyBudget,
     settings: PrivateTraining,
@@ -55,7 +55,7 @@ def train_privately(
     seed: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_interval: int = 100,
-    progress: Callable[[range], Any] = iter,
+    show_progress: bool = False,
 ) -> PrivateResult:
     """Train a model within a budget, and attach the ledger to it.
 
@@ -73,27 +73,26 @@ def train_privately(
         checkpoint: file to continue from, written every ``checkpoint_interval`` steps and removed at the end. Steps that were
             lost with an interruption are not on the ledger: nobody saw them.
         checkpoint_interval: in steps.
-        progress: wraps the range of steps to show a bar.
+        show_progress: show a bar on a terminal.
 
     Raises:
         ConfigurationError: for budgets that are used up or do not fit, too few units, layers that mix samples, another
             configuration than the checkpoint's.
     """
-    trainer = PrivateTrainer(model, data, budget, settings, learner, before, noise_source(seed, "training"))
-    if checkpoint is not None and checkpoint.is_file():
-        trainer.resume(checkpoint)
-    for _ in progress(range(trainer.step, settings.steps)):
-        trainer.advance()
-        if checkpoint is not None and trainer.step % checkpoint_interval == 0 and trainer.step < settings.steps:
-            trainer.save(checkpoint)
-    result = trainer.finish()
+    objective = PrivateObjective(model, data, budget, settings, learner, before, noise_source(seed, "training"))
+    trainer = Trainer(objective)
+    with progress_bar("private training", settings.steps, show_progress) as bar:
+        for done in trainer.steps(checkpoint, checkpoint_interval):
+            bar.update(done)
+    trainer.finish()
+    result = objective.result()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
 
 
-class PrivateTrainer:
-    """The loop of :func:`train_privately`, step by step; arguments as there.
+class PrivateObjective(Objective):
+    """Noisy gradients of one training of :func:`train_privately`.
 
     Args:
         model: to train.
@@ -109,7 +108,7 @@ class PrivateTrainer:
 
     def __init__(
         self,
-        model: Potential,
+        model: Model,
         data: UnitData,
         budget: PrivacyBudget,
         settings: PrivateTraining,
@@ -123,13 +122,21 @@ class PrivateTrainer:
             raise ConfigurationError(
                 f"batches of {settings.batch} units cannot be drawn from {data.units} ({data.unit}): take a smaller batch"
             )
-        self._model, self._data, self._budget, self._settings = model, data, budget, settings
+        self._model, self._data, self._budget, self._training = model, data, budget, settings
         self.learner = learner if learner is not None else learner_of(model, data, settings)
         if self.learner.method != settings.method:
             raise ConfigurationError(
                 f"the settings, and so the ledger, say {settings.method}, but the learner trains by "
                 f"{self.learner.method}: make them agree"
             )
+        # Processes of torchrun train for themselves: a mean of their answers would have less noise than the ledger says.
+        steps, parameters = settings.steps, self.learner.parameters
+        plan = Plan(
+            steps, settings.learning_rate,
+            schedule=lambda step: cosine(1.0, settings.final_learning_rate, step, steps - 1),
+            decay=(lambda count: min(settings.average, (count + 1.0) / (count + 11.0))) if settings.average else None,
+        )  # fmt: skip
+        super().__init__(nn.ParameterList(parameters), plan, parameters=parameters)
         self.noise = noise
         self._observer = observer
         self._before = earlier_releases(ledger_of(model), before, data.unit, data.units, budget)
@@ -137,14 +144,12 @@ class PrivateTrainer:
         self.multiplier = noise_multiplier(budget, self._rate, settings.steps, self._before, settings.method)
         self.thresholds = _thresholds(settings.clip, self.learner.blocks)
         self._shares = noise_shares(len(self.learner.blocks), settings.adaptive_quantile is not None)
-        self._optimiser = torch.optim.Adam(self.learner.parameters, lr=settings.learning_rate)
         self._offset = sum(release.steps for release in self._before)
-        self._average = [p.detach().clone() for p in self.learner.parameters] if settings.average else []
-        self.step, self._non_finite, self._smallest = 0, 0, data.units
+        self._non_finite, self._smallest = 0, data.units
 
-    def advance(self) -> None:
-        """Draw units, release one noisy answer, and learn from it."""
-        settings = self._settings
+    def losses(self, generator: torch.Generator) -> Iterator[None]:
+        """Draw units, release one noisy answer, and leave it as the gradient; the noise has a source of its own."""
+        settings = self._training
         self.noise.begin(self._offset + self.step)
         batch = self._data.batch(draw_units(self._data.units, self._rate, self.noise), self.noise)
         contributions = self.learner.contributions(batch, self.thresholds)
@@ -161,101 +166,55 @@ class PrivateTrainer:
         if self._observer is not None:
             self._observer(self.step, means)
         self.learner.assign(means, settings.damping)
-        for group in self._optimiser.param_groups:
-            group["lr"] = settings.learning_rate * self._fade()
-        self._optimiser.step()
-        self.step += 1
-        for kept, parameter in zip(self._average, self.learner.parameters, strict=False):
-            kept.lerp_(parameter.detach(), 1.0 - min(settings.average, self.step / (self.step + 10.0)))
+        yield None
 
-    def finish(self) -> PrivateResult:
-        """Leave the trained parameters and the ledger in the model."""
-        if self.step != self._settings.steps:
-            raise ConfigurationError(f"training is at step {self.step} of {self._settings.steps}: it is not finished")
-        with torch.no_grad():
-            for kept, parameter in zip(self._average, self.learner.parameters, strict=False):
-                parameter.copy_(kept)
+    def result(self) -> PrivateResult:
+        """Attach the ledger to the model."""
+        if self.step != self.plan.steps:
+            raise ConfigurationError(f"training is at step {self.step} of {self.plan.steps}: it is not finished")
         for parameter in self.learner.parameters:
             parameter.grad = None
         ledger = PrivacyLedger.of([*self._before, self._release()], self._budget, self._data.unit, self._data.units)
         ledger.attach(self._model)
         return PrivateResult(ledger, self._non_finite, self._smallest, self.thresholds)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint. It belongs to the owner of the data: a model for others comes from :meth:`finish`."""
-        state = {
-            "identity": self._identity(), "step": self.step, "thresholds": self.thresholds, "non_finite": self._non_finite,
-            "smallest": self._smallest,
-        }  # fmt: skip
-        save_checkpoint(path, _Trained(self.learner.parameters, self._average), self._optimiser, state)
+    def state_dict(self) -> dict[str, Any]:
+        """Return thresholds and what is counted."""
+        return {"thresholds": self.thresholds, "non_finite": self._non_finite, "smallest": self._smallest}
 
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint of the same training.
-
-        Raises:
-            ConfigurationError: when budget, settings, units, noise or earlier releases are others.
-        """
-        trained = _Trained(self.learner.parameters, self._average)
-        state = load_checkpoint(path, trained, self._optimiser)
-        theirs, ours = json.loads(state["identity"]), json.loads(self._identity())
-        changed = [
-            f"{name} {theirs.get(name)} there, {ours[name]} now" for name in ours if theirs.get(name) != ours[name]
-        ]
-        if changed:
-            raise ConfigurationError(
-                f"{path}: holds a training with another guarantee ({'; '.join(changed)}). What was spent cannot be taken back: "
-                "continue it as it was, or remove the file to start anew, and count its steps if anybody saw its model"
-            )
-        with torch.no_grad():
-            for kept, stored in zip(self._average, trained.averages, strict=False):
-                kept.copy_(stored)
-        self.step, self.thresholds = int(state["step"]), [float(value) for value in state["thresholds"]]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.thresholds = [float(value) for value in state["thresholds"]]
         self._non_finite, self._smallest = int(state["non_finite"]), int(state["smallest"])
 
-    def _fade(self) -> float:
-        done = self.step / max(self._settings.steps - 1, 1)
-        final = self._settings.final_learning_rate
-        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+    def identity(self) -> dict[str, Any]:
+        """Return what the guarantee depends on."""
+        return {
+            "budget": self._budget.model_dump(mode="json"),
+            "settings": self._training.model_dump(mode="json"),
+            "units": [self._data.unit, self._data.units],
+            "noise": self.noise.kind,
+            "seed": getattr(self.noise, "seed", None),
+            "before": [release.model_dump(mode="json") for release in self._before],
+        }
+
+    def refusal(self, changes: str) -> str:
+        """Say that steps which somebody saw stay spent."""
+        return (
+            f"holds a training with another guarantee ({changes}). What was spent cannot be taken back: continue it as it was, "
+            "or remove the file to start anew, and count its steps if anybody saw its model"
+        )
 
     def _release(self) -> Release:
-        adaptive = self._settings.adaptive_quantile
+        adaptive = self._training.adaptive_quantile
         blocks = self.learner.blocks
-        clipping: dict[str, Any] = dict(zip(blocks, _thresholds(self._settings.clip, blocks), strict=True))
+        clipping: dict[str, Any] = dict(zip(blocks, _thresholds(self._training.clip, blocks), strict=True))
         if adaptive is not None:
             clipping = {"start": clipping, "adaptive_quantile": adaptive}
         return Release(
-            mechanism=self._settings.method, noise_multiplier=self.multiplier, sampling_rate=self._rate,
-            steps=self._settings.steps, clipping=clipping, noise=self.noise.kind,
+            mechanism=self._training.method, noise_multiplier=self.multiplier, sampling_rate=self._rate,
+            steps=self._training.steps, clipping=clipping, noise=self.noise.kind,
         )  # fmt: skip
-
-    def _identity(self) -> str:
-        """Return what must not change between the beginning and the end of a training."""
-        return json.dumps(
-            {
-                "budget": self._budget.model_dump(mode="json"),
-                "settings": self._settings.model_dump(mode="json"),
-                "units": [self._data.unit, self._data.units],
-                "noise": self.noise.kind,
-                "seed": getattr(self.noise, "seed", None),
-                "before": [release.model_dump(mode="json") for release in self._before],
-            }
-        )
-
-
-class _Trained(nn.Module):
-    """Parameters and their averages under plain names, for checkpoints."""
-
-    def __init__(self, parameters: list[nn.Parameter], averages: list[Tensor]) -> None:
-        super().__init__()
-        self.values = nn.ParameterList(parameters)
-        self._count = len(averages)
-        for number, average in enumerate(averages):
-            self.register_buffer(f"average_{number}", average)
-
-    @property
-    def averages(self) -> list[Tensor]:
-        """In the order of the parameters."""
-        return [getattr(self, f"average_{number}") for number in range(self._count)]
 
 
 def _thresholds(clip: float | tuple[float, ...], blocks: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Whom privacy protects: samples grouped into units (frames, trajectories, molecules) that are drawn and clipped as one."""
+"""Units of privacy: samples grouped into frames, trajectories or molecules that are drawn and clipped as one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class UnitData:
         inputs: ``(S, ...)``.
         targets: ``(S, ...)``: values, class numbers, forces.
         owners: ``(S,)``, a number for each sample that samples of the same unit share; None makes every sample a unit.
-        unit: what a unit is, for the ledger: ``frame``, ``trajectory``, ``molecule``, ``patient`` ...
-        per_step: samples that a drawn unit contributes in a step, chosen anew each time without replacement; None for all.
+        unit: name of a unit, for the ledger: ``frame``, ``trajectory``, ``molecule``, ``patient`` ...
+        per_step: samples that a drawn unit contributes in a step, chosen each time without replacement; None for all.
             Which ones is the unit's own affair: its contribution is clipped as before, and no privacy is claimed for it.
     """
 
@@ -70,7 +70,7 @@ class UnitData:
 
     @property
     def units(self) -> int:
-        """Their number, which counts as public."""
+        """Number of units, which counts as public."""
         return len(self._starts) - 1
 
     def batch(self, chosen: Tensor, noise: NoiseSource | None = None) -> UnitBatch:
@@ -98,10 +98,8 @@ def draw_units(units: int, rate: float, noise: NoiseSource) -> Tensor:
     return torch.nonzero(noise.uniform(units) < rate)[:, 0]
 
 
-def sum_by_unit(values: Tensor, batch: UnitBatch, *, mean: bool = True) -> Tensor:
-    """Return sums, or means, ``(U, ...)`` over the samples ``(S, ...)`` of each unit."""
+def mean_by_unit(values: Tensor, batch: UnitBatch) -> Tensor:
+    """Return means ``(U, ...)`` over the samples ``(S, ...)`` of each unit."""
     total = values.new_zeros(batch.units, *values.shape[1:]).index_add_(0, batch.owners, values)
-    if not mean:
-        return total
     sizes = torch.bincount(batch.owners, minlength=batch.units).clamp_min(1).to(values.dtype)
     return total / sizes.reshape(-1, *(1,) * (values.dim() - 1))

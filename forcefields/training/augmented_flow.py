@@ -10,6 +10,7 @@ eta)`` averages at fixed R to the force of the marginal, so that regression on i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -45,7 +46,7 @@ class TeacherConfiguration(StrictModel):
         harmonics: conditioners see cos and sin of k times each torsion, k = 1 .. harmonics.
         minimum_width: smallest support of a bump, in turns: bounds how sharp forces are.
         stiff: the flow of bonds and angles, conditioned on the torsions.
-        seed: of the initial parameters.
+        seed: random seed of the initial parameters.
     """
 
     auxiliary: NonNegativeInt = 0
@@ -83,7 +84,7 @@ class Proposals(NamedTuple):
     log_ratio: Tensor
 
 
-class _Block(nn.Module):
+class _AugmentedBlock(nn.Module):
     """Auxiliary variables given the torsions, then each half of the torsions given the other half and the auxiliary ones."""
 
     def __init__(
@@ -151,7 +152,7 @@ class AugmentedFlow(nn.Module):
         for _ in range(configuration.blocks):
             order = torch.randperm(torsions, generator=generator).tolist()
             halves = [sorted(order[: torsions // 2]), sorted(order[torsions // 2 :])] if torsions > 1 else [order]
-            blocks.append(_Block(torsions, halves, configuration, generator))
+            blocks.append(_AugmentedBlock(torsions, halves, configuration, generator))
         self.blocks = nn.ModuleList(blocks)
         whole = CoordinateFlow(coordinates, configuration.flow())
         self.stiff, self.features = whole.stiff, whole.features
@@ -221,7 +222,7 @@ class FlowTeacher(nn.Module):
         return self.flow.log_prob(coordinates, auxiliary).double() + log_det
 
     def log_ratio(self, positions: Tensor, auxiliary: Tensor) -> Tensor:
-        """Return ``log p(R, eta) - log N(eta)`` ``(B,)``, float64: how dense the flow is where the data's eta is normal."""
+        """Return ``log p(R, eta) - log N(eta)`` ``(B,)``, float64: the flow's density relative to the data's normal eta."""
         noise = auxiliary.double()
         normal = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[-1] * math.log(2.0 * math.pi)
         return self.log_prob(positions, auxiliary) - normal
@@ -234,11 +235,8 @@ class FlowTeacher(nn.Module):
         with torch.no_grad():
             return torch.cat([self.log_ratio(*part) for part in parts])
 
-    def joint_forces(self, positions: Tensor, auxiliary: Tensor) -> Tensor:
-        """Return ``kT grad_R log p(R, eta)`` ``(B, n, 3)`` in kJ/mol/nm."""
-        return self._looked_at(positions, auxiliary).forces
-
-    def _looked_at(self, positions: Tensor, auxiliary: Tensor) -> TeacherSamples:
+    def evaluate(self, positions: Tensor, auxiliary: Tensor) -> TeacherSamples:
+        """Return joint forces ``kT grad_R log p(R, eta)`` and log-ratios at ``(B, n, 3)`` nm and ``(B, A)``."""
         with torch.enable_grad():
             leaf = positions.detach().double().requires_grad_(True)
             log_ratio = self.log_ratio(leaf, auxiliary)
@@ -247,24 +245,21 @@ class FlowTeacher(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator) -> TeacherSamples:
         """Draw configurations with their joint forces."""
-        if count < 1:
-            raise ConfigurationError(f"the number of samples must be positive, got {count}")
-        parts = []
-        for start in range(0, count, _CHUNK):
-            coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
-            with torch.no_grad():
-                positions, _ = self.coordinates(coordinates)
-            parts.append(self._looked_at(positions, auxiliary))
+        parts = [self.evaluate(*drawn) for drawn in self._draws(count, generator)]
         return TeacherSamples(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
 
     def propose(self, count: int, generator: torch.Generator) -> Proposals:
         """Draw configurations with what importance weights need; ``log_weight = -U/kT - log_ratio``."""
+        with torch.no_grad():
+            parts = [(drawn[0], self.log_ratio(*drawn)) for drawn in self._draws(count, generator)]
+        return Proposals(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
+
+    def _draws(self, count: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield positions and auxiliary variables in chunks."""
         if count < 1:
             raise ConfigurationError(f"the number of samples must be positive, got {count}")
-        parts = []
-        with torch.no_grad():
-            for start in range(0, count, _CHUNK):
-                coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
+        for start in range(0, count, _CHUNK):
+            coordinates, auxiliary = self.flow.sample(min(_CHUNK, count - start), generator)
+            with torch.no_grad():
                 positions, _ = self.coordinates(coordinates)
-                parts.append(Proposals(positions, self.log_ratio(positions, auxiliary)))
-        return Proposals(*(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True)))
+            yield positions, auxiliary

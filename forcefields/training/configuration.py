@@ -1,4 +1,4 @@
-"""Schedules of training, as the TOML holds them."""
+"""Schedules of training: the tables of the TOML file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ...core.compilation.programs import CompilationMode
 from ...core.configuration import StrictModel
+from ...core.training.objective import CosineStage
 
 Method = Literal["force_matching", "flow_matching", "noised_force_matching"]
 
 
-class Stage(StrictModel):
+class Stage(CosineStage):
     """One training stage.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: frames a step.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
-        patience: stop after so many looks at held-out frames without improvement; 0 never stops. The parameters that were best
-            on held-out frames are kept in any case.
+        patience: stop after so many evaluations on held-out frames without improvement; 0 never stops. The parameters
+            that were best on held-out frames are kept in any case.
     """
 
     steps: PositiveInt = 4000
@@ -40,8 +36,8 @@ class NoiseConfiguration(StrictModel):
 
     Attributes:
         width: nm, standard deviation of the noise on every bead coordinate.
-        force_share: of the mapped force in the label; the rest is the noise's own force ``kT (R - R') / width^2``. Both
-            have the same average; 0 needs no forces.
+        force_share: fraction of the mapped force in the label; the rest is the noise's own force ``kT (R - R') /
+            width^2``. Both have the same average; 0 needs no forces.
     """
 
     width: PositiveFloat = 0.005
@@ -49,22 +45,22 @@ class NoiseConfiguration(StrictModel):
 
 
 class CoarseTrainingConfiguration(StrictModel):
-    """How a coarse-grained force field is trained.
+    """Training of a coarse-grained force field.
 
     Attributes:
         method: ``force_matching`` on mapped forces, ``flow_matching`` on those of a flow that learned the frames without
             forces, or ``noised_force_matching``.
         teacher: maximum likelihood of the flow (flow-matching only).
         student: force matching of the network.
-        samples: of the teacher that the student learns from.
-        contrast: weight, beside the force error, of telling frames from samples of the teacher (flow-matching only; see
+        samples: number of samples of the teacher that the student learns from.
+        contrast: weight of noise-contrastive estimation in the loss, next to the force error (flow-matching only; see
             :mod:`~flowbridge.forcefields.training.noise_contrastive`); 0 for forces alone, as in arXiv 2203.11167.
         largest_mean_square_force: (kT/nm)^2; samples of the teacher above it are left out, and counted.
-        noise: of noised force matching.
-        held_out: share of frames that judge but do not train.
+        noise: settings of noised force matching.
+        held_out: fraction of frames for evaluation, which do not train.
         checkpoint_interval: steps between checkpoints.
-        log_interval: steps between points of the curve and looks at held-out frames, by which the best parameters are chosen: a
-            flow overfits a thousand frames within a hundred steps.
+        log_interval: steps between points of the curve and evaluations on held-out frames, by which the best parameters
+            are chosen: a flow overfits a thousand frames within a hundred steps.
         compilation: whether steps are compiled; auto: where a stage has 3000 of them or more.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from torch import nn
 from ...core.errors import ConfigurationError, NonFiniteEnergyError
 from ...core.potential import Particles
 from ...core.statistics.estimates import effective_sample_percent
+from ...core.training.trainer import train
 from ...core.units import thermal_energy
-from ...flows.boltzmann.training.stage_training import run_stage
+from ...flows.boltzmann.training.compiled_gradients import compilation_of
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.graph_network import GraphConfiguration
@@ -21,7 +23,6 @@ from ..networks.invariant_network import InvariantConfiguration
 from ..prior_statistics import PriorConfiguration, fit_prior
 from .augmented_flow import FlowTeacher, TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
-from .gradients import compilation_of
 from .modules import StudentTraining, TeacherTraining
 from .noise_contrastive import ContrastedStudentTraining
 
@@ -76,7 +77,7 @@ def train_force_field(
     force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
     lesson = taught_frames(beads, frames, temperature, force_field, teacher, settings, folder, seed, show_progress)
     student = student_of(force_field, lesson, settings, seed)
-    curve = run_stage(student, "student", settings.checkpoint_interval, folder, show_progress)
+    curve = train(student, folder / "student", settings.checkpoint_interval, show_progress)
     metadata = {**lesson.metadata, **metadata_of(student)}
     return CoarseTrainingResult(force_field.eval(), {**lesson.curves, "student": curve}, metadata, lesson.teacher)
 
@@ -148,7 +149,7 @@ def metadata_of(student: StudentTraining) -> dict[str, Any]:
     """Return what is worth reporting of a training that has ended."""
     metadata = {"held_out_force_error": student.held_out_force_error(), "label_scale_kt_per_nm": student.scale**0.5}
     if isinstance(student, ContrastedStudentTraining):
-        metadata["held_out_contrast_nats"] = student.held_out_contrast(student.flow)
+        metadata["held_out_contrast_nats"] = student.held_out_contrast(student.module)
     return metadata
 
 
@@ -172,8 +173,9 @@ def train_teacher(
         flow, settings.teacher, train_set.positions, train_set.weights, held_out.positions, held_out.weights, seed,
         settings.log_interval, compilation_of(settings.compilation, settings.teacher.steps),
     )  # fmt: skip
-    curve = run_stage(module, "teacher", settings.checkpoint_interval, folder, show_progress)
-    return flow, curve, {"held_out_negative_log_likelihood": module.best}
+    curve = train(module, folder / "teacher", settings.checkpoint_interval, show_progress)
+    best = min((point["held_out"] for point in curve if "held_out" in point), default=math.inf)
+    return flow, curve, {"held_out_negative_log_likelihood": best}
 
 
 def teacher_frames(

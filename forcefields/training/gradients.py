@@ -1,8 +1,7 @@
 """Losses with their gradients, as functions of a module and tensors: evaluated with torch, or compiled.
 
-They record nothing and decide nothing by value; see :mod:`flowbridge.flows.boltzmann.compiled_functions`. All that
-differs from one training to the next comes as parameters or tensors, so that one program serves every training of the
-same sizes.
+They keep no graph and never branch on values; see :mod:`flowbridge.flows.boltzmann.compiled_functions`. Parameters and
+tensors hold all that differs between trainings, so one program serves every training of the same sizes.
 """
 
 from __future__ import annotations
@@ -13,19 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.compilation.functions import Results
-from ...core.compilation.programs import resolved
 from ...flows.boltzmann.molecule_coordinates import Coordinates
-
-_LONG = 3000  # steps from which compiling, a minute or two, pays
-
-
-def compilation_of(mode: str, steps: int) -> str:
-    """Return whether a stage is compiled: with ``auto`` where it is long enough.
-
-    Not by what the cache holds: compiled and interpreted sums round differently, and a seed should give one model.
-    """
-    chosen = resolved(mode)
-    return "never" if chosen == "auto" and steps < _LONG else chosen
 
 
 def augmented_likelihood_gradients(
@@ -60,7 +47,7 @@ def network_force_gradients(
         return (loss.detach(), *_by_parameters(loss, network))
 
 
-def contrasted_force_gradients(
+def noise_contrastive_gradients(
     network: nn.Module,
     positions: Tensor,
     labels: Tensor,
@@ -71,41 +58,41 @@ def contrasted_force_gradients(
     balance: Tensor,
     *standardisation: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the weighted sum of the force error and the :func:`contrast`, and its gradients by the parameters of a network.
+    """Return the weighted sum of force error and :func:`ranking_loss`, and its gradients by the parameters of a network.
 
     Args:
         network: gives energies ``(B,)`` in kT.
-        positions: of the labels ``(B, n, 3)`` nm.
+        positions: positions of the labels ``(B, n, 3)`` nm.
         labels: forces ``(B, n, 3)`` kT/nm.
         frames: positions ``(F, n, 3)`` nm.
         frame_offsets: ``log exp(-U/kT)/q`` ``(F,)`` of the frames without the network.
         samples: positions ``(S, n, 3)`` nm.
         sample_offsets: as ``frame_offsets`` ``(S,)``.
-        balance: weights ``(2,)`` of the force error and the contrast.
+        balance: weights ``(2,)`` of the force error and the ranking loss.
         standardisation: mean and deviation of the network's features, where it has them.
     """
     with torch.enable_grad():
         error = _force_error(network, positions, labels, standardisation)
         energies = _energies(network, torch.cat([frames, samples]), standardisation)
         count = len(frames)
-        told = contrast(frame_offsets - energies[:count], sample_offsets - energies[count:])
-        loss = balance[0] * error + balance[1] * told
+        ranking = ranking_loss(frame_offsets - energies[:count], sample_offsets - energies[count:])
+        loss = balance[0] * error + balance[1] * ranking
         return (loss.detach(), *_by_parameters(loss, network))
 
 
 def loss_and_slope(found: Results, expected: Results) -> tuple[Results, Results]:
     """Return what compiled and interpreted results have to agree in: the loss, and the gradient as one vector.
 
-    A constant in the energy is nothing to the contrast, so that one component of the gradient is rounding alone.
+    The ranking loss does not depend on a constant in the energy, so one component of the gradient is rounding alone.
     """
     first, second = ((one[0], torch.cat([part.flatten() for part in one[1:]])) for one in (found, expected))
     return first, second
 
 
-def contrast(frames: Tensor, samples: Tensor) -> Tensor:
-    """Return how badly frames are recognised, one at a time among all samples, from log-ratios ``(F,)`` and ``(S,)``.
+def ranking_loss(frames: Tensor, samples: Tensor) -> Tensor:
+    """Return the ranking loss of noise-contrastive estimation from log-ratios of frames ``(F,)`` and samples ``(S,)``.
 
-    The mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of the frames under the
+    It is the mean of ``-log r(frame) / mean(r(frame), r(samples))``: with many samples the cross-entropy of frames under the
     Boltzmann distribution less that under the density of the samples, in nats.
     """
     among = torch.logaddexp(frames, torch.logsumexp(samples, 0)) - math.log(1.0 + len(samples))

@@ -1,20 +1,20 @@
-"""Training stages as Lightning modules: each step is a function of the seed and the step number alone."""
+"""The objectives of coarse graining: maximum likelihood of the teacher, force matching of the student."""
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import ConfigurationError, ConvergenceError
+from ...core.errors import ConfigurationError
 from ...core.units import thermal_energy
 from ...flows.boltzmann.compiled_functions import CompiledFlowFunction
 from ...flows.boltzmann.molecule_coordinates import Coordinates
 from ...flows.boltzmann.training.compiled_gradients import with_gradients
-from ...flows.boltzmann.training.stage_training import StageTraining
+from ...flows.transforms.merging import MergingObjective
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.lipschitz import SpectralBound, project_exactly
 from .augmented_flow import FlowTeacher
@@ -22,79 +22,17 @@ from .configuration import NoiseConfiguration, Stage
 from .gradients import augmented_likelihood_gradients, network_force_gradients
 
 MOST_HELD_OUT = 4096
-_LARGEST_SEED = 2**62
 
 
-class AveragedTraining(StageTraining):
-    """What teacher and student share: optimiser, schedule, averaged parameters, held-out frames, training curve.
+class CoarseObjective(MergingObjective):
+    """What teacher and student share."""
 
-    Args:
-        trained: what is trained in place.
-        stage: schedule.
-        seed: of the batches.
-        log_interval: steps between points of the curve.
-    """
-
-    def __init__(self, trained: nn.Module, stage: Stage, seed: int, log_interval: int) -> None:
-        super().__init__(trained, stage, seed, log_interval)
-        self.stage: Stage = stage
-        self.best, self.waited = math.inf, 0
-        self.best_parameters: dict[str, Tensor] | None = None
-
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch drawn with a generator."""
-        raise TypeError(f"{type(self).__name__} defines no loss")
-
-    def held_out_loss(self, trained: nn.Module) -> float | None:
-        """Return the loss of held-out frames; None where there are none."""
-        raise TypeError(f"{type(self).__name__} defines no held_out_loss")
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
-        if self.global_step and self.global_step % self.log_interval == 0:
-            self._look(self.averaged.module)
-            if 0 < self.stage.patience <= self.waited:
-                self.trainer.should_stop = True
-        loss = self.loss(torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) % _LARGEST_SEED))
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the loss of step {self.global_step} of {type(self).__name__} is {loss.item()}: lower its learning_rate, or "
-                "look for frames with broken molecules or enormous forces"
-            )
-        if self.global_step % self.log_interval == 0:
-            self.curve.append({"step": float(self.global_step), "loss": float(loss.detach())})
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
-        return loss
-
-    def _look(self, trained: nn.Module) -> None:
-        value = self.held_out_loss(trained)
-        if value is None:
-            return
-        self.curve.append({"step": float(self.global_step), "held_out": value})
-        if value < self.best:
-            self.best, self.waited = value, 0
-            self.best_parameters = copy.deepcopy(trained.state_dict())
-        else:
-            self.waited += 1
-
-    def finish(self) -> None:
-        """Leave the averaged parameters in what was trained: the last, or those that were best on held-out frames."""
-        self._look(self.averaged.module)
-        self.flow.load_state_dict(self.best_parameters or self.averaged.module.state_dict())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the curve and what the held-out frames said."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["held_out"] = {"best": self.best, "waited": self.waited, "parameters": self.best_parameters}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the curve and what the held-out frames said."""
-        super().on_load_checkpoint(checkpoint)
-        kept = checkpoint["held_out"]
-        self.best, self.waited, self.best_parameters = kept["best"], kept["waited"], kept["parameters"]
+    stage: Stage
+    recorded = "loss"
+    loss_advice = "lower its learning_rate, or look for frames with broken molecules or enormous forces"
 
 
-class TeacherTraining(AveragedTraining):
+class TeacherTraining(CoarseObjective):
     """Maximum likelihood of an augmented flow; auxiliary variables are drawn anew for every batch.
 
     Args:
@@ -136,19 +74,19 @@ class TeacherTraining(AveragedTraining):
             self.held_out = (_coordinates(teacher, held_out[chosen], dtype), auxiliary, share)
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`AveragedTraining.loss`."""
+        """Return the loss of one batch."""
         chosen = drawn(len(self.data.stiff), self.weights, self.stage.batch, generator)
         auxiliary = torch.randn(len(chosen), self.auxiliary, generator=generator, dtype=self.data.stiff.dtype)
         loss, *gradients = self.evaluate(self.data.circular[chosen], self.data.stiff[chosen], auxiliary)
-        return with_gradients(loss, self.flow, tuple(gradients))
+        return with_gradients(loss, self.module, tuple(gradients))
 
-    def held_out_loss(self, trained: nn.Module) -> float | None:
-        """See :meth:`AveragedTraining.held_out_loss`."""
+    def held_out_loss(self, module: nn.Module) -> float | None:
+        """Return the loss of held-out frames; None where there are none."""
         if self.held_out is None:
             return None
         data, auxiliary, share = self.held_out
         with torch.no_grad():
-            values = -trained.log_prob(data, auxiliary).double()  # type: ignore[operator]
+            values = -module.log_prob(data, auxiliary).double()  # type: ignore[operator]
         return float(values.mean() if share is None else (values * share).sum() / share.sum())
 
 
@@ -158,7 +96,7 @@ def _coordinates(teacher: FlowTeacher, positions: Tensor, dtype: torch.dtype) ->
     return Coordinates(*(part.to(dtype) for part in coordinates))
 
 
-class StudentTraining(AveragedTraining):
+class StudentTraining(CoarseObjective):
     """Force matching of the network on what the prior leaves of the forces.
 
     The loss is the mean square of a component of the force error in units of kT/nm, over its size in the data: 1 for a network
@@ -237,13 +175,13 @@ class StudentTraining(AveragedTraining):
         return moved.to(self.dtype_of_network), self._residual(moved, label)
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`AveragedTraining.loss`."""
+        """Return the loss of one batch."""
         positions, labels = self._batch(self.stage.batch, generator)
         loss, *gradients = self.evaluate(positions, labels, *self.force_field.standardisation)
-        return with_gradients(loss, self.flow, tuple(gradients)) / self.scale
+        return with_gradients(loss, self.module, tuple(gradients)) / self.scale
 
-    def held_out_loss(self, trained: nn.Module) -> float | None:
-        """See :meth:`AveragedTraining.held_out_loss`."""
+    def held_out_loss(self, module: nn.Module) -> float | None:
+        """Return the loss of held-out frames; None where there are none."""
         if self.held_out is None:
             return None
         positions, forces, weights = self.held_out
@@ -254,33 +192,32 @@ class StudentTraining(AveragedTraining):
             labels = self._residual(positions[chosen], None if forces is None else forces[chosen])
         else:
             moved, labels = self._noised(positions[chosen], None if forces is None else forces[chosen], generator)
-        found = network_forces(trained, moved)
+        found = network_forces(module, moved)
         return float((found - labels).double().square().mean() / self.scale)
 
     def held_out_force_error(self) -> float | None:
         """Return the force error of what was trained on held-out frames; None where there are none."""
-        return self.held_out_loss(self.flow)
+        return self.held_out_loss(self.module)
 
-    def after_step(self) -> None:
+    def after_update(self) -> None:
         """Keep the Lipschitz bound."""
         if math.isfinite(self.bound.bound):
             self.bound.project()
 
     def finish(self) -> None:
-        """See :meth:`AveragedTraining.finish`; afterwards the bound holds exactly."""
+        """See :meth:`Objective.finish`; afterwards the bound holds exactly."""
         super().finish()
         if math.isfinite(self.bound.bound):
             project_exactly(self.bound.layers, self.bound.bound)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the power iteration besides."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["bound"] = self.bound.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """Return the power iteration besides."""
+        return {**super().state_dict(), "bound": self.bound.state_dict()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the power iteration besides."""
-        super().on_load_checkpoint(checkpoint)
-        self.bound.load_state_dict(checkpoint["bound"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.bound.load_state_dict(state["bound"])
 
 
 def drawn(frames: int, weights: Tensor | None, count: int, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from ...flows.boltzmann.training.compiled_gradients import with_gradients
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from .configuration import Stage
-from .gradients import contrast, contrasted_force_gradients, loss_and_slope
+from .gradients import loss_and_slope, noise_contrastive_gradients, ranking_loss
 from .modules import MOST_HELD_OUT, StudentTraining, drawn
 
 _SAMPLES_PER_FRAME = 4
@@ -62,7 +62,7 @@ class ContrastedStudentTraining(StudentTraining):
             force_field, stage, samples.positions, samples.forces, samples.weights,
             (held_out_samples.positions, held_out_samples.forces, held_out_samples.weights), seed, log_interval,
         )  # fmt: skip
-        self.evaluate = CompiledFlowFunction(self.flow, contrasted_force_gradients, compilation, loss_and_slope)
+        self.evaluate = CompiledFlowFunction(self.module, noise_contrastive_gradients, compilation, loss_and_slope)
         self.frames, self.judges = frames, held_out_frames
         offsets = [self._offsets(one) for one in (samples, held_out_samples, frames, held_out_frames)]
         middle = offsets[2].median()  # a constant that drops out, taken off before digits are lost in single precision
@@ -81,7 +81,7 @@ class ContrastedStudentTraining(StudentTraining):
         return -torch.cat(energies) / self.kt - frames.log_ratio
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`AveragedTraining.loss`."""
+        """Return the loss of one batch."""
         positions, labels = self._batch(self.stage.batch, generator)
         chosen = drawn(len(self.frames), self.frames.weights, self.stage.batch, generator)
         others = torch.randint(len(self.positions), (_SAMPLES_PER_FRAME * self.stage.batch,), generator=generator)
@@ -90,16 +90,16 @@ class ContrastedStudentTraining(StudentTraining):
             positions, labels, self.frames.positions[chosen].to(dtype), self.offsets[2][chosen],
             self.positions[others].to(dtype), self.offsets[0][others], self.balance, *self.force_field.standardisation,
         )  # fmt: skip
-        return with_gradients(loss, self.flow, tuple(gradients))
+        return with_gradients(loss, self.module, tuple(gradients))
 
-    def held_out_loss(self, trained: nn.Module) -> float | None:
-        """See :meth:`AveragedTraining.held_out_loss`."""
-        force_error, found = super().held_out_loss(trained), self.held_out_contrast(trained)
+    def held_out_loss(self, module: nn.Module) -> float | None:
+        """Return force error and weighted contrast of held-out frames and samples; None where there are none."""
+        force_error, found = super().held_out_loss(module), self.held_out_contrast(module)
         return None if force_error is None else force_error + float(self.balance[1]) * found
 
     def held_out_force_error(self) -> float | None:
         """See :meth:`StudentTraining.held_out_force_error`."""
-        return super().held_out_loss(self.flow)
+        return super().held_out_loss(self.module)
 
     def held_out_contrast(self, trained: nn.Module) -> float:
         """Return by how much less likely (nats) held-out frames are under the force field than under the flow."""
@@ -109,4 +109,4 @@ class ContrastedStudentTraining(StudentTraining):
         with torch.no_grad():
             frames = trained(self.judges.positions[chosen].to(dtype))
             samples = trained(self.held_out_positions[:MOST_HELD_OUT].to(dtype))
-            return float(contrast(self.offsets[3][chosen] - frames, self.offsets[1][:MOST_HELD_OUT] - samples))
+            return float(ranking_loss(self.offsets[3][chosen] - frames, self.offsets[1][:MOST_HELD_OUT] - samples))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
-from ...flows.boltzmann.training.stage_training import run_stage
+from ...core.training.trainer import train
 from ..beads.frames import BeadFrames
 from ..coarse_grained_force_field import CoarseGrainedForceField
 from ..networks.graph_network import GraphConfiguration, GraphNetwork, bead_types
@@ -20,12 +20,12 @@ from ..prior_statistics import PriorConfiguration, fit_prior
 from .augmented_flow import TeacherConfiguration
 from .configuration import CoarseTrainingConfiguration
 from .fitting import CoarseTrainingResult, metadata_of, refuse_frames, student_of, taught_frames
-from .modules import AveragedTraining, StudentTraining
+from .modules import CoarseObjective, StudentTraining
 
 _OFFSET = 104_729  # separates the seeds of molecules
 
 
-class SharedTraining(AveragedTraining):
+class SharedTraining(CoarseObjective):
     """Force matching of one network on several molecules; the loss is the mean of theirs, each over its own scale.
 
     Args:
@@ -35,19 +35,19 @@ class SharedTraining(AveragedTraining):
     """
 
     def __init__(self, members: Sequence[StudentTraining], seed: int, log_interval: int) -> None:
-        super().__init__(members[0].flow, members[0].stage, seed, log_interval)
+        super().__init__(members[0].module, members[0].stage, seed, log_interval)
         self.members = list(members)  # a plain list: they are no parts whose parameters count
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """See :meth:`AveragedTraining.loss`."""
+        """Return the loss of one batch."""
         return torch.stack([member.loss(generator) for member in self.members]).mean()
 
-    def held_out_loss(self, trained: nn.Module) -> float | None:
-        """See :meth:`AveragedTraining.held_out_loss`."""
-        if not isinstance(trained, GraphNetwork):
-            raise TypeError(f"only a GraphNetwork serves several molecules, not a {type(trained).__name__}")
+    def held_out_loss(self, module: nn.Module) -> float | None:
+        """Return the mean of the members' losses of held-out frames; None where there are none."""
+        if not isinstance(module, GraphNetwork):
+            raise TypeError(f"only a GraphNetwork serves several molecules, not a {type(module).__name__}")
         losses = [
-            member.held_out_loss(trained.serving(member.force_field.metadata.particles)) for member in self.members
+            member.held_out_loss(module.serving(member.force_field.metadata.particles)) for member in self.members
         ]
         known = [loss for loss in losses if loss is not None]
         return sum(known) / len(known) if known else None
@@ -115,7 +115,7 @@ def train_on_several_molecules(
         curves.append(lesson.curves)
         metadata.append(lesson.metadata)
     together = SharedTraining(members, seed, settings.log_interval)
-    curve = run_stage(together, "student", settings.checkpoint_interval, folder, show_progress)
+    curve = train(together, folder / "student", settings.checkpoint_interval, show_progress)
     results = []
     for field, member, own_curves, own_metadata in zip(force_fields, members, curves, metadata, strict=True):
         own_metadata = {**own_metadata, **metadata_of(member)}

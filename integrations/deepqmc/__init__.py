@@ -1,8 +1,9 @@
-"""Wave functions of DeepQMC: samples drawn in its own environment, and the file that they come in.
+"""Wave functions of DeepQMC: samples drawn in its own environment and read from a file.
 
 DeepQMC (Z. Schätzle et al., J. Chem. Phys. 159, 094108, 2023) pins old versions of JAX, NumPy and SciPy. It is never imported
-here, and neither are its pickles read: :func:`export_samples` runs ``export.py`` of this folder with the Python of DeepQMC's
-environment, and the file that comes back is read like every file of samples, numbers and JSON with a digest.
+here, nor are its pickles read: :func:`export_samples` runs ``export.py`` of this folder with the Python of DeepQMC's
+    environment,
+which writes a file of samples: numbers and JSON with a digest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ...core.errors import ConfigurationError, WorkerError
 
 EXPORT = Path(__file__).with_name("export.py")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-"""Versions that work together, for ``pip install -r`` into DeepQMC's environment."""
+"""Compatible versions, for ``pip install -r`` into DeepQMC's environment."""
 
 
 def export_samples(
@@ -28,20 +29,20 @@ def export_samples(
     *,
     options: Sequence[str] = (),
 ) -> ElectronSamples:
-    """Draw samples from a checkpoint of DeepQMC, and return them; they are kept in ``output``.
+    """Draw samples from a checkpoint of DeepQMC, write them to ``output`` and return them.
 
-    The checkpoint is a pickle: whoever made it decides what runs when DeepQMC reads it. Export only those you trust.
+    The checkpoint is a pickle, and DeepQMC runs the code in it. Export only checkpoints that you trust.
 
     Args:
-        python: interpreter of an environment with DeepQMC.
+        python: Python interpreter of an environment with DeepQMC.
         training: ``training`` directory of a run of DeepQMC.
-        output: file of samples to write.
-        options: for ``export.py``, such as ``["--walkers", "1024", "--sweeps", "100"]``.
+        output: path of the file of samples.
+        options: options of ``export.py``, such as ``["--walkers", "1024", "--sweeps", "100"]``.
 
     Raises:
-        ConfigurationError: when interpreter or directory are not there.
-        WorkerError: when the export fails; the message has the end of what it printed.
-        ModelFileError: when what it wrote cannot be used.
+        ConfigurationError: when interpreter or directory are missing.
+        WorkerError: when the export fails; the message contains the end of its output.
+        ModelFileError: when its file cannot be used.
     """
     if not Path(python).is_file():
         raise ConfigurationError(

@@ -2,10 +2,10 @@
 
     ENVIRONMENT/bin/python export.py DIRECTORY/training samples.safetensors
 
-``flowbridge deepqmc`` calls it that way. DeepQMC needs versions of JAX, NumPy and SciPy that fit no modern environment, so it
-has one of its own (``requirements.txt`` beside this file), and a file goes between. DeepQMC's checkpoint is a pickle, and
-reading a pickle runs what it says: export only checkpoints that you trust. The file that is written holds numbers and JSON
-only; its layout stands in ``flowbridge/calculators/qmc/files.py``.
+``flowbridge deepqmc`` calls it that way. DeepQMC needs old versions of JAX, NumPy and SciPy, hence an environment of its own
+(``requirements.txt`` in this folder), and a file is exchanged. DeepQMC's checkpoint is a pickle, and reading a pickle runs
+code: export only checkpoints that you trust. The written file holds numbers and JSON only; its layout is in
+    ``flowbridge/calculators/qmc/files.py``.
 
 Written for DeepQMC 1.2.0. All electrons, one molecule, the electronic ground state.
 """
@@ -31,10 +31,10 @@ class Restored(NamedTuple):
     """A wave function of DeepQMC with its parameters bound.
 
     Attributes:
-        molecule: as flowbridge writes it: numbers, positions in bohr, charge, spin.
+        molecule: in flowbridge's format: numbers, positions in bohr, charge, spin.
         log_density: ``ln |Psi|^2`` of electrons ``(N, 3)`` in bohr, spin up first.
-        local_energy: in Hartree, of the same.
-        walkers: ``(W, N, 3)`` where the training left them.
+        local_energy: local energy of the same, Hartree.
+        walkers: final positions ``(W, N, 3)`` of the training.
     """
 
     molecule: dict[str, Any]
@@ -45,7 +45,7 @@ class Restored(NamedTuple):
 
 def restore(directory: Path, checkpoint: str) -> Restored:
     """Return the wave function of a training directory of DeepQMC; ``checkpoint`` is a file name, or LAST."""
-    import deepqmc  # noqa: F401  # before JAX, which it configures
+    import deepqmc  # noqa: F401  # before JAX, because it configures JAX
     import hydra
     import jax
     import jax.numpy as jnp
@@ -166,7 +166,7 @@ def coulomb(molecule: dict[str, Any], r: np.ndarray[Any, Any]) -> np.ndarray[Any
 
 
 def encode(molecule: dict[str, Any], samples: Arrays, acceptance: float) -> bytes:
-    """Return the bytes of flowbridge's file of samples: safetensors with JSON, and a digest of the whole."""
+    """Return the bytes of flowbridge's file of samples: safetensors with JSON and a digest of the whole file."""
     document = json.dumps(
         {
             "digest": BLANK, "format": "flowbridge-qmc", "version": 1, "kind": "samples", "molecule": molecule,
@@ -186,7 +186,7 @@ def encode(molecule: dict[str, Any], samples: Arrays, acceptance: float) -> byte
 
 
 def main() -> None:
-    """Export what the command line names."""
+    """Export the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="training directory of DeepQMC")
     parser.add_argument("output", type=Path, help="file of samples to write")

@@ -1,4 +1,4 @@
-"""Beads by mdtraj's selection language, and bead topologies that mdtraj, OpenMM and a PDB file understand."""
+"""Beads chosen in mdtraj's selection language, and PDB files of beads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 from numpy.typing import ArrayLike
-from openmm import app
 
 from ...core.errors import ConfigurationError
 from ...core.potential import Particles
@@ -23,13 +22,13 @@ def mapping_from_selections(
     """Return a mapping whose beads are selections of atoms.
 
     Args:
-        topology: of the atoms, with bonds.
-        beads: name of each bead to a selection in mdtraj's language, say ``{"BB": "resid 1 and backbone"}``.
-        slices: each selection is one atom that stands for the bead; otherwise beads are centres of mass.
-        complete: refuse selections that leave atoms out (centres of mass only).
+        topology: topology of the atoms, with bonds.
+        beads: name and selection of each bead, in mdtraj's language, such as ``{"BB": "resid 1 and backbone"}``.
+        slices: whether each selection is one atom at the bead's position; otherwise beads are centres of mass.
+        complete: whether to refuse selections that leave atoms out (centres of mass only).
 
     Raises:
-        ConfigurationError: for selections that mdtraj cannot read, that match nothing, or share atoms.
+        ConfigurationError: for selections that mdtraj cannot read, that match nothing, or overlap.
     """
     atoms = particles_from_mdtraj(topology)
     groups = [_selected(topology, name, selection) for name, selection in beads.items()]
@@ -47,29 +46,11 @@ def mapping_from_selections(
 def _selected(topology: mdtraj.Topology, name: str, selection: str) -> list[int]:
     try:
         found = topology.select(selection)
-    except Exception as error:  # mdtraj raises whatever its parser met
+    except Exception as error:  # mdtraj raises errors of any type
         raise ConfigurationError(f"mdtraj cannot read the selection {selection!r} of bead {name!r}: {error}") from error
     if not len(found):
         raise ConfigurationError(f"the selection {selection!r} of bead {name!r} matches no atom")
     return [int(index) for index in found]
-
-
-def openmm_topology(beads: Particles) -> app.Topology:
-    """Return an OpenMM Topology of beads: one chain, no elements, with the bonds."""
-    topology = app.Topology()
-    chain = topology.addChain()
-    atoms: list[app.topology.Atom] = []
-    last: tuple[int, str] | None = None
-    for index, name in enumerate(beads.names):
-        key = (beads.residue_indices[index], beads.residue_names[index])
-        if key != last:
-            residue = topology.addResidue(key[1], chain, id=str(key[0] + 1))
-            last = key
-        number = beads.atomic_numbers[index]
-        atoms.append(topology.addAtom(name, app.Element.getByAtomicNumber(number) if number else None, residue))
-    for i, j in beads.bonds:
-        topology.addBond(atoms[i], atoms[j])
-    return topology
 
 
 def write_bead_pdb(beads: Particles, positions: ArrayLike, path: str | os.PathLike[str]) -> None:
@@ -78,7 +59,7 @@ def write_bead_pdb(beads: Particles, positions: ArrayLike, path: str | os.PathLi
     Args:
         beads: names, residues and bonds.
         positions: ``(n, 3)`` or ``(F, n, 3)`` in nm.
-        path: of the file.
+        path: path of the file.
     """
     array = np.asarray(positions, dtype=np.float32)
     frames = array[None] if array.ndim == 2 else array

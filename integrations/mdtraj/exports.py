@@ -1,4 +1,4 @@
-"""mdtraj: topologies and trajectories of flowbridge's particles and samples.
+"""Topologies and trajectories of mdtraj from flowbridge's particles and samples.
 
 Import it as ``flowbridge.integrations.mdtraj.exports``; inside, ``import mdtraj`` is the package itself.
 """
@@ -19,10 +19,10 @@ from ...core.samples import WeightedSamples
 
 
 def topology_from_particles(particles: Particles) -> mdtraj.Topology:
-    """Return an mdtraj Topology: one chain, a residue for each run of particles of the same residue.
+    """Return an mdtraj Topology: one chain, with the residues of the particles.
 
-    Particles without an element (beads) become virtual sites. mdtraj knows no masses but those of the
-    elements: changed ones (hydrogen mass repartitioning) are not in the topology.
+    Particles without an element (beads) become virtual sites. mdtraj knows only masses of elements: changed masses
+    (hydrogen mass repartitioning) are not in the topology.
     """
     topology = mdtraj.Topology()
     chain = topology.add_chain()
@@ -43,8 +43,8 @@ def particles_from_mdtraj(topology: mdtraj.Topology, masses: Sequence[float] | N
     """Return the :class:`~flowbridge.core.potential.Particles` of an mdtraj Topology.
 
     Args:
-        topology: names, elements, residues and bonds are taken from it.
-        masses: in amu, one a particle; None for those of the elements.
+        topology: topology with names, elements, residues and bonds.
+        masses: masses, amu, one per particle; those of the elements where None.
 
     Raises:
         ConfigurationError: when masses are missing for a particle without an element, or their number is
@@ -57,7 +57,7 @@ def particles_from_mdtraj(topology: mdtraj.Topology, masses: Sequence[float] | N
         if unknown:
             raise ConfigurationError(
                 f"{len(unknown)} particles have no element, the first is {unknown[0]} "
-                f"(index {unknown[0].index}): give masses, one a particle, in amu"
+                f"(index {unknown[0].index}): give masses, one per particle, in amu"
             )
         masses = [atom.element.mass for atom in atoms]
     residues = {residue.index: index for index, residue in enumerate(topology.residues)}
@@ -72,9 +72,9 @@ def particles_from_mdtraj(topology: mdtraj.Topology, masses: Sequence[float] | N
 
 
 def trajectory_from_samples(samples: WeightedSamples) -> mdtraj.Trajectory:
-    """Return the configurations as an mdtraj Trajectory, one frame a sample, in their order.
+    """Return the configurations as an mdtraj Trajectory, one frame per sample, in the same order.
 
-    mdtraj keeps positions in float32 and has no place for weights: take them from ``samples.weights``.
+    mdtraj stores positions in float32 and no weights: take them from ``samples.weights``.
     """
     positions: np.ndarray[Any, Any] = samples.positions.astype(np.float32)
     return mdtraj.Trajectory(positions, topology_from_particles(samples.particles))

@@ -1,4 +1,4 @@
-"""Samples from and to trajectory files: what simulations wrote, and what analysis tools read.
+"""Samples from and to trajectory files of simulations and analysis tools.
 
 ``.traj`` and ``.extxyz`` go through ASE, ``.h5`` of :meth:`WeightedSamples.save` through flowbridge, all others (DCD, XTC, TRR,
 NetCDF, PDB, HDF5 of mdtraj or of its reporter for OpenMM ...) through mdtraj.
@@ -29,6 +29,8 @@ from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ..ase import atoms_from_samples
 from ..openmm.forces.particles import particles_from_topology
+from ..openmm.sampling.dynamics import save_arrays
+from ..openmm.systems.topologies import read_structure
 from .exports import topology_from_particles, trajectory_from_samples
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -36,7 +38,7 @@ PathLike = str | os.PathLike[str]
 
 _ASE = {".traj", ".extxyz"}
 _WEIGHTS = ".weights.npz"
-_BROKEN = 2.5  # times the shortest length of a bond: what no vibration reaches, and a jump across a box does
+_BROKEN = 2.5  # times the shortest length of a bond: a jump across a box is longer, a vibration is not
 
 
 class _Content(NamedTuple):
@@ -58,22 +60,22 @@ def samples_from_trajectory(
 ) -> WeightedSamples:
     """Return the frames of trajectory files as samples of one ensemble.
 
-    Frames count equally, as those of a simulation do, unless the files were written by :func:`write_trajectory`, whose weights
-    and reduced potentials come back. Energies that ASE stored with frames become the reduced potential ``"trajectory"``.
+    Frames have equal weights, as in a simulation, unless :func:`write_trajectory` wrote the files: then weights and reduced
+    potentials are restored. Energies that ASE stored with frames become the reduced potential ``"trajectory"``.
     XTC holds positions rounded to 0.001 nm, the other formats float32 at least; energies of a stiff molecule change by several
     kJ/mol from the rounding of XTC.
 
     Args:
         files: one or more trajectories of the same molecule, in any of the formats above.
         topology: PDB or mmCIF file, OpenMM Topology, or particles, in the order of the trajectory.
-        temperature: of the ensemble, K.
-        stride: keep every so many frames.
-        discard: leave out so many frames at the beginning of each file.
+        temperature: temperature of the ensemble, K.
+        stride: interval of the frames to take.
+        discard: number of frames to omit at the beginning of each file.
 
     Raises:
         ConfigurationError: for files that are missing, unreadable or shorter than ``discard``, or temperatures that differ.
         MoleculeMismatchError: when number or elements of the atoms differ, or a molecule is broken across a periodic box.
-        SampleFileError: when weights were stored for another trajectory than the one beside them.
+        SampleFileError: when weights were stored for another trajectory than the one next to them.
         ValueError: when positions are NaN or infinite.
     """
     particles = _particles(topology)
@@ -103,16 +105,16 @@ def samples_from_trajectory(
 
 
 def write_trajectory(samples: WeightedSamples, path: PathLike, *, topology: PathLike | None = None) -> None:
-    """Write samples to a trajectory file, in the format of its ending, and their weights where other tools find them.
+    """Write samples to a trajectory file, in the format of its ending, with their weights.
 
     HDF5 holds everything in one file. ASE's formats hold log-weights, reduced potentials and, where the samples have a
-    reduced potential ``"target"``, its energy in ``Atoms``. Beside any other format goes ``NAME.weights.npz``, with arrays
-    ``log_weights``, ``u_target`` and so on, one value a frame. The weights are those of the positions before rounding.
+    reduced potential ``"target"``, its energy in ``Atoms``. Next to any other format, ``NAME.weights.npz`` holds arrays
+    ``log_weights``, ``u_target`` and so on, one value per frame. The weights are those of the positions before rounding.
 
     Args:
-        samples: what to write.
-        path: of the trajectory; it and the weights are complete or not there.
-        topology: where to write the first frame as a PDB file, which formats without atom names need for reading.
+        samples: samples to write.
+        path: path of the trajectory; it and the weights appear complete or not at all.
+        topology: path of a PDB file of the first frame, which formats without atom names need for reading.
 
     Raises:
         ConfigurationError: for an ending that neither mdtraj nor ASE writes.
@@ -139,14 +141,10 @@ def _particles(topology: PathLike | app.Topology | Particles) -> Particles:
         return topology
     if isinstance(topology, app.Topology):
         return particles_from_topology(topology)
-    path = Path(topology)
-    if not path.is_file():
-        raise ConfigurationError(f"the topology file {path} does not exist")
-    reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif") else app.PDBFile
     try:
-        return particles_from_topology(reader(str(path)).topology)
-    except Exception as error:
-        raise ConfigurationError(f"no topology can be read from {path}: {error}") from error
+        return particles_from_topology(read_structure(Path(topology))[0])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"no topology can be read from {topology}: {error}") from error
 
 
 def _read(path: Path, particles: Particles, temperature: float) -> _Content:
@@ -162,14 +160,15 @@ def _read(path: Path, particles: Particles, temperature: float) -> _Content:
     except Exception as error:
         raise ConfigurationError(f"the trajectory {path} cannot be read: {error}") from error
     content = content._replace(provenance={"trajectory": path.name, "sha256": digest})
-    beside = path.with_name(path.name + _WEIGHTS)
-    return _with_weights(content, beside, digest, temperature) if beside.is_file() else content
+    weights = path.with_name(path.name + _WEIGHTS)
+    return _with_weights(content, weights, digest, temperature) if weights.is_file() else content
 
 
 def _read_mdtraj(path: Path, particles: Particles) -> _Content:
     own_topology = path.suffix in (".h5", ".pdb", ".cif")
     try:
-        trajectory = mdtraj.load(str(path)) if own_topology else _load_bare(path, particles)
+        known = {} if own_topology else {"top": topology_from_particles(particles)}
+        trajectory = mdtraj.load(str(path), **known)
     except ValueError as error:
         raise MoleculeMismatchError(
             f"the frames of {path} are not those of {len(particles)} particles: {error}"
@@ -178,10 +177,6 @@ def _read_mdtraj(path: Path, particles: Particles) -> _Content:
         numbers = [0 if atom.element is None else int(atom.element.atomic_number) for atom in trajectory.topology.atoms]
         _require_elements(numbers, particles, path)
     return _Content(trajectory.xyz, np.zeros(len(trajectory)), {}, {})
-
-
-def _load_bare(path: Path, particles: Particles) -> mdtraj.Trajectory:
-    return mdtraj.load(str(path), top=topology_from_particles(particles))
 
 
 def _read_ase(path: Path, particles: Particles, temperature: float) -> _Content:
@@ -230,7 +225,7 @@ def _require_temperature(found: float, given: float, path: Path) -> None:
 
 
 def _require_whole(positions: np.ndarray[Any, Any], particles: Particles, path: Path) -> None:
-    """Refuse molecules that a periodic box cut in two, in some frames or in all."""
+    """Refuse molecules that are broken across a periodic box, in some frames or in all."""
     if not particles.bonds:
         return
     first, second = np.array(particles.bonds).T
@@ -261,11 +256,8 @@ def _write_weights(samples: WeightedSamples, path: Path) -> None:
     content = {f"u_{name}": values for name, values in samples.reduced_potentials.items()}
     about = {"temperature": samples.temperature, "sha256": digest_of_file(path), "provenance": dict(samples.provenance)}
 
-    def write(file: Path) -> None:
-        with file.open("wb") as stream:
-            np.savez(stream, log_weights=samples.log_weights, about=np.array(json.dumps(about)), **content)  # type: ignore[arg-type]
-
-    _replacing(path.with_name(path.name + _WEIGHTS), write)
+    about_array = np.array(json.dumps(about))
+    save_arrays(path.with_name(path.name + _WEIGHTS), log_weights=samples.log_weights, about=about_array, **content)
 
 
 def _with_weights(content: _Content, file: Path, digest: str, temperature: float) -> _Content:
@@ -273,7 +265,7 @@ def _with_weights(content: _Content, file: Path, digest: str, temperature: float
         about = json.loads(str(stored["about"]))
         if about["sha256"] != digest:
             raise SampleFileError(
-                f"{file} holds weights of another trajectory than the one beside it, which was changed since: write both "
+                f"{file} holds weights of another trajectory than the one next to it, which was changed since: write both "
                 "again, or remove the weights to count all frames equally"
             )
         _require_temperature(about["temperature"], temperature, file)
@@ -290,7 +282,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def _replacing(path: Path, write: Any) -> None:
-    """Let ``write`` fill a file of the same ending, and move it to its place when it is complete."""
+    """Let ``write`` fill a temporary file of the same ending, and rename it when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
     try:

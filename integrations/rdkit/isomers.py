@@ -1,4 +1,4 @@
-"""All constitutional isomers of a formula, counted by RDKit's canonical SMILES."""
+"""All constitutional isomers of a formula, identified by RDKit's canonical SMILES."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from ...core.errors import ConfigurationError, MissingDependencyError
 from ...flows.molecules.formulas import ELEMENTS, Formula
+from .molecular_graphs import BOND_TYPES
 
 try:
     from rdkit import Chem
 except ImportError as error:
     raise MissingDependencyError("isomers need RDKit: pip install 'flowbridge[molecules]'") from error
 
-_ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-_LARGEST = 200_000  # graphs of one level; beyond it memory and patience end
+_LARGEST = 200_000  # graphs of one level; more take too much memory and time
 
 _Graphs = dict[str, Chem.RWMol]
 
@@ -21,9 +21,9 @@ _Graphs = dict[str, Chem.RWMol]
 def enumerate_isomers(formula: Formula) -> list[str]:
     """Return canonical SMILES, sorted, of all connected molecules of a formula in which every atom has its usual valence.
 
-    Stereoisomers count once, and so do the Kekulé structures of an aromatic ring. Strained and unstable graphs are not left
-    out; formal charges (nitro groups, carbon monoxide) are not made. All trees of single bonds are grown atom by atom; then
-    rings are closed and bonds doubled, as often as the formula is unsaturated, with duplicates taken out each time.
+    Stereoisomers count once, and so do the Kekulé structures of an aromatic ring. Strained and unstable graphs are included,
+    formal charges (nitro groups, carbon monoxide) are not. All trees of single bonds are grown atom by atom; then one bond is
+    added or raised in order for each degree of unsaturation, and duplicates are removed each time.
 
     Raises:
         ConfigurationError: for a formula without heavy atoms, or with too many isomers.
@@ -38,16 +38,10 @@ def enumerate_isomers(formula: Formula) -> list[str]:
 
 def _trees(formula: Formula) -> _Graphs:
     left = {symbol: count for symbol, count in zip(ELEMENTS, formula.counts, strict=True) if symbol != "H" and count}
-    graphs = _distinct((_single_atom(symbol) for symbol in left), formula)
+    graphs = _distinct((Chem.RWMol(Chem.MolFromSmiles(symbol)) for symbol in left), formula)
     for _ in range(formula.heavy_atoms - 1):
         graphs = _distinct(_with_one_more_atom(graphs.values(), left), formula)
     return graphs
-
-
-def _single_atom(symbol: str) -> Chem.RWMol:
-    graph = Chem.RWMol()
-    graph.AddAtom(Chem.Atom(symbol))
-    return graph
 
 
 def _with_one_more_atom(graphs: Iterable[Chem.RWMol], allowed: dict[str, int]) -> Iterator[Chem.RWMol]:
@@ -58,7 +52,7 @@ def _with_one_more_atom(graphs: Iterable[Chem.RWMol], allowed: dict[str, int]) -
                 continue
             for place in _unsaturated_atoms(graph):
                 grown = Chem.RWMol(graph)
-                grown.AddBond(place, grown.AddAtom(Chem.Atom(symbol)), _ORDERS[1])
+                grown.AddBond(place, grown.AddAtom(Chem.Atom(symbol)), BOND_TYPES[1])
                 yield grown
 
 
@@ -70,9 +64,9 @@ def _with_one_more_bond(graphs: Iterable[Chem.RWMol]) -> Iterator[Chem.RWMol]:
                 grown = Chem.RWMol(graph)
                 bond = grown.GetBondBetweenAtoms(i, j)
                 if bond is None:
-                    grown.AddBond(i, j, _ORDERS[1])
-                elif int(bond.GetBondTypeAsDouble()) < len(_ORDERS):
-                    bond.SetBondType(_ORDERS[int(bond.GetBondTypeAsDouble()) + 1])
+                    grown.AddBond(i, j, BOND_TYPES[1])
+                elif int(bond.GetBondTypeAsDouble()) < len(BOND_TYPES):
+                    bond.SetBondType(BOND_TYPES[int(bond.GetBondTypeAsDouble()) + 1])
                 else:
                     continue
                 yield grown
@@ -83,7 +77,7 @@ def _unsaturated_atoms(graph: Chem.RWMol) -> list[int]:
 
 
 def _distinct(graphs: Iterable[Chem.RWMol], formula: Formula) -> _Graphs:
-    """Return one of each kind. Aromaticity is not looked for: what comes next depends on where the double bonds are."""
+    """Return one graph of each kind, without aromaticity: later steps depend on the positions of double bonds."""
     found: _Graphs = {}
     for graph in graphs:
         graph.UpdatePropertyCache()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ase import units
 from numpy.typing import NDArray
 
 from ...core.errors import ConfigurationError, CoordinateError, MissingDependencyError
@@ -19,11 +20,11 @@ try:
 except ImportError as error:
     raise MissingDependencyError("molecular graphs need RDKit: pip install 'flowbridge[molecules]'") from error
 
-_ORDERS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
-_ATTEMPTS = 20  # of the embedding
+BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+_ATTEMPTS = 20  # to embed a molecule
 _ITERATIONS = 2000  # of a relaxation by MMFF94
-_ANGSTROM = 0.1  # nm
-_KILOCALORIE = 4.184  # kJ
+_ANGSTROM = units.Angstrom / units.nm
+_KILOCALORIE = units.kcal / units.kJ
 
 
 class Structure(NamedTuple):
@@ -45,7 +46,7 @@ def canonical_smiles(numbers: Iterable[int], bonds: Iterable[Bond]) -> str:
 def molecule_of(
     numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray[np.float64] | None = None
 ) -> Chem.Mol:
-    """Return RDKit's molecule with all hydrogens, and a conformer where positions ``(N, 3)`` in nm are given.
+    """Return an RDKit molecule with all hydrogens, and a conformer of the positions ``(N, 3)`` in nm, if given.
 
     Raises:
         CoordinateError: when RDKit refuses the graph.
@@ -56,7 +57,7 @@ def molecule_of(
         atom.SetNoImplicit(True)
         molecule.AddAtom(atom)
     for i, j, order in bonds:
-        molecule.AddBond(int(i), int(j), _ORDERS[order])
+        molecule.AddBond(int(i), int(j), BOND_TYPES[order])
     try:
         Chem.SanitizeMol(molecule)
     except (Chem.KekulizeException, Chem.AtomValenceException) as error:
@@ -69,10 +70,10 @@ def molecule_of(
 
 
 def embed(smiles: str, seed: int) -> Structure:
-    """Return a structure of a SMILES string, by distance geometry and, where it has parameters, MMFF94.
+    """Return a structure of a SMILES string, by distance geometry and, if it has parameters, MMFF94.
 
     Raises:
-        ConfigurationError: for a string that is no SMILES.
+        ConfigurationError: for an invalid SMILES string.
         CoordinateError: when no structure is found.
     """
     parsed = Chem.MolFromSmiles(smiles)
@@ -91,7 +92,7 @@ def embed(smiles: str, seed: int) -> Structure:
 class RelaxedByMMFF(NamedTuple):
     """Positions ``(N, 3)`` in nm, and the energy of MMFF94 in kJ/mol; None where it lacks parameters.
 
-    The energy ranks geometries of one graph; those of different graphs have nothing in common.
+    The energy ranks geometries of one graph; energies of different graphs cannot be compared.
     """
 
     positions: NDArray[np.float64]
@@ -99,7 +100,7 @@ class RelaxedByMMFF(NamedTuple):
 
 
 def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray[np.float64]) -> RelaxedByMMFF:
-    """Return the nearest minimum of MMFF94; positions as given where it lacks parameters.
+    """Return the nearest minimum of MMFF94; the given positions where it lacks parameters.
 
     Raises:
         CoordinateError: when RDKit refuses the graph.
@@ -115,12 +116,12 @@ def relax_mmff(numbers: Iterable[int], bonds: Iterable[Bond], positions: NDArray
     return RelaxedByMMFF(np.array(molecule.GetConformer().GetPositions()) * _ANGSTROM, energy)
 
 
-def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:
-    """Return a picture of a molecule as SVG, to stand within HTML; raises ConfigurationError for what is no SMILES."""
+def draw_svg(smiles: str) -> str:
+    """Return a picture of a molecule as SVG for HTML pages; raises ConfigurationError for an invalid SMILES string."""
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise ConfigurationError(f"RDKit cannot read the SMILES {smiles!r}")
-    drawer = rdMolDraw2D.MolDraw2DSVG(width, height)
+    drawer = rdMolDraw2D.MolDraw2DSVG(200, 150)
     options: Any = drawer.drawOptions()
     options.clearBackground = False
     options.fixedBondLength = 28.0
@@ -131,7 +132,7 @@ def draw_svg(smiles: str, width: int = 200, height: int = 150) -> str:
 
 
 def write_sdf(path: str, molecules: Sequence[tuple[Chem.Mol, dict[str, str | float]]]) -> None:
-    """Write molecules with their conformers and named values."""
+    """Write molecules with their conformers and named values to an SDF file."""
     with Chem.SDWriter(path) as writer:
         for molecule, values in molecules:
             copy = Chem.Mol(molecule)

@@ -30,9 +30,9 @@ def test_double_well(science, tmp_path, capsys):
     (run,) = results["NSF + MC"]
     assert all(math.isfinite(run[which]["total"]) for which in ("plain", "reweighted"))
     (file,) = tmp_path.glob("*.json")
-    file.write_text(json.dumps({**run, "effective_sample_fraction": 0.125}))
+    file.write_text(json.dumps({**run, "effective_sample_percent": 12.5}))
     again = table.double_well(tmp_path, 1, ("NSF + MC",), small=True)
-    assert again["NSF + MC"][0]["effective_sample_fraction"] == 0.125  # read, not computed again
+    assert again["NSF + MC"][0]["effective_sample_percent"] == 12.5  # read, not computed again
 
 
 def test_errors_of_free_energies_vanish_for_exact_samples(science):

@@ -43,8 +43,10 @@ def test_larger_molecules_small(tmp_path, monkeypatch):
 
 
 def test_energies_are_compared_within_a_formula():
-    first = larger_molecules.Evaluation(0, [True, True, False], [-10.0, -20.0, float("nan")], ["CH4", "C2H6", "CH4"])
-    second = larger_molecules.Evaluation(1, [True, True, True], [-11.0, -18.0, -10.5], ["CH4", "C2H6", "CH4"])
+    first = larger_molecules.RelaxedMolecules(
+        0, [True, True, False], [-10.0, -20.0, float("nan")], ["CH4", "C2H6", "CH4"]
+    )
+    second = larger_molecules.RelaxedMolecules(1, [True, True, True], [-11.0, -18.0, -10.5], ["CH4", "C2H6", "CH4"])
     before, after = larger_molecules.above_lowest([first, second])
     assert before.tolist() == pytest.approx([1.0 / 5, 0.0])
     assert after.tolist() == pytest.approx([0.0, 2.0 / 8, 0.5 / 5])

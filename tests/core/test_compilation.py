@@ -1,6 +1,7 @@
 """Compiled potentials: the same numbers as torch, made once, and never trusted blindly."""
 
 import copy
+import importlib
 import json
 import os
 import pickle
@@ -295,6 +296,163 @@ class TestTrust:
         first = source_digest(Crystal())
         assert first == source_digest(Crystal(torch.float32))
         assert first != source_digest(CompiledLike())
+
+
+PROBE = {
+    "__init__.py": "",
+    "model.py": """
+from __future__ import annotations
+
+import torch
+
+from flowbridge.core.potential import Particles, Potential, PotentialMetadata
+
+from . import terms, unrelated
+from .terms import Settings, lazily
+
+
+class Spring(Potential):
+    'A spring.'
+
+    exponent = 2
+
+    def __init__(self):
+        super().__init__()
+        self.metadata = PotentialMetadata(Particles(("A", "B"), (1, 1), (1.0, 1.0)))
+        self.settings = Settings()
+
+    def forward(self, positions, cell=None):
+        'Return the energy.'
+        length = terms.length_of(positions)  # in nm
+        return getattr(self, "_scaled")(length) + lazily(positions)
+
+    def _scaled(self, length):
+        return self.settings.strength * length**self.exponent
+
+    def report(self):
+        return "nothing " + unrelated.name()
+""",
+    "terms.py": """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AXES = frozenset({"x", "y", "z", "norm"})
+UNUSED = 7
+
+
+@dataclass
+class Settings:
+    strength: Strength = 1.0
+
+
+class Strength(float):
+    unit = "kJ/mol"
+
+
+def length_of(positions):
+    'Return the distance.'
+    assert "norm" in AXES
+    return (positions[:, 0] - positions[:, 1]).norm(dim=-1) if "norm" in AXES else None
+
+
+def unused(positions):
+    return 3 * positions
+
+
+def lazily(positions):
+    from .late import offset
+
+    return offset(positions)
+""",
+    "late.py": "def offset(positions):\n    return 0.5\n",
+    "unrelated.py": "def name():\n    return 'spring'\n",
+}
+
+
+class TestIdentity:
+    @pytest.fixture
+    def probe(self, tmp_path, monkeypatch):
+        """A package with a potential, and a function that edits it and returns the digest before and after."""
+        folder = tmp_path / "identity_probe"
+        folder.mkdir()
+        for name, content in PROBE.items():
+            (folder / name).write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.invalidate_caches()
+        potential = importlib.import_module("identity_probe.model").Spring()
+
+        def edited(file, old, new):
+            before, content = source_digest(potential), (folder / file).read_text()
+            assert old in content
+            (folder / file).write_text(content.replace(old, new))
+            return before, source_digest(potential)
+
+        yield edited
+        for name in [name for name in sys.modules if name.startswith("identity_probe")]:
+            del sys.modules[name]
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new"),
+        [
+            ("model.py", "'A spring.'", "'A stretched spring.'"),
+            ("model.py", "'Return the energy.'", "'Return energies.'"),
+            ("model.py", "# in nm", "# nm"),
+            ("model.py", "\n\n\nclass", "\n\n\n\n# A class.\nclass"),
+            ("model.py", "nothing", "something"),
+            ("terms.py", "'Return the distance.'", ""),
+            ("terms.py", "return 3 * positions", "return 4 * positions"),
+            ("terms.py", "UNUSED = 7", "UNUSED = 8"),
+            ("unrelated.py", "spring", "summer"),
+        ],
+    )
+    def test_what_is_not_computed_does_not_count(self, probe, file, old, new):
+        before, after = probe(file, old, new)
+        assert before == after
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new"),
+        [
+            ("model.py", "exponent = 2", "exponent = 4"),
+            ("model.py", "strength * length", "strength / length"),
+            ("model.py", "+ lazily", "- lazily"),
+            ("terms.py", "positions[:, 0] - positions", "positions[:, 0] + positions"),
+            ("terms.py", "dim=-1", "dim=-2"),
+            ("terms.py", "Strength = 1.0", "Strength = 2.0"),
+            ("terms.py", "kJ/mol", "eV"),  # mentioned by an annotation alone, as in a validated configuration
+            ("terms.py", '"z", "norm"', '"z", "length"'),
+            ("late.py", "0.5", "0.25"),
+        ],
+    )
+    def test_what_is_computed_counts(self, probe, file, old, new):
+        before, after = probe(file, old, new)
+        assert before != after
+
+    def test_it_is_the_same_in_every_process(self, probe, tmp_path):
+        script = (
+            "import identity_probe.model; from flowbridge.core.compilation.identity import "
+            "source_digest; print(source_digest(identity_probe.model.Spring()))"
+        )
+        found = set()
+        for seed in ("1", "2"):
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            done = subprocess.run(
+                [sys.executable, "-c", script],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found.add(done.stdout)
+        assert found == {probe("late.py", "offset", "offset")[0] + "\n"}
+
+    def test_another_torch_or_machine_is_another_program(self, monkeypatch):
+        first = PotentialRecipe(Crystal(), 1, torch.float64).outline()
+        monkeypatch.setattr(torch, "__version__", "2.0.0")
+        second = PotentialRecipe(Crystal(), 1, torch.float64).outline()
+        assert first != second
+        assert {"system", "processor", "vector", "instructions"} <= first["machine"].keys()
 
 
 class CompiledLike(Potential):

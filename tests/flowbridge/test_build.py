@@ -20,10 +20,11 @@ from flowbridge.flows.molecules.bonds import find_bonds
 from flowbridge.flows.molecules.training.evaluation import Evaluation
 from flowbridge.workflows.boltzmann.configuration import read_workflow
 from flowbridge.workflows.boltzmann.molecular_system import molecular_system
-from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
+from flowbridge.workflows.molecules.building import BuildRequest, build_isomers, load_builder, load_isomers
 from flowbridge.workflows.molecules.isomer_database import read_isomers
 from flowbridge.workflows.molecules.novelty import Taught
 from flowbridge.workflows.molecules.results import IsomerResults
+from flowbridge.workflows.stages import StageFolder
 
 pytest.importorskip("tblite")
 
@@ -31,27 +32,28 @@ pytest.importorskip("tblite")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
-    candidates, found = build(BuildRequest("C2H5NO", folder, count=24, seed=3))
-    return folder, found, candidates
+    results = build_isomers(BuildRequest("C2H5NO", folder, count=24, seed=3))
+    (stage,) = (folder / "stages").glob("relax-*")
+    return folder, load_isomers(StageFolder("relax", "", stage)), results
 
 
 def test_each_isomer_is_relaxed_once(built):
-    _, found, candidates = built
-    assert candidates.built == 24
-    assert candidates.valid >= 12
-    assert candidates.valid + sum(candidates.faults.values()) == 24
-    assert found.evaluated <= len(candidates.isomers) < candidates.valid
-    assert found.valid >= 0.8 * found.evaluated
-    assert found.valid + sum(found.faults.values()) == found.evaluated
-    assert sum(isomer.times for isomer in found.ranked) <= 24
-    assert max(isomer.times for isomer in found.ranked) > 1
+    _, ranked, results = built
+    assert results["built"] == 24
+    assert results["valid_as_built"] >= 12
+    assert results["valid_as_built"] + sum(results["faults_as_built"].values()) == 24
+    assert results["relaxed"] <= results["isomers_as_built"] < results["valid_as_built"]
+    assert results["valid"] >= 0.8 * results["relaxed"]
+    assert results["valid"] + sum(results["faults"].values()) == results["relaxed"]
+    assert sum(isomer.times for isomer in ranked) <= 24
+    assert max(isomer.times for isomer in ranked) > 1
 
 
 def test_isomers_are_relaxed_valid_and_ranked(built):
-    folder, found, _ = built
-    energies = [isomer.energy for isomer in found.ranked]
+    folder, ranked, _ = built
+    energies = [isomer.energy for isomer in ranked]
     assert energies == sorted(energies)
-    for isomer in found.ranked:
+    for isomer in ranked:
         assert CalcMolFormula(Chem.MolFromSmiles(isomer.smiles)) == "C2H5NO"
         assert find_bonds(isomer.numbers, isomer.positions).fault is None
     from tblite.ase import TBLite
@@ -64,8 +66,8 @@ def test_isomers_are_relaxed_valid_and_ranked(built):
 
 
 def test_files_hold_the_same_isomers(built):
-    folder, found, _ = built
-    ranking = [isomer.smiles for isomer in found.ranked]
+    folder, ranked, _ = built
+    ranking = [isomer.smiles for isomer in ranked]
     assert [isomer.smiles for isomer in read_isomers(folder / "isomers.db")] == ranking
     molecules = list(Chem.SDMolSupplier(str(folder / "isomers.sdf"), removeHs=False))
     assert [molecule.GetProp("SMILES") for molecule in molecules] == ranking
@@ -75,27 +77,27 @@ def test_files_hold_the_same_isomers(built):
     with connect(folder / "isomers.db") as rows:
         positions = rows.get(rank=1).positions
     assert molecules[0].GetConformer().GetPositions() == pytest.approx(positions, abs=1e-3)
-    assert positions == pytest.approx(found.ranked[0].positions * nm)
+    assert positions == pytest.approx(ranked[0].positions * nm)
 
 
 def test_page_shows_every_isomer(built):
     page = (built[0] / "report.html").read_text()
-    assert page.count("<svg") == 2 * len(built[1].isomers)
+    assert page.count("<svg") == 2 * len(built[1])
     assert not re.search(r'(src|href)="http', page)  # loads nothing
     assert "C₂H₅NO" in page
-    assert page.count('class="mark"') == sum(isomer.novel for isomer in built[1].ranked)
+    assert page.count('class="mark"') == sum(isomer.novel for isomer in built[1])
 
 
 def test_isomers_go_on_into_workflows(built):
     """Each is the molecule of a workflow, whose System is at rest near the geometry that was found."""
-    folder, found, _ = built
+    folder, ranked, _ = built
     files = sorted((folder / "workflows").glob("*.toml"))
     without = json.loads((folder / "results.json").read_text())["without_mmff_parameters"]
-    assert len(files) + len(without) == len(found.isomers)
+    assert len(files) + len(without) == len(ranked)
     workflow = read_workflow(files[0])
     molecule = molecular_system(workflow, files[0].parent)
     rank = int(files[0].stem.rpartition("_")[2])
-    isomer = found.ranked[rank - 1]
+    isomer = ranked[rank - 1]
     assert workflow.molecule.name == isomer.smiles
     assert molecule.topology.getNumBonds() == len(isomer.bonds)
     assert molecule.positions == pytest.approx(isomer.positions, abs=1e-3)
@@ -107,9 +109,14 @@ def test_isomers_go_on_into_workflows(built):
 
 
 def test_again_nothing_is_evaluated(built):
-    _, again = build(BuildRequest("C2H5NO", built[0], count=24, seed=3))
-    assert again.evaluations == 0
-    assert [isomer.smiles for isomer in again.ranked] == [isomer.smiles for isomer in built[1].ranked]
+    folder, ranked, results = built
+    assert build_isomers(BuildRequest("C2H5NO", folder, count=24, seed=3)) == results
+    # A relaxation that was killed at its end finds every energy.
+    (stage,) = (folder / "stages").glob("relax-*")
+    (stage / "results.json").unlink()
+    again = build_isomers(BuildRequest("C2H5NO", folder, count=24, seed=3))
+    assert again["evaluations"] == 0
+    assert [isomer["smiles"] for isomer in again["ranking"]] == [isomer.smiles for isomer in ranked]
 
 
 def test_novelty_is_about_what_the_builder_was_taught():
@@ -124,7 +131,7 @@ def test_novelty_is_about_what_the_builder_was_taught():
             assert (found.ranked[0].novel, found.ranked[0].novel_geometry) == (novel, novel_geometry)
 
 
-def test_a_harvest_keeps_the_best_geometry_and_counts_reasons():
+def test_results_keep_the_best_geometry_and_count_reasons():
     found = IsomerResults()
     for energy, length in ((-1.0, 0.092), (-1.5, 0.093), (-1.2, 0.094)):
         found.add([9, 1], Evaluation(energy, np.array([[0, 0, 0], [length, 0, 0]]), 2))
@@ -138,8 +145,7 @@ def test_a_harvest_keeps_the_best_geometry_and_counts_reasons():
 
 def test_a_calculator_that_always_fails_leaves_a_page_that_says_so(tmp_path):
     request = BuildRequest("H2O", tmp_path, count=3, calculator="calculators_that_fail:raising")
-    _, found = build(request)
-    assert not found.isomers
+    assert not build_isomers(request)["ranking"]
     assert "no self-consistency" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["isomers"] == 0
 
@@ -182,4 +188,4 @@ class TestCommand:
 
 def test_a_model_of_another_kind(tmp_path, shared_morse_file):
     with pytest.raises(ConfigurationError, match="not a builder"):
-        build(BuildRequest("CH4", tmp_path, model=shared_morse_file))
+        build_isomers(BuildRequest("CH4", tmp_path, model=shared_morse_file))

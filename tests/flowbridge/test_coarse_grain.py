@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from flowbridge.commands.application import application
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.core.model_files.files import load
-from flowbridge.workflows.coarse_graining import pipeline as coarse_grain
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
-from flowbridge.workflows.coarse_graining.reference import reference_model, run_reference
+from flowbridge.workflows.coarse_graining.pipeline import run_coarse_graining_file
+from flowbridge.workflows.coarse_graining.reference import reference_model, reference_stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -80,7 +80,7 @@ def test_chignolin(tmp_path):
     assert mdtraj.load(str(out / "beads.pdb")).n_atoms == 10
     # Nothing is done twice: the same command finds all stages.
     before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.npz")}
-    again = coarse_grain.run(file)
+    again = run_coarse_graining_file(file)
     assert again == results
     assert before == {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.npz")}
     # Dynamics that were interrupted go on to the same frames.
@@ -89,7 +89,7 @@ def test_chignolin(tmp_path):
         expected = stored["positions"]
     for name in ("results.json", "frames.npz", "pieces/00001.npz"):
         (stage / name).unlink()
-    coarse_grain.run(file)
+    run_coarse_graining_file(file)
     with np.load(stage / "frames.npz") as stored:
         assert np.array_equal(stored["positions"], expected)
 
@@ -97,7 +97,7 @@ def test_chignolin(tmp_path):
 @pytest.mark.parametrize("method", ["force_matching", "noised_force_matching"])
 def test_alanine(tmp_path, method):
     file = written(tmp_path, "alanine_coarse.toml", method, "bias.steps = 500")
-    results = coarse_grain.run(file)
+    results = run_coarse_graining_file(file)
     assert results["force_map"] == "optimised"
     assert results["root_mean_square_force"] < results["root_mean_square_force_plain"]
     assert results["effective_percent"] < 100.0  # a bias was taken out
@@ -147,7 +147,7 @@ step_fs = 1.0
 def test_from_a_trajectory_with_selections_and_a_graph_network(trajectory, tmp_path):
     shutil.copy(EXAMPLES / "alanine_dipeptide.pdb", tmp_path)
     (tmp_path / "run.toml").write_text(FROM_FILES.format(method="force_matching"))
-    results = coarse_grain.run(tmp_path / "run.toml", tmp_path / "out")
+    results = run_coarse_graining_file(tmp_path / "run.toml", tmp_path / "out")
     assert results["frames"] == 200
     assert results["beads"] == 4
     assert load(tmp_path / "out" / "model.flow").metadata.particles.names == ("A", "B", "C", "D")
@@ -177,7 +177,7 @@ def test_frames_in_water_hold_the_molecule(tmp_path):
     model = reference_model(settings, tmp_path)
     assert model.system.getNumParticles() > 300
     assert len(model.constraints) == 12
-    stage = run_reference(settings, model, tmp_path, tmp_path / "out")
+    stage = reference_stage(settings, model, tmp_path).completed(tmp_path / "out", {})
     with np.load(stage.folder / "trajectories" / "000.npz") as data:
         assert data["positions"].shape == (4, 22, 3)
         vacuum = openmm.Context(
@@ -220,7 +220,7 @@ class TestRefused:
         shutil.copy(EXAMPLES / "alanine_dipeptide.pdb", tmp_path)
         (tmp_path / "run.toml").write_text(FROM_FILES.format(method="flow_matching"))
         with pytest.raises(ConfigurationError, match=r"alanine.dcd does not exist"):
-            coarse_grain.run(tmp_path / "run.toml", tmp_path / "out")
+            run_coarse_graining_file(tmp_path / "run.toml", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
-from flowbridge.core.compilation.loading import load_accelerated
 from flowbridge.core.errors import ModelFileError
+from flowbridge.core.evaluator import EvaluationOptions, Evaluator
 from flowbridge.core.model_files.files import read_header, register_kind, save
 from flowbridge.core.potential import Particles, Potential, PotentialMetadata
 
-COMMAND = [sys.executable, "-m", "flowbridge.commands.application"]
+COMMAND = [sys.executable, "-m", "flowbridge"]
 
 
 @register_kind
@@ -65,10 +65,10 @@ def test_help_lists_the_commands_and_loads_no_engine():
     code = (
         "import sys\nfrom flowbridge.commands.application import application\n"
         "application(['--help'], standalone_mode=False)\n"
-        "print([name for name in ('torch', 'openmm', 'ase') if name in sys.modules])"
+        "print([name for name in ('torch', 'openmm', 'ase', 'numpy', 'pydantic', 'rich.progress') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("run", "reference", "info", "doctor"):
+    for command in ("run", "reference", "info", "doctor", "compile", "coarse-grain", "build", "isomers"):
         assert f"\n  {command} " in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -146,7 +146,7 @@ def test_interruption_says_how_to_continue(tmp_path):
         "def endless(config, workers):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "reference.run = endless\n"
+        "reference.compute_reference = endless\n"
         "application(['reference', sys.argv[1]])\n"
     )
     process = subprocess.Popen(
@@ -173,7 +173,7 @@ def test_compile_makes_what_adapters_look_for(compiled_morse_file, monkeypatch):
     again = invoke("compile", file)
     assert again.exit_code == 0
     assert "compiling" not in again.stderr
-    found = load_accelerated(file, mode="cached")
+    found = Evaluator.of(file, EvaluationOptions(compilation="cached")).evaluated
     assert isinstance(found, CompiledPotential)
 
 

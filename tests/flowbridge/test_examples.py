@@ -12,7 +12,7 @@ from openmm import app, unit
 import flowbridge
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.workflows.boltzmann import pipeline
+from flowbridge.workflows.boltzmann.pipeline import run_workflow_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
@@ -29,7 +29,7 @@ stiff = { couplings = 1, hidden = [8] }
 [model.training]
 likelihood = { steps = 20, batch = 64 }
 refinement = { steps = 5, batch = 32 }
-[drive]
+[dynamics]
 nve_steps = 10
 nve_runs = 1
 equilibration_steps = 5
@@ -105,7 +105,7 @@ def test_reweight_trajectory(alanine, tmp_path):
     for name in ("alanine_dipeptide.pdb", "alanine_dipeptide.toml", "reweight_trajectory.toml"):
         shutil.copy(EXAMPLES / name, tmp_path)
     (tmp_path / "small.toml").write_text(SMALL_WORKFLOW)
-    results = pipeline.run(tmp_path / "small.toml", tmp_path / "out")
+    results = run_workflow_file(tmp_path / "small.toml", tmp_path / "out")
     assert results["training_frames"] == 270
     assert results["samples"] == 300
     report = (tmp_path / "out" / "report.html").read_text()

@@ -14,7 +14,7 @@ import pytest
 import flowbridge
 
 ROOT = Path(__file__).parents[2]
-ENGINES = ("torch", "openmm", "ase", "mdtraj", "pymbar", "lightning", "numpy")
+ENGINES = ("torch", "openmm", "ase", "mdtraj", "pymbar", "numpy")
 
 
 def python(code, **environment):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from copy import copy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,16 +21,19 @@ from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
 from flowbridge.integrations.openmm.forces.particles import particles_from_topology
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, run_langevin, save_arrays
-from flowbridge.workflows.boltzmann import report, reweight
+from flowbridge.workflows.boltzmann import reweight
 from flowbridge.workflows.boltzmann.bonded_terms import angle_types, bond_types
 from flowbridge.workflows.boltzmann.configuration import read_workflow
 from flowbridge.workflows.boltzmann.figures import free_energy_map, normalised
 from flowbridge.workflows.boltzmann.molecular_system import molecular_system
+from flowbridge.workflows.boltzmann.report import report_page
 from flowbridge.workflows.boltzmann.report_data import Torsions, gather
+from flowbridge.workflows.boltzmann.requirements import Requirements, checks
 from flowbridge.workflows.boltzmann.run_figures import running_effective_percent
-from flowbridge.workflows.boltzmann.targets import Targets, checks
 from flowbridge.workflows.machines import Machines
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.report import StageEntry, write_report
+from flowbridge.workflows.runner import Outcome
+from flowbridge.workflows.stages import Row, StageFolder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = FlowConfiguration.model_validate(
@@ -44,6 +48,8 @@ torsion = "phi"
 interval = [0.0, 180.0]
 [comparison.flow]
 circular = "all"
+[targets]
+ess_percent = 90.0
 """
 ONE_TORSION = '[molecule.torsions]\nomega = ["ACE:CH3", "ACE:C", "PRO:N", "PRO:CA"]\n'
 
@@ -54,7 +60,7 @@ class Run:
     def __init__(self, folder: Path, name: str, structure: str, tables: str):
         configuration = folder / "run.toml"
         configuration.write_text(
-            f'seed = 3\n[molecule]\nname = "{name}"\nstructure = "{EXAMPLES / structure}"\n'
+            f'seed = 3\noutput = "{folder / "output"}"\n[molecule]\nname = "{name}"\nstructure = "{EXAMPLES / structure}"\n'
             'force_field = ["amber96.xml", "amber96_obc.xml"]\n[reweight]\nsamples = 400\nbootstrap = 20\n' + tables
         )
         self.output = folder / "output"
@@ -65,14 +71,13 @@ class Run:
         self.stages["train"] = self._train("train")
         if self.workflow.comparison is not None:
             self.stages["comparison"] = self._train("comparison")
-        self.stages["drive"] = self._drive()
-        self.stages["reweight"] = reweight.run(
-            self.workflow, self.molecule, self.stages["train"], self.output, Machines(ProcessExecutor(1))
-        )
+        self.stages["dynamics"] = self._dynamics()
+        stage = reweight.reweighting_stage(self.workflow, self.molecule, Machines(ProcessExecutor(1)))
+        self.stages["reweight"] = stage.completed(self.output, self.stages)
         self.results = self._results()
 
-    def _simulate(self, folder: Path) -> Stage:
-        stage = Stage.open(self.output, "simulate", {})
+    def _simulate(self, folder: Path) -> StageFolder:
+        stage = StageFolder.open(self.output, "simulate", {})
         run = LangevinRun(
             self.molecule.system_xml, self.molecule.positions, 300.0, 0.001, 5.0, 50, 5, 240, 1, folder / "frames.npz"
         )
@@ -88,8 +93,8 @@ class Run:
         )  # fmt: skip
         return stage
 
-    def _train(self, name: str) -> Stage:
-        stage = Stage.open(self.output, name, {"seed": self.workflow.seed})
+    def _train(self, name: str) -> StageFolder:
+        stage = StageFolder.open(self.output, name, {"seed": self.workflow.seed})
         particles = particles_from_topology(self.molecule.topology, self.molecule.system)
         torch.manual_seed(0)
         model = BoltzmannGenerator.untrained(particles, 300.0, self.frames.positions, TINY)
@@ -110,8 +115,8 @@ class Run:
         )  # fmt: skip
         return stage
 
-    def _drive(self) -> Stage:
-        stage = Stage.open(self.output, "drive", {})
+    def _dynamics(self) -> StageFolder:
+        stage = StageFolder.open(self.output, "dynamics", {})
         random = np.random.default_rng(0)
         for worker in range(2):
             positions = self.frames.positions[random.integers(0, 240, (30, 8))].astype(np.float32)
@@ -139,7 +144,7 @@ class Run:
     def _results(self) -> dict:
         done = {name: stage.results for name, stage in self.stages.items()}
         results = {"molecule": self.workflow.molecule.name, "seed": self.workflow.seed}
-        for name in ("simulate", "train", "drive", "reweight"):
+        for name in ("simulate", "train", "dynamics", "reweight"):
             hidden = {"wall_seconds", "profile", "curves"}
             results.update({key: value for key, value in done[name].items() if key not in hidden})
         if self.workflow.reweight.free_energy is not None:
@@ -149,10 +154,27 @@ class Run:
         if "comparison" in self.stages:
             results["comparison"] = {
                 "samples": 20000, "ess_percent": 31.5625, "force_rmse_kT_nm": 61.25,
-                "force_rmse_median_frame_kT_nm": 55.5625, "parameters": 123457, "wall_seconds": 93.5,
+                "force_rmse_median_frame_kT_nm": 55.5625, "parameters": 123457,
             }  # fmt: skip
-        results["wall_seconds"] = {"simulate": 40.25, "train": 200.5, "drive": 90.0, "reweight": 20.0, "total": 350.75}
-        return results
+        seconds = {
+            "simulate": 40.25,
+            "train": 200.5,
+            "dynamics": 90.0,
+            "comparison": 93.5,
+            "reweight": 20.0,
+            "total": 444.25,
+        }
+        return {**results, "failed": {}, "warnings": [], "wall_seconds": seconds}
+
+    def report(self, reference: dict | None = None) -> Path:
+        """Write the report as the runner does."""
+        outcome = Outcome(self.stages, results=self.results)
+        page = report_page(self.workflow, self.molecule, outcome, "molecule.flow", reference)
+        difference = self.workflow.reweight.free_energy
+        found = checks(self.results, difference and difference.torsion, self.workflow.targets)
+        entries = [StageEntry("train", "likelihood", 200.5, (Row("parameters", "<12>", "a & b"),))]
+        write_report(self.output / "report.html", page, self.results, entries, found)
+        return self.output / "report.html"
 
 
 REFERENCE = json.loads((EXAMPLES / "alanine_reference.json").read_text())
@@ -165,10 +187,7 @@ def alanine_run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def alanine_page(alanine_run) -> str:
-    run = alanine_run
-    file = report.write(run.workflow, run.molecule, run.stages, run.results, run.output, REFERENCE)
-    assert file == run.output / "report.html"
-    return file.read_text("utf-8")
+    return alanine_run.report(REFERENCE).read_text("utf-8")
 
 
 class Page(HTMLParser):
@@ -237,6 +256,8 @@ def test_page_holds_every_number(alanine_run, alanine_page):
 
 def test_names_are_escaped(alanine_page):
     assert "<h1>alanine &lt;dipeptide&gt; &amp; co</h1>" in alanine_page
+    assert "&lt;12&gt;" in alanine_page
+    assert "a &amp; b" in alanine_page
 
 
 def test_bias_is_named_by_its_atoms(alanine_page):
@@ -271,13 +292,33 @@ def test_molecule_without_torsions_or_reference(tmp_path, name, tables):
     run = Run(tmp_path, "proline dipeptide", "proline_dipeptide.pdb", tables)
     trained = run.stages["train"]
     (trained.folder / "results.json").write_text(json.dumps({**trained.results, "biases": []}))
-    page = Page(report.write(run.workflow, run.molecule, run.stages, run.results, run.output).read_text("utf-8"))
+    del run.results["biases"]
+    page = Page(run.report().read_text("utf-8"))
     assert page.open == []
     assert ("torsion" in page.anchors) == bool(tables)
     assert not {"ramachandran", "profile", "free-energy"} & page.anchors
     assert "Biases that keep" not in page.text
     assert "Two architectures" not in page.text
     assert "delta_f" not in page.text
+    assert "requirements" not in page.text.lower()  # none were set
+    assert all(link[1:] in page.anchors for link in page.links)
+
+
+@pytest.mark.parametrize("left", [("simulate", "train", "reweight"), ("simulate", "train")])
+def test_what_a_run_has_not_done_is_left_out(tmp_path, alanine_run, left):
+    """Skipped or failed dynamics cost the report its section, and a run that was stopped early has a report, too."""
+    run = copy(alanine_run)
+    run.output = tmp_path
+    run.workflow = alanine_run.workflow.model_copy(update={"output": tmp_path})
+    run.stages = {name: stage for name, stage in alanine_run.stages.items() if name in left}
+    run.results = {**alanine_run.results, "failed": {"dynamics": "NaN in <step> 3"}, "warnings": ["a heavy sample"]}
+    text = run.report(REFERENCE).read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert "dynamics failed: NaN in <step> 3" in page.text
+    assert "a heavy sample" in page.text
+    assert "energy_conservation" not in page.anchors
+    assert ("ramachandran" in page.anchors) == ("reweight" in left)
     assert all(link[1:] in page.anchors for link in page.links)
 
 
@@ -351,12 +392,15 @@ GOOD = {
     "force_rmse_kT_nm": 13.0, "js_divergence_md_vs_samples": 0.008, "ase_openmm_max_force_difference": 3e-7,
     "wall_seconds": {"train": 300.0, "total": 420.0},
 }  # fmt: skip
-LIMITS = Targets(wall_seconds=600.0)
+LIMITS = Requirements(
+    ess_percent=90.0, samples=100_000, delta_f_kT=0.2, delta_f_standard_errors=2.0, training_offset_kT=2.0, nve_ratio=1.2,
+    force_rmse_kT_nm=20.0, js_divergence=0.02, ase_openmm_force_difference=1e-4, wall_seconds=600.0,
+)  # fmt: skip
 
 
 def test_all_targets_met():
     found = checks(GOOD, "phi", LIMITS)
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(check.met for check in found)
 
 
@@ -380,7 +424,7 @@ def test_missed_target_is_told(key, value):
 
 
 def test_too_few_samples_miss_the_target():
-    assert not checks({**GOOD, "samples": 99_999}, "phi", LIMITS)[0].met
+    assert [check.key for check in checks({**GOOD, "samples": 99_999}, "phi", LIMITS) if not check.met] == ["samples"]
 
 
 def test_difference_beyond_its_own_errors_is_told():
@@ -390,5 +434,10 @@ def test_difference_beyond_its_own_errors_is_told():
 
 
 def test_targets_without_data_are_left_out():
-    found = checks({"samples": 1000, "ess_percent": 50.0, "force_rmse_kT_nm": 5.0}, None, Targets())
-    assert [check.key for check in found] == ["ess_percent", "force_rmse_kT_nm"]
+    found = checks({"samples": 1000, "ess_percent": 50.0, "force_rmse_kT_nm": 5.0}, None, LIMITS)
+    assert [check.key for check in found] == ["ess_percent", "samples", "force_rmse_kT_nm"]
+
+
+def test_no_requirement_is_made_up():
+    assert checks(GOOD, "phi", Requirements()) == []
+    assert [check.key for check in checks(GOOD, "phi", Requirements(nve_ratio=1.2))] == ["nve_std_per_dof_kJ_mol"]

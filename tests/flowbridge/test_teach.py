@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from flowbridge.commands.application import application
 from flowbridge.core.model_files.files import read_header
 from flowbridge.flows.molecules.formulas import Formula
-from flowbridge.workflows.molecules.building import BuildRequest, build, load_builder
+from flowbridge.workflows.molecules.building import BuildRequest, build_isomers, load_builder
 from flowbridge.workflows.molecules.isomer_database import IsomerRequest, make_isomers
 
 pytest.importorskip("tblite")
@@ -42,7 +42,7 @@ def test_imitation_and_reinforcement(database, tmp_path):
     assert again.output == result.output
     assert load_builder(output)[0].settings.width == 16
     results = tmp_path / "built"
-    build(BuildRequest("CH4O", results, count=2, model=output))
+    build_isomers(BuildRequest("CH4O", results, count=2, model=output))
     assert json.loads((results / "results.json").read_text())["built"] == 2
 
 

@@ -1,15 +1,28 @@
-"""Conformance tests: what they accept, and that each defect is caught by its name."""
+"""Conformance checks: what they accept, and that each defect is caught by its name."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
 import zuko
 
+import flowbridge
 from flowbridge.core.errors import ConfigurationError
+from flowbridge.core.generator import GeneratorPotential
 from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
+from flowbridge.core.reweighting import Draws
+from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
-from flowbridge.integrations.external_flows import as_potential
-from flowbridge.testing import ConformanceError, check_potential, examine_potential
+from flowbridge.integrations.external_flows import DensityPotential
+from flowbridge.testing import (
+    ConformanceError,
+    check_generator,
+    check_potential,
+    examine_generator,
+    examine_potential,
+)
 
 ARGON = Particles(("A", "B", "C"), (18, 18, 18), (39.9,) * 3)
 AT = 0.3 * torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -60,7 +73,7 @@ class TestAccepted:
     def test_a_foreign_density_without_invariances(self):
         torch.manual_seed(1)
         flow = zuko.flows.NSF(9, transforms=1, bins=4, hidden_features=[8]).double()
-        potential = as_potential(flow(), ARGON, 300.0)
+        potential = DensityPotential(flow(), ARGON, 300.0)
         report = check_potential(potential, AT, invariances=())
         assert report["model file"].passed is None
         assert not examine_potential(potential, AT, adapters=False)["translation"].passed
@@ -206,3 +219,87 @@ class TestArguments:
 
         with pytest.raises(ConfigurationError, match=r"no finite energy and forces .* give positions"):
             check_potential(Nothing(), AT)
+
+
+class Gaussian(GeneratorPotential):
+    """Independent normal coordinates of two atoms of argon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata = PotentialMetadata(ARGON, temperature=300.0)
+
+    def log_prob(self, positions):
+        numbers = 3 * len(ARGON)
+        return -0.5 * (positions.double() / 0.1).square().sum((1, 2)) - numbers * math.log(0.1 * math.sqrt(math.tau))
+
+    def sample_positions(self, count, generator):
+        positions = 0.1 * torch.randn(count, len(ARGON), 3, generator=generator, dtype=torch.float64)
+        return Draws(positions, self.log_prob(positions))
+
+
+class NotNormalised(Gaussian):
+    def log_prob(self, positions):
+        return super().log_prob(positions) + 0.7
+
+
+class OtherSamples(Gaussian):
+    def sample_positions(self, count, generator):
+        draws = super().sample_positions(count, generator)
+        return draws._replace(positions=1.01 * draws.positions)
+
+
+class GloballyRandom(Gaussian):
+    def sample_positions(self, count, generator):
+        positions = 0.1 * torch.randn(count, len(ARGON), 3, dtype=torch.float64)
+        return Draws(positions, self.log_prob(positions))
+
+
+class SingleDensity(Gaussian):
+    def log_prob(self, positions):
+        return super().log_prob(positions).float()
+
+
+class Wide:
+    """A harmonic well whose partition function is known."""
+
+    stiffness = thermal_energy(300.0) / 0.11**2
+    log_partition = 3 * len(ARGON) * math.log(0.11 * math.sqrt(math.tau))
+
+    def energies_and_forces(self, positions):
+        return 0.5 * self.stiffness * (positions**2).sum((1, 2)), -self.stiffness * positions
+
+
+class TestGenerators:
+    def test_accepted(self):
+        report = check_generator(Gaussian(), target=Wide(), log_partition=Wide.log_partition)
+        assert all(check.passed for check in report.checks)
+        assert check_generator(Gaussian())["mean weight"].passed is None
+
+    @pytest.mark.parametrize(
+        ("broken", "check"),
+        [
+            (NotNormalised, "mean weight"),
+            (OtherSamples, "samples have the density of log_prob"),
+            (GloballyRandom, "seeds"),
+            (GloballyRandom, "global random state"),
+            (SingleDensity, "shapes and types"),
+        ],
+    )
+    def test_each_defect_is_caught(self, broken, check):
+        report = examine_generator(broken(), target=Wide(), log_partition=Wide.log_partition)
+        assert report[check].passed is False
+        with pytest.raises(ConformanceError, match=check):
+            report.require()
+
+    @pytest.mark.parametrize(
+        ("name", "tolerance"),
+        [
+            ("boltzmann_generator_alanine", 1e-4),
+            ("boltzmann_generator_rank_one", 1e-4),
+            ("equivariant_flow_network", 1e-2),  # of the steps of its solver
+            ("rigid_body_generator", 1e-4),
+        ],
+    )
+    def test_the_generators_that_are_here(self, name, tolerance):
+        file = Path(__file__).parents[1] / "data" / "models_0_1" / f"{name}.flow"
+        check_generator(flowbridge.load(file), count=50, tolerance=tolerance)

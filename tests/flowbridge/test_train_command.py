@@ -18,6 +18,7 @@ from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.units import thermal_energy
 from flowbridge.integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, run_langevin
 from flowbridge.workflows.boltzmann import from_trajectory
+from flowbridge.workflows.boltzmann.averages import missing_conformation
 from flowbridge.workflows.boltzmann.trajectory import configurational_temperature
 from flowbridge.workflows.machines import Machines
 
@@ -104,24 +105,25 @@ class TestCommand:
     def test_repeating_it_does_nothing_new(self, folder, done):
         before = (folder / "out" / "results.json").read_text()
         stages = {path: path.stat().st_mtime_ns for path in (folder / "out" / "stages").rglob("results.json")}
-        from_trajectory.run(
+        from_trajectory.train_from_trajectory(
             from_trajectory.workflow_from(
                 **options(folder, output=folder / "out", torsions=["phi=ACE:C,ALA:N,ALA:CA,ALA:C"])
             )
         )
         assert (folder / "out" / "results.json").read_text() == before
         assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "stages").rglob("results.json")} == stages
-        assert len(stages) == 3
+        assert len(stages) == 4
 
 
 def read(folder, tmp_path, **changes):
     """Only the stage that reads."""
-    from flowbridge.workflows.boltzmann import trajectory
     from flowbridge.workflows.boltzmann.molecular_system import molecular_system
+    from flowbridge.workflows.boltzmann.trajectory import trajectory_stage
 
     workflow = from_trajectory.workflow_from(**options(folder, output=tmp_path / "out", **changes))
     molecule, machines = molecular_system(workflow, Path()), Machines(ProcessExecutor(workflow.workers))
-    return trajectory.run(workflow, workflow.trajectory, molecule, Path(), workflow.output, machines)
+    stage = trajectory_stage(workflow, workflow.trajectory, molecule, Path(), machines)
+    return stage.completed(workflow.output, {})
 
 
 class TestReading:
@@ -221,14 +223,12 @@ class TestConfigurationalTemperature:
         assert 0.7 < np.std(deviations) < 1.4
 
 
-def test_one_heavy_sample_is_pointed_at(alanine, capsys):
+def test_one_heavy_sample_is_pointed_at(alanine):
     random = np.random.default_rng(1)
     weights = random.normal(0.0, 0.1, 1000)
     weights[17] = 5.0
     samples = WeightedSamples(alanine.shaken(1000), weights, alanine.particles, 300.0)
-    from_trajectory._warn_of_missing_conformations([samples], {"omega": (4, 6, 8, 14)})
-    shown = capsys.readouterr().err
+    shown = missing_conformation([samples], {"omega": (4, 6, 8, 14)})
     assert "times the mean weight" in shown
     assert "omega" in shown
-    from_trajectory._warn_of_missing_conformations([samples.subset(slice(0, 10))], {})
-    assert not capsys.readouterr().err
+    assert missing_conformation([samples.subset(slice(0, 10))], {}) is None

@@ -1,7 +1,9 @@
 """The whole workflow in a tiny size, on a second molecule with a ring, killed in the middle and continued."""
 
+import html
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from flowbridge.core.errors import ConfigurationError
 from flowbridge.workflows.boltzmann.configuration import read_tables, read_workflow
 from flowbridge.workflows.boltzmann.molecular_system import molecular_system
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
-from flowbridge.workflows.stages import Stage
+from flowbridge.workflows.stages import StageFolder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -62,7 +64,7 @@ batch = 128
 steps = 20
 batch = 128
 
-[drive]
+[dynamics]
 nve_steps = 20
 nve_runs = 1
 equilibration_steps = 10
@@ -153,8 +155,12 @@ def test_a_killed_run_continues_to_the_same_numbers(undisturbed, tmp_path):
     _, expected = undisturbed
     (tmp_path / "tiny.toml").write_text(TINY)
     kills = 0
-    # Kill without warning in three different places: while simulating, while training, while driving.
-    for pattern in ("stages/simulate-*/trajectories/*.npz", "stages/train-*/checkpoints/*/step.ckpt", "stages/drive-*"):
+    # Kill without warning in three different places: while simulating, while training, in dynamics.
+    for pattern in (
+        "stages/simulate-*/trajectories/*.npz",
+        "stages/train-*/checkpoints/*/checkpoint.safetensors",
+        "stages/dynamics-*",
+    ):
         process = subprocess.Popen(
             command(tmp_path),
             stdout=subprocess.DEVNULL,
@@ -179,6 +185,35 @@ def test_repeating_a_finished_run_repeats_nothing(undisturbed):
     before = {file: file.stat().st_mtime_ns for file in (folder / "out" / "stages").glob("*/results.json")}
     assert run(folder)["wall_seconds"] == expected["wall_seconds"]
     assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_dynamics_out_of_the_support_cost_nobody_the_samples(undisturbed, tmp_path):
+    """A time step far too long: the stage fails, says why, and the run ends with its weighted samples and a report."""
+    shutil.copytree(undisturbed[0] / "out" / "stages", tmp_path / "out" / "stages")
+    (tmp_path / "tiny.toml").write_text(TINY.replace("langevin_step_fs = 0.25", "langevin_step_fs = 200.0"))
+    for folder in (tmp_path / "out" / "stages").glob("reweight-*"):
+        shutil.rmtree(folder)
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=400, env=environment())
+    assert done.returncode == 1
+    assert "changed since the last time: dynamics.langevin_step_fs: 0.25 -> 200.0" in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["failed"]) == {"dynamics"}
+    assert results["failed"]["dynamics"] in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert mdtraj.load(str(tmp_path / "out" / "samples.h5")).n_frames == 1000
+    assert results["ess_percent"] == undisturbed[1]["ess_percent"]
+    assert results["failed"]["dynamics"][:60] in html.unescape((tmp_path / "out" / "report.html").read_text())
+
+
+def test_a_table_by_its_former_name_is_read_with_a_warning(tmp_path, capsys):
+    (tmp_path / "old.toml").write_text(TINY.replace("[dynamics]", "[drive]"))
+    (tmp_path / "new.toml").write_text('extends = "old.toml"\n[dynamics]\nnve_runs = 3\n')
+    dynamics = read_workflow(tmp_path / "new.toml").dynamics
+    assert (dynamics.nve_runs, dynamics.nve_steps) == (3, 20)
+    assert "the table [drive] is called [dynamics] now" in capsys.readouterr().err
+    (tmp_path / "both.toml").write_text(TINY + "[drive]\nnve_runs = 2\n")
+    with pytest.raises(ConfigurationError, match=r"both \[dynamics\] and \[drive\]"):
+        read_workflow(tmp_path / "both.toml")
 
 
 FORCE_FIELD = 'force_field = ["amber96.xml", "amber96_obc.xml"]'
@@ -235,5 +270,5 @@ def test_one_process_writes_what_all_open(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     for rank, written in (("1", False), ("0", True)):
         monkeypatch.setenv("RANK", rank)
-        stage = Stage.open(tmp_path, "train", {"steps": 3})
+        stage = StageFolder.open(tmp_path, "train", {"steps": 3})
         assert (stage.folder / "inputs.json").is_file() is written

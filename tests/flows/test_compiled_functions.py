@@ -11,9 +11,8 @@ from flowbridge.flows.boltzmann import compiled_functions
 from flowbridge.flows.boltzmann.compiled_functions import CompiledFlowFunction, CompiledSampling
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.coordinate_flow import CoordinateFlow
-from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, with_gradients
+from flowbridge.flows.boltzmann.training.compiled_gradients import GradientEvaluator, compilation_of, with_gradients
 from flowbridge.flows.boltzmann.training.configuration import TrainingConfiguration
-from flowbridge.flows.boltzmann.training.fitting import _compilation
 from flowbridge.flows.boltzmann.training.objectives import path_gradients
 from flowbridge.flows.transforms.rank_one_matrix import rank_one_matrices
 from flowbridge.flows.transforms.root_finding import bounded_iterations, solve_increasing
@@ -237,4 +236,4 @@ def test_long_stages_are_compiled(monkeypatch, compilation, environment, steps, 
     if environment:
         monkeypatch.setenv("FLOWBRIDGE_COMPILE", environment)
     settings = TrainingConfiguration.model_validate({"compilation": compilation})
-    assert _compilation(settings, steps) == expected
+    assert compilation_of(settings.compilation, steps) == expected

@@ -55,14 +55,14 @@ class Killed(Exception):
 
 def kill_after(monkeypatch, stage: type, steps: int) -> None:
     """Let the stage's step number ``steps`` (counted in this process) die before it is taken."""
-    step, calls = stage.training_step, iter(range(steps))
+    loss, calls = stage.loss, iter(range(steps))
 
-    def mortal(self, batch, batch_idx):
+    def mortal(self, generator):
         if next(calls, None) is None:
             raise Killed
-        return step(self, batch, batch_idx)
+        return loss(self, generator)
 
-    monkeypatch.setattr(stage, "training_step", mortal)
+    monkeypatch.setattr(stage, "loss", mortal)
 
 
 def run(model, data, springs, folder, seed=1, settings=SETTINGS):
@@ -237,18 +237,18 @@ class TestHeldOutFrames:
         with torch.no_grad():
             for parameter in model.flow.parameters():
                 parameter.fill_(torch.nan)
-        with pytest.raises(ConvergenceError, match="the likelihood of step 0 is nan: lower learning_rate"):
+        with pytest.raises(ConvergenceError, match="step 0 of LikelihoodTraining is nan: lower learning_rate"):
             run(model, data, springs, tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_before_it_spoils_the_model(model, data, springs, tmp_path):
-    original = RefinementTraining.training_step
+    original = RefinementTraining.loss
 
-    def spoilt(self, batch, batch_idx):
-        return original(self, batch, batch_idx) * (torch.nan if self.global_step == 3 else 1.0)
+    def spoilt(self, generator):
+        return original(self, generator) * (torch.nan if self.step == 3 else 1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RefinementTraining, "training_step", spoilt)
+        patch.setattr(RefinementTraining, "loss", spoilt)
         with pytest.raises(ConvergenceError, match=r"gradient of step 3 of RefinementTraining is not finite.*diverged"):
             run(model, data, springs, tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in model.flow.parameters())

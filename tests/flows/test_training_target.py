@@ -11,10 +11,10 @@ from flowbridge.core.energy import PotentialEnergy
 from flowbridge.core.units import thermal_energy
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.molecule_coordinates import Coordinates
-from flowbridge.flows.boltzmann.training.target import TargetDensity, TorsionBias, _rotation
+from flowbridge.flows.boltzmann.training.target import CoverageBias, TargetDensity, _rotation
 
 SMILES = "CCCO"
-BIASES = (TorsionBias(0, 0.3, 2.0, 1.5), TorsionBias(1, 0.9, 4.0, -0.7))
+BIASES = (CoverageBias(0, 0.3, 2.0, 1.5), CoverageBias(1, 0.9, 4.0, -0.7))
 
 
 @pytest.fixture(scope="module", params=["fast", "paper"])
@@ -110,7 +110,7 @@ def test_a_configuration_without_energy_spoils_no_other(model, springs, frames):
 
 
 def test_bias_is_a_smooth_bump_of_the_stated_height():
-    bias = TorsionBias(1, 0.25, 3.0, 2.0)
+    bias = CoverageBias(1, 0.25, 3.0, 2.0)
     turns = torch.stack([torch.zeros(5), torch.tensor([0.25, 1.25, 0.75, 0.26, 0.24])], 1).double()
     factor = bias.log_factor(turns)
     assert float(factor[0]) == pytest.approx(2.0)

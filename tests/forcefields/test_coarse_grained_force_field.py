@@ -16,11 +16,12 @@ from flowbridge.forcefields.networks.graph_network import GraphConfiguration
 from flowbridge.forcefields.networks.invariant_network import InvariantConfiguration
 from flowbridge.forcefields.networks.lipschitz import SpectralBound, project_exactly
 from flowbridge.forcefields.prior_statistics import PriorConfiguration, fit_prior
-from flowbridge.integrations.mdtraj.bead_selections import openmm_topology, write_bead_pdb
+from flowbridge.integrations.mdtraj.bead_selections import write_bead_pdb
 from flowbridge.integrations.mdtraj.exports import topology_from_particles
 from flowbridge.integrations.openmm import add_potential, particle_system
 from flowbridge.integrations.openmm.forces.prior_forces import add_coarse_grained_force_field
 from flowbridge.integrations.openmm.sampling.model_dynamics import ModelDynamics, run_model_dynamics
+from flowbridge.integrations.openmm.systems.topologies import openmm_topology
 from flowbridge.testing import check_potential
 
 NETWORKS = [

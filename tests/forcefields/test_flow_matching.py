@@ -54,7 +54,7 @@ class TestTeacher:
     def test_joint_forces_against_finite_differences(self, teacher, bead_frames):
         x = torch.from_numpy(bead_frames[1][5:7])
         auxiliary = torch.tensor([[0.3, -1.0], [1.2, 0.1]], dtype=torch.float64)
-        forces, kt = teacher.joint_forces(x, auxiliary), thermal_energy(300.0)
+        forces, kt = teacher.evaluate(x, auxiliary).forces, thermal_energy(300.0)
         for bead, axis in ((0, 0), (2, 2), (4, 1)):
             shift = torch.zeros_like(x)
             shift[:, bead, axis] = 1e-6
@@ -114,7 +114,7 @@ class TestTeacher:
 
         joint = teacher.log_prob(x.expand(len(auxiliary), -1, -1), auxiliary).detach()
         weights = torch.softmax(joint, 0)
-        forces = teacher.joint_forces(x.expand(len(auxiliary), -1, -1), auxiliary)
+        forces = teacher.evaluate(x.expand(len(auxiliary), -1, -1), auxiliary).forces
         average = (weights[:, None, None] * forces).sum(0)
         leaf = x.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(log_marginal(leaf), leaf)

@@ -18,10 +18,10 @@ from flowbridge.forcefields.beads.mappings import (
 )
 from flowbridge.integrations.mdtraj.bead_selections import (
     mapping_from_selections,
-    openmm_topology,
     write_bead_pdb,
 )
 from flowbridge.integrations.mdtraj.exports import topology_from_particles
+from flowbridge.integrations.openmm.systems.topologies import openmm_topology
 
 
 class TestNamed:

@@ -12,7 +12,7 @@ from openmm_contexts import context_of, evaluate
 
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.compilation.compiled_potential import CompiledPotential
-from flowbridge.core.compilation.loading import load_accelerated
+from flowbridge.core.evaluator import EvaluationOptions, Evaluator
 from flowbridge.integrations.openmm import add_potential, particle_system
 
 
@@ -57,7 +57,7 @@ def test_openmm_replicas(file, morse, alanine):
 
 def test_ase(file, morse, alanine):
     calculator = PotentialCalculator(file)
-    assert isinstance(calculator._evaluated, CompiledPotential)
+    assert isinstance(calculator.evaluator.evaluated, CompiledPotential)
     for positions in alanine.shaken(5, 0.01):
         atoms = ase.Atoms(alanine.particles.atomic_numbers, positions * units.nm)
         expected = morse.energy_and_forces(torch.as_tensor(positions[None]))
@@ -87,7 +87,7 @@ def test_an_object_is_frozen_only_when_asked_for(file, morse, alanine):
 
 def test_a_program_for_many_is_not_given_one(file, morse, alanine):
     """A compiled potential of another batch size, handed over as an object, still gives the right numbers."""
-    several = load_accelerated(file, batch=3)
+    several = Evaluator.of(file, EvaluationOptions(3)).evaluated
     assert isinstance(several, CompiledPotential)
     positions = alanine.shaken(1, 0.01)[0]
     expected = morse.energy_and_forces(torch.as_tensor(positions[None])).energy.item()

@@ -106,6 +106,11 @@ class TestEnergies:
         assert seen[-1] == (500, 500)
         assert len(seen) > 1
 
+    def test_energies_without_forces(self, system, alanine, executor):
+        positions = alanine.shaken(200, 0.01)
+        expected = OpenMMEnergy(system, "Reference").energies(positions)
+        assert np.array_equal(DistributedEnergy(system, executor, "Reference").energies(positions), expected)
+
     def test_stopped(self, system, alanine, executor):
         stop = threading.Event()
         found = DistributedEnergy(system, executor, "Reference").evaluate(

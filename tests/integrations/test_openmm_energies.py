@@ -18,7 +18,7 @@ from openmm_contexts import context_of, evaluate
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, WorkerError
 from flowbridge.integrations.openmm.energies.batched import OpenMMEnergy
-from flowbridge.integrations.openmm.energies.plans import Plan
+from flowbridge.integrations.openmm.energies.plans import EvaluationPlan
 from flowbridge.integrations.openmm.energies.system_potential import SystemPotential
 
 
@@ -64,6 +64,21 @@ def test_what_cannot_be_evaluated_is_not_a_number(system, alanine, kind):
     assert "overlap" in failures[55] or "the force on particle" in failures[55]
 
 
+@pytest.mark.parametrize("kind", [None, "threads", "processes"])
+def test_energies_without_forces_are_the_same(system, alanine, kind, monkeypatch):
+    positions = alanine.shaken(60, 0.01)
+    positions[3, 4, 1] = np.nan
+    energy = OpenMMEnergy(system, "Reference", 1 if kind is None else 2, kind)
+    energies, _ = energy.energies_and_forces(positions)
+    assert np.flatnonzero(np.isnan(energies)).tolist() == [3]
+    np.testing.assert_allclose(energy.energies(positions), energies, rtol=1e-13)
+    if kind is None:
+        monkeypatch.setattr(openmm.State, "_getVectorAsNumpy", None)  # forces would be read by it
+        np.testing.assert_allclose(energy.energies(positions), energies, rtol=1e-13)
+    with pytest.raises(ConfigurationError, match=r"expected \(configurations, 22, 3\)"):
+        energy.energies(positions[:, 1:])
+
+
 def test_nothing_usable_in_the_first_call(system, alanine):
     energy = OpenMMEnergy(system)
     energies, _ = energy.energies_and_forces(np.full((4, 22, 3), np.nan))
@@ -76,12 +91,12 @@ def test_the_plan_is_remembered(system, alanine, monkeypatch):
     first = OpenMMEnergy(system)
     assert first.plan is None
     first.energies_and_forces(alanine.shaken(20))
-    assert isinstance(first.plan, Plan)
+    assert isinstance(first.plan, EvaluationPlan)
 
     def tried(*_):
         raise AssertionError("tried again")
 
-    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched.choose", tried)
+    monkeypatch.setattr("flowbridge.integrations.openmm.energies.batched.fastest_plan", tried)
     again = OpenMMEnergy(system)
     again.energies_and_forces(alanine.shaken(20))
     assert again.plan == first.plan
@@ -216,7 +231,7 @@ def test_workers_that_are_ended_from_outside_lose_nothing(deadly):
 
     def kill_one(done, total):
         if done > 20 and not killed:
-            killed.append(energy._team._processes[0].process)
+            killed.append(energy._pool._processes[0].process)
             killed[0].kill()
 
     killed = []
@@ -224,7 +239,7 @@ def test_workers_that_are_ended_from_outside_lose_nothing(deadly):
     assert killed
     assert failures == {}
     np.testing.assert_array_equal(energies, 0.0)
-    for process in energy._team._processes:
+    for process in energy._pool._processes:
         process.process.kill()
     assert energy.evaluate(positions).failures == {}
 

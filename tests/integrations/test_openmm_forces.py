@@ -21,7 +21,7 @@ from flowbridge.core.errors import ConfigurationError, ModelFileError, MoleculeM
 from flowbridge.core.model_files.files import save
 from flowbridge.core.potential import EnergyAndForces, Particles, Potential, PotentialMetadata
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.forces.computation import EvaluationOptions, PotentialComputation
+from flowbridge.integrations.openmm.forces.computation import OpenMMEvaluator, PotentialComputation
 
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
 unsaved = pytest.mark.filterwarnings("ignore:this potential is in no model file")
@@ -445,7 +445,7 @@ def test_masses_are_compared_where_there_is_no_topology(morse_file, alanine):
         ({"particles": [*range(21), 22]}, r"outside the System, which has particles 0\.\.21"),
         ({"particles": [*range(21), -1]}, "outside the System"),
         ({"particles": [*range(21), 20.5]}, "whole numbers"),
-        ({"backend": "jax"}, "'jax' is not known: use 'auto' or one of 'python', 'torchforce', 'pythontorch'"),
+        ({"backend": "jax"}, "'jax' is not known: use 'auto' or one of 'python', 'torchforce'"),
         ({"backend": "python", "parameter_derivatives": ["stiffness"]}, "use backend='torchforce'"),
         ({"dtype": "int32"}, "dtype must be float32, float64 or None"),
         ({"force_group": 32}, "between 0 and 31"),
@@ -601,7 +601,7 @@ class PublicState:
 
 def test_public_interface_gives_the_same(morse, alanine):
     system = particle_system(morse)
-    computation = PotentialComputation(morse, EvaluationOptions(scale_parameter=None))
+    computation = PotentialComputation(OpenMMEvaluator(morse))
     context = context_of(system)
     context.setPositions(alanine.shaken(1)[0])
     for name, value in morse.metadata.global_parameters.items():
@@ -650,7 +650,7 @@ def test_importing_the_package_needs_no_torch():
 
 def test_errors_raised_directly_keep_their_type_and_cause(alanine):
     probe = Probe(alanine.particles, lambda calls, positions: nan_energy(9, positions))
-    computation = PotentialComputation(probe, EvaluationOptions(scale_parameter=None))
+    computation = PotentialComputation(OpenMMEvaluator(probe))
     context = context_of(particle_system(probe))
     context.setPositions(alanine.positions)
     with pytest.raises(NonFiniteEnergyError) as caught:

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
@@ -11,12 +12,18 @@ from rdkit import Chem
 
 from flowbridge.core.errors import ConfigurationError
 from flowbridge.integrations.openmm.systems.input_files import load_system
-from flowbridge.integrations.openmm.systems.peptides import AMINO_ACIDS, peptide, peptide_bond_torsions
+from flowbridge.integrations.openmm.systems.peptides import AMINO_ACIDS, peptide
 from flowbridge.workflows.coarse_graining.configuration import read_coarse_graining
 from flowbridge.workflows.coarse_graining.reference import reference_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
+
+
+def omega(topology, positions):
+    """Return the torsions of the peptide bonds in degrees."""
+    trajectory = mdtraj.Trajectory(positions, mdtraj.Topology.from_openmm(topology))
+    return np.degrees(mdtraj.compute_omega(trajectory)[1][0])
 
 
 def handedness(topology: app.Topology, positions: np.ndarray) -> list[float]:
@@ -52,7 +59,7 @@ def test_every_amino_acid_by_its_names():
     charge = sum(nonbonded.getParticleParameters(i)[0]._value for i in range(system.getNumParticles()))
     assert charge == pytest.approx(0.0, abs=1e-5)  # K and R against D and E, and the two ends
     assert min(handedness(topology, positions)) > 0.0
-    assert np.abs(peptide_bond_torsions(topology, positions)).min() > 150.0
+    assert np.abs(omega(topology, positions)).min() > 150.0
 
 
 def test_side_chains_with_centres_of_their_own():
@@ -74,8 +81,8 @@ def test_side_chains_with_centres_of_their_own():
 def test_chignolin_for_a_system():
     molecule = load_system(sequence="yydpetgtwy", force_field=FORCE_FIELD)
     assert molecule.system.getNumParticles() == 166
-    assert len(peptide_bond_torsions(molecule.topology, molecule.positions)) == 9
-    assert np.abs(peptide_bond_torsions(molecule.topology, molecule.positions)).min() > 150.0
+    assert len(omega(molecule.topology, molecule.positions)) == 9
+    assert np.abs(omega(molecule.topology, molecule.positions)).min() > 150.0
     assert min(handedness(molecule.topology, molecule.positions)) > 0.0
     assert nearest(molecule.topology, molecule.positions) > 0.14
     context = openmm.Context(

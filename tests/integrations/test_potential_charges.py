@@ -11,7 +11,8 @@ from flowbridge.calculators.qmc.molecule import Molecule
 from flowbridge.calculators.qmc.properties.potential_charges import potential_charges, shell_points
 from flowbridge.calculators.qmc.properties.properties import DensityProperties
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.integrations.openmm.systems.potential_charges import topology_of, write_force_field
+from flowbridge.integrations.openmm.systems.potential_charges import write_force_field
+from flowbridge.integrations.openmm.systems.topologies import molecule_topology
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +52,7 @@ def test_charges_of_water_reproduce_potential_and_dipole(water):
 
 def test_openmm_reads_the_force_field_and_has_the_dipole(water, tmp_path):
     charges = potential_charges(water, equivalent=[(1, 2)]).charges.value
-    topology = topology_of(["O", "H", "H"], [(0, 1), (0, 2)], "WAT")
+    topology = molecule_topology(["O", "H", "H"], [(0, 1), (0, 2)], "WAT")
     file = tmp_path / "water.xml"
     write_force_field(file, topology, charges)
     system = app.ForceField(str(file)).createSystem(topology)
@@ -62,13 +63,13 @@ def test_openmm_reads_the_force_field_and_has_the_dipole(water, tmp_path):
     assert force.getParticleParameters(0)[1].value_in_unit(unit.angstrom) == pytest.approx(3.118, abs=1e-3)
     assert force.getNumExceptions() == 3
 
-    other = topology_of(["O", "H", "H"], [(0, 1), (0, 2)], "WAT")
+    other = molecule_topology(["O", "H", "H"], [(0, 1), (0, 2)], "WAT")
     chain = other.addChain()
     other.addResidue("WAT", chain)
     for bad, values, message in (
         (other, charges, "2 residues"),
         (topology, charges[:2], "as many finite charges"),
-        (topology_of(["Na"], []), [1.0], "no parameters"),
+        (molecule_topology(["Na"], []), [1.0], "no parameters"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             write_force_field(file, bad, values)

@@ -16,7 +16,6 @@ from flowbridge.integrations.pymbar import (
     free_energy_difference,
     mbar_from_reduced_potentials,
     mbar_from_samples,
-    pooled_samples,
 )
 
 ATOM = Particles(("A",), (18,), (39.9,))
@@ -124,37 +123,6 @@ def test_double_well_between_temperatures():
     integrals = [quad(lambda x, b=b: np.exp(-b * potential(x)), -3, 3)[0] for b in (3.0, 1.0)]
     value, error = mbar_from_samples(sets).difference("cold", "hot")
     assert abs(value + np.log(integrals[1] / integrals[0])) < 3 * error < 0.1
-
-
-class TestPooledSamples:
-    def test_averages_in_every_state_cover_the_truth(self):
-        """All samples of two states give mean and variance in each, and in a third that nobody sampled."""
-        deviations = []
-        for seed in range(30):
-            rng = np.random.default_rng(seed)
-            sets = {state: drawn(rng, state, 400) for state in ("soft", "moved")}
-            result = mbar_from_samples(sets, decorrelate=False)
-            for state, centre in CENTRE.items():
-                pool = pooled_samples(sets, state, result)
-                assert len(pool) == 800
-                mean = pool.average(pool.positions[:, 0, 0])
-                square = pool.average((pool.positions[:, 0, 0] - centre) ** 2)
-                deviations.append((mean.value - centre) / mean.error)
-                deviations.append((square.value - 1.0 / STIFFNESS[state]) / square.error)
-        inside = (np.abs(deviations) < 2.0).mean()
-        assert 0.88 < inside < 0.995, inside
-
-    def test_more_than_one_set_holds(self):
-        rng = np.random.default_rng(3)
-        sets = {state: drawn(rng, state, 500) for state in STIFFNESS}
-        pool = pooled_samples(sets, "stiff")
-        assert pool.effective_sample_size() > 550
-
-    def test_unknown_state(self):
-        rng = np.random.default_rng(3)
-        sets = {state: drawn(rng, state, 500) for state in STIFFNESS}
-        with pytest.raises(ValueError, match="no state 'hard'"):
-            pooled_samples(sets, "hard")
 
 
 class TestWeightedSamples:

@@ -15,12 +15,12 @@ from packaging.version import Version
 
 from flowbridge.calculators import PotentialCalculator
 from flowbridge.core.errors import ConfigurationError, MissingDependencyError
+from flowbridge.core.evaluator import Evaluator
 from flowbridge.core.model_files.files import save
 from flowbridge.core.potential import Potential, PotentialMetadata
 from flowbridge.flows.boltzmann.configuration import FlowConfiguration
 from flowbridge.flows.boltzmann.generator import BoltzmannGenerator
 from flowbridge.integrations.openmm import add_potential, particle_system
-from flowbridge.integrations.openmm.forces.computation import EvaluationOptions
 from flowbridge.integrations.openmm.forces.torchforce import _Evaluation, traced
 
 # Where the make target puts a second OpenMM, with its own copy of openmmtorch.
@@ -100,8 +100,7 @@ class TestScript:
         potential = request.getfixturevalue(name)
         particles = [index + 3 for index in reversed(range(22))]
         parameters = dict(potential.metadata.global_parameters)
-        module = _Evaluation(potential, EvaluationOptions(), particles, 30, list(parameters), energy_only=energy_only)
-        script = traced(module, parameters)
+        script = traced(_Evaluation(Evaluator(potential), particles, 30, energy_only=energy_only))
         for seed, factor in ((5, 1.0), (6, 0.7)):
             molecule = torch.as_tensor(alanine.shaken(1, seed=seed)[0])
             positions = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -132,9 +131,9 @@ class TestScript:
                 energy = positions.square().sum((1, 2))
                 return energy if float(energy.sum()) > 1e3 else 2.0 * energy
 
-        module = _Evaluation(Deciding(), EvaluationOptions(), range(22), 22, [], energy_only=False)
+        module = _Evaluation(Evaluator(Deciding()), range(22), 22, energy_only=False)
         with pytest.raises(ConfigurationError, match=r"cannot be traced to TorchScript.*backend=.python."):
-            traced(module, {})
+            traced(module)
 
 
 class TestForce:
@@ -279,7 +278,3 @@ class TestForce:
         ):
             add_potential(system, morse_file, backend="torchforce")
         assert system.getNumForces() == 0
-
-    def test_the_force_of_the_future(self, morse_file):
-        with pytest.raises(MissingDependencyError, match="no published openmmtorch has"):
-            add_potential(particle_system(morse_file), morse_file, backend="pythontorch")

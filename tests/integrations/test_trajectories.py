@@ -28,9 +28,8 @@ TEMPERATURE = 300.0
 def samples(alanine) -> WeightedSamples:
     random = np.random.default_rng(1)
     energies = {"target": random.normal(10.0, 1.0, 40), "generator": random.normal(8.0, 1.0, 40)}
-    return WeightedSamples.from_reduced_potentials(
-        alanine.shaken(40), energies, alanine.particles, TEMPERATURE, provenance={"seed": 1}
-    )
+    log_weights = energies["generator"] - energies["target"]
+    return WeightedSamples(alanine.shaken(40), log_weights, alanine.particles, TEMPERATURE, energies, {"seed": 1})
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Electron densities: models in closed form and learnt ones, their fit to samples, their symmetry, their files."""
+"""Electron densities: models in closed form and learned ones, fits to samples, responses to parameters, cube files."""

@@ -18,14 +18,14 @@ from .densities import DensityModel
 
 Array = NDArray[np.float64]
 LARGEST_GRID = 40_000_000
-"""Points that a grid may have."""
+"""Largest number of points of a grid."""
 
 
 def cell_grid(atoms: Atoms, spacing: float) -> tuple[Array, tuple[int, int, int]]:
-    """Return points ``(P, 3)`` in bohr, at fractions i/n of the cell, and how many there are along each vector.
+    """Return points ``(P, 3)`` in bohr, at fractions i/n of the cell, and their number along each vector.
 
     Args:
-        atoms: with a cell of three vectors.
+        atoms: Atoms with a cell of three vectors.
         spacing: largest distance of neighbouring points, Angstrom.
 
     Raises:
@@ -54,32 +54,14 @@ def density_on_cell(density: DensityModel, atoms: Atoms, spacing: float = 0.2) -
     return values
 
 
-def write_density_cube(
-    path: str | os.PathLike[str], density: DensityModel, atoms: Atoms, spacing: float = 0.15, comment: str | None = None
-) -> Array:
-    """Write the density as a cube file, in e/bohr^3 as is the custom, and return it.
+def write_density_cube(path: str | os.PathLike[str], density: DensityModel, atoms: Atoms, spacing: float) -> None:
+    """Write the density as a cube file, in e/bohr^3 as is the custom, whole or not at all.
 
-    Args:
-        path: of the file.
-        density: the model.
-        atoms: with a cell.
-        spacing: largest distance of neighbouring points, Angstrom.
-        comment: first line of the file.
+    Raises as :func:`cell_grid`.
     """
-    values = density_on_cell(density, atoms, spacing)
-    write_cube_values(path, atoms, values, comment or "electron density, e/bohr^3, by flowbridge")
-    return values
-
-
-def write_cube_values(path: str | os.PathLike[str], atoms: Atoms, values: Array, comment: str) -> None:
-    """Write values ``(n1, n2, n3)`` on the grid of the cell as a cube file, whole or not at all."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    with part.open("w") as file:
-        write_cube(file, atoms, values, comment=comment)
-    part.replace(target)
-
-
-def difference_on_cell(first: DensityModel, second: DensityModel, atoms: Atoms, spacing: float = 0.2) -> Array:
-    """Return ``first - second`` on the grid of the cell, in e/bohr^3."""
-    return density_on_cell(first, atoms, spacing) - density_on_cell(second, atoms, spacing)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:  # ASE writes through the file descriptor
+        values = density_on_cell(density, atoms, spacing)
+        write_cube(file, atoms, values, comment="electron density, e/bohr^3, by flowbridge")
+    part.replace(path)

@@ -1,4 +1,4 @@
-"""Electron densities: what every model of one can do, and those in closed form.
+"""Electron densities: the interface of all models, and models in closed form.
 
 A density is positive, so a model gives its logarithm with gradient and Laplacian; a model that was fitted also gives
 jackknife replicas, from which :mod:`flowbridge.calculators.qmc.properties.properties` computes error bars. Atomic units
@@ -8,25 +8,23 @@ throughout.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..electronic_structure import Quadrature, ReferenceDensity
+from ..electronic_structure import CHUNK, Quadrature, ReferenceDensity, mean_field
 from ..molecule import Molecule
 from ..wave_function.atomic_functions import AtomicFunctions
-from ..wave_function.slater_orbitals import SlaterOrbitals
+from ..wave_function.slater_orbitals import SlaterOrbitals, orthonormal
 from ..wave_function.wave_function import SlaterJastrow
-
-CHUNK = 8192
-"""Points that are evaluated at once."""
 
 _SMALLEST = 1e-280  # of a density, where the logarithm of an underflowed orbital would be infinite
 
 
 class LogDensity(NamedTuple):
-    """``ln rho`` ``(P,)``, its gradient ``(P, 3)`` and Laplacian ``(P,)``; empty where not asked for."""
+    """``ln rho`` ``(P,)``, its gradient ``(P, 3)`` and Laplacian ``(P,)``; empty where not requested."""
 
     values: Tensor
     gradients: Tensor
@@ -37,8 +35,8 @@ class DensityModel(ABC):
     """An electron density in e/bohr^3.
 
     Attributes:
-        molecule: the nuclei it belongs to.
-        electrons: what it integrates to.
+        molecule: nuclei of the density.
+        electrons: integral of the density.
         replicas: number of jackknife replicas; 0 for a density without statistical error.
     """
 
@@ -48,7 +46,7 @@ class DensityModel(ABC):
 
     @abstractmethod
     def evaluate(self, points: Tensor, derivatives: int = 0) -> LogDensity:
-        """Return ``ln rho`` at ``points`` ``(P, 3)`` in bohr, with as many derivatives (0, 1 or 2)."""
+        """Return ``ln rho`` at ``points`` ``(P, 3)`` in bohr, with 0, 1 or 2 derivatives."""
 
     def replica_logs(self, points: Tensor) -> Tensor:
         """Return ``ln rho`` of the jackknife replicas, ``(R, P)``."""
@@ -89,8 +87,8 @@ class OrbitalDensity(DensityModel):
     Args:
         molecule: nuclei and electrons.
         functions: Slater functions.
-        coefficients: ``(K, M)``.
-        occupations: ``(M,)``.
+        coefficients: coefficients ``(K, M)`` of the orbitals.
+        occupations: occupations ``(M,)`` of the orbitals.
     """
 
     def __init__(
@@ -111,8 +109,8 @@ class GaussianDensity(DensityModel):
 
     Args:
         molecule: nuclei and electrons.
-        mole: the ``pyscf.gto.Mole`` of the matrix.
-        matrix: ``(K, K)`` in its atomic basis.
+        mole: ``pyscf.gto.Mole`` of the matrix.
+        matrix: density matrix ``(K, K)`` in its atomic basis.
     """
 
     def __init__(self, molecule: Molecule, mole: Any, matrix: Any) -> None:
@@ -143,6 +141,19 @@ class GaussianDensity(DensityModel):
         for axis in range(3):
             laplacian = laplacian + 2.0 * ((found[1 + axis] @ self._matrix) * found[1 + axis]).sum(1)
         return LogDensity(rho.log(), gradients, laplacian / rho - gradients.square().sum(1))
+
+    def potential(self, points: Tensor) -> Tensor:
+        """Return ``int rho/|r - r'|`` ``(P,)`` in Hartree/e at ``points`` ``(P, 3)`` in bohr, in closed form."""
+        parts = [torch.as_tensor(self._mole.intor("int1e_grids", grids=part.numpy())) for part in points.split(256)]
+        return torch.cat([torch.einsum("pij,ij->p", part, self._matrix) for part in parts])
+
+
+@lru_cache(maxsize=4)
+def hartree_fock_density(molecule: Molecule) -> GaussianDensity:
+    """Return PySCF's Hartree-Fock density: the reference that the potentials of other densities differ from."""
+    method = mean_field(molecule, "cc-pvtz")
+    matrix = method.make_rdm1()
+    return GaussianDensity(molecule, method.mol, matrix if matrix.ndim == 2 else matrix.sum(0))
 
 
 class SumDensity(DensityModel):
@@ -204,12 +215,12 @@ def determinant_density(
 ) -> OrbitalDensity:
     """Return the density of the occupied orbitals of both spins, or of one, ``"up"`` or ``"down"``.
 
-    Orbitals that an optimiser mixed are no longer orthonormal; they are made so on ``grid`` here, which leaves the
-    determinant as it is.
+    Orbitals that an optimiser mixed are no longer orthonormal; they are orthonormalised on ``grid``, which does not change the
+    determinant.
     """
     parts = {"up": (orbitals.up, molecule.spin_up), "down": (orbitals.down, molecule.spin_down)}
     chosen = list(parts.values()) if spin == "total" else [parts[spin]]
-    matrices = [_orthonormal(orbitals.functions, c[:, :n], grid) for c, n in chosen if n]
+    matrices = [orthonormal(orbitals.functions, c[:, :n], grid) for c, n in chosen if n]
     if orbitals.restricted and spin == "total" and molecule.spin == 0:
         return OrbitalDensity(
             molecule, orbitals.functions, matrices[0], torch.full((molecule.spin_up,), 2.0, dtype=torch.float64)
@@ -218,19 +229,10 @@ def determinant_density(
     return OrbitalDensity(molecule, orbitals.functions, joint, torch.ones(joint.shape[1], dtype=torch.float64))
 
 
-def _orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrature) -> Tensor:
-    overlap = torch.zeros(coefficients.shape[1], coefficients.shape[1], dtype=torch.float64)
-    for points, weights in zip(grid.points.split(CHUNK), grid.weights.split(CHUNK), strict=True):
-        values = functions.evaluate(points, coefficients).values
-        overlap += (values * weights) @ values.T
-    values, vectors = torch.linalg.eigh(overlap)
-    return coefficients @ (vectors * values.rsqrt() @ vectors.T)
-
-
 def base_density(wave_function: SlaterJastrow, grid: Quadrature, spin: str = "total") -> OrbitalDensity:
-    """Return the density of the reference determinant of a wave function: what a fit starts from.
+    """Return the density of the reference determinant of a wave function, from which a fit starts.
 
-    Active virtual orbitals of an expansion take part with the weights of the strings that fill them.
+    Active virtual orbitals of an expansion have the weights of the strings that fill them.
     """
     expansion = wave_function.expansion
     if expansion is None:

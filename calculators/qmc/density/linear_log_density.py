@@ -1,6 +1,6 @@
-"""The linear logarithmic density: ``ln rho(r) = ln rho_base(r) + sum_k c_k b_k(r)``.
+"""The linear model of a logarithmic density: ``ln rho(r) = ln rho_base(r) + sum_k c_k b_k(r)``.
 
-The functions b have zero slope at nuclei, so that the cusps of the base density, which are exact, stay. For the fit see
+The functions b have zero slope at nuclei, so that the exact cusps of the base density remain. For the fit see
 :mod:`~flowbridge.calculators.qmc.density.convex_fit`.
 """
 
@@ -13,21 +13,21 @@ from ..electronic_structure import Quadrature
 from ..molecule import Molecule
 from ..wave_function.atomic_functions import AtomicFunctions, Shell
 from ..wave_function.sampling import ElectronSamples
+from ..wave_function.symmetry import allowed_combinations
 from .convex_fit import DensityFitSettings, convex_fit
 from .densities import DensityModel, LogDensity, OrbitalDensity
-from .symmetry import allowed_combinations
 
 
 class LinearLogDensity(DensityModel):
     """A base density times the exponential of a linear combination.
 
     Args:
-        base: the density to correct.
+        base: density to correct.
         functions: functions on nuclei.
-        contraction: ``(K, Q)`` their combinations b.
-        coefficients: ``(1 + R, Q)``: the fit, then its jackknife replicas.
-        shifts: ``(1 + R,)`` what normalises each of them, added to the logarithm.
-        electrons: what each integrates to.
+        contraction: combinations b ``(K, Q)`` of the functions.
+        coefficients: coefficients ``(1 + R, Q)`` of the fit, then of its jackknife replicas.
+        shifts: normalising constants ``(1 + R,)``, added to the logarithm.
+        electrons: integral of the density.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LinearLogDensity(DensityModel):
 
 
 def correction_functions(molecule: Molecule, grid: Quadrature, density: Tensor) -> tuple[AtomicFunctions, Tensor]:
-    """Return the functions on nuclei that correct a logarithmic density, and combinations that its symmetry allows."""
+    """Return the functions on nuclei that correct a logarithmic density, and the combinations that its symmetry allows."""
     shells: list[Shell] = []
     for center, number in enumerate(molecule.numbers):
         shells += [Shell(center, 0, "soft_radius", 1.0), Shell(center, 0, "soft_logarithm", 1.0)]
@@ -89,10 +89,10 @@ def fit_linear_log_density(
 
     Args:
         samples: configurations with scores.
-        base: density to correct, of the same molecule and the same electrons.
+        base: density of the same molecule and electrons to correct.
         grid: quadrature for the normalisation.
         settings: see :class:`~flowbridge.calculators.qmc.density.convex_fit.DensityFitSettings`.
-        spin: which electrons.
+        spin: spin of the electrons.
 
     Raises:
         ConfigurationError: for a base of another molecule, or fewer walkers than groups.

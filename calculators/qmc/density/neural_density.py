@@ -5,11 +5,11 @@
 The last term has the slope -2 Z_A at the nucleus and is constant away from it; everything else is smooth there. The network
 y sees, for each nucleus, the vector and s scaled by ``ln(1 + s)/s``. It is trained by regressing its gradient on the scores
 of electrons, plus noise-contrastive estimation for the relative weights of regions (the recipe of microsoft/oneqmc, MIT
-licence, written anew here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
+licence, reimplemented here; differences: c_A is a logarithm, and the noise also has a component as tight as each core).
 
-What enters linearly, the last layer, and the envelope to first order, is then fitted once more to all samples together
-(:mod:`~flowbridge.calculators.qmc.density.convex_fit`): that removes the noise of the last steps, and leaving out groups
-of walkers in turn gives the jackknife replicas that error bars need.
+The linear parts (the last layer, and the envelope to first order) are then refitted to all samples
+(:mod:`~flowbridge.calculators.qmc.density.convex_fit`). The refit removes the noise of the last steps, and fits without one
+group of walkers give the jackknife replicas of the error bars.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ....core.errors import ConfigurationError, ConvergenceError
+from ....core.errors import ConfigurationError
+from ....core.training.objective import Objective, Plan, cosine
+from ....core.training.trainer import Trainer
 from ..electronic_structure import Quadrature
 from ..molecule import Molecule
 from ..wave_function.sampling import ElectronSamples
@@ -106,7 +108,7 @@ class NeuralDensity(DensityModel):
 
     Args:
         molecule: nuclei and electrons.
-        electrons: what it integrates to, once it was fitted.
+        electrons: integral of the density after the fit.
         width: of the network.
         refit: coefficients c ``(1 + R, Q)`` of the features and shifts ``(1 + R,)``, the fit first, then jackknife replicas;
             None for zeros.
@@ -194,23 +196,21 @@ def fit_neural_density(
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         density = NeuralDensity(molecule, float(electrons.stop - electrons.start), chosen.width)
     network = density.network
-    optimiser = torch.optim.Adam(network.parameters(), chosen.rate, betas=(0.95, 0.999))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, chosen.steps, 1e-4 * chosen.rate)
-    for step in range(chosen.steps):
+
+    def loss(step: int, _: torch.Generator) -> Tensor:
         index = torch.randint(len(points), (chosen.batch,), generator=generator)
-        loss = _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
-        if not bool(torch.isfinite(loss)):
-            raise ConvergenceError(
-                f"training of the neural density diverged in step {step}: lower the rate {chosen.rate}"
-            )
-        optimiser.zero_grad()
-        loss.backward()
+        return _loss(network, points[index], scores[index], molecule, generator, chosen.contrast)
+
+    plan = Plan(
+        chosen.steps, chosen.rate, (0.95, 0.999), schedule=lambda step: cosine(1.0, 1e-4, step, chosen.steps),
         # Scores diverge at nodes; a single electron there must not throw the network off.
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
+        gradient_clip=lambda step: 10.0,
+    )  # fmt: skip
+    objective = Objective(network, plan, loss=loss, name="the neural density")
+    objective.loss_advice = f"lower the rate {chosen.rate}"
+    for done in Trainer(objective).steps():
         if progress is not None:
-            progress(step + 1)
+            progress(done)
     network.requires_grad_(False)
     refit = convex_fit(samples, electrons, density, density.features, grid, chosen.refit)
     fitted = NeuralDensity(molecule, density.electrons, chosen.width, refit)

@@ -1,14 +1,14 @@
-"""How a density depends on the optimised parameters of its wave function: a last step, and the noise of all of them.
+"""Response of a density to the optimised parameters of its wave function: a last step, and their noise.
 
 Parameters optimised on a finite sample are noisy. Directions along which the energy is flat, such as those that polarise a
-molecule, move the density by more than the samples that measure it say, and no error bar knows of it. The samples of a
-density are more than the optimiser had in any iteration, and a further step of the linear method can be taken on them: what
-they say of the parameters does not depend, to first order, on where the optimiser stopped. The density follows to first order,
+molecule, move the density by more than its sampling error, and error bars miss this. The samples of a density outnumber
+those of any iteration of the optimiser, so a further step of the linear method is taken on them: its result does not depend, to
+first order, on where the optimiser stopped. The density follows to first order,
 
     d<sum_i b(r_i)> = 2 cov(sum_i b(r_i), d ln|Psi|/dp) . dp,
 
-by a change of its logarithm in the same functions b that it was fitted with. The jackknife does so for every group of
-walkers left out, in step with the fit, so that error bars hold both noises and their correlation.
+by a change of its logarithm in the functions b of the fit. The jackknife repeats this for every left-out group of walkers,
+together with the fit, so that error bars include both noises and their correlation.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
-from ..electronic_structure import Quadrature
+from ..electronic_structure import CHUNK, Quadrature
 from ..wave_function.linear_method import StepMoments, StepReference, ordinary
-from ..wave_function.sampling import ElectronSamples
+from ..wave_function.sampling import ElectronSamples, leave_one_out, walker_groups
 from ..wave_function.wave_function import SlaterJastrow
-from .densities import CHUNK
+from .convex_fit import GridNormaliser
 from .linear_log_density import LinearLogDensity
 
 _RIDGE = 1e-6
@@ -34,9 +34,9 @@ class ParameterSteps(NamedTuple):
     """Steps of the linear method on samples.
 
     Attributes:
-        steps: ``(1 + G, P)``: on all of them, and with one group of walkers left out at a time.
-        lengths: ``(1 + G,)`` in the norm of the overlap.
-        logarithms: ``(S, W, P)`` derivatives of ln|Psi| less their average, in single precision.
+        steps: steps ``(1 + G, P)`` on all samples, then with one group of walkers left out.
+        lengths: lengths ``(1 + G,)`` in the norm of the overlap.
+        logarithms: derivatives ``(S, W, P)`` of ln|Psi| less their average, in single precision.
     """
 
     steps: Tensor
@@ -53,10 +53,10 @@ def parameter_steps(
     """Take a step of the linear method on samples of ``wave_function``.
 
     Args:
-        samples: its configurations.
-        wave_function: with parameters.
-        groups: of walkers, for the jackknife.
-        progress: called with the number of sweeps done.
+        samples: samples of ``wave_function``.
+        wave_function: wave function with parameters.
+        groups: number of groups of walkers for the jackknife.
+        progress: function that receives the number of sweeps done.
 
     Raises:
         ConfigurationError: for a function without parameters, or fewer walkers than groups.
@@ -96,22 +96,17 @@ def parameter_steps(
     return ParameterSteps(torch.stack(steps), torch.tensor(lengths), logarithms - logarithms.mean((0, 1)))
 
 
-def walker_groups(walkers: int, groups: int) -> Tensor:
-    """Return for each walker the group ``(W,)`` that it belongs to in a jackknife."""
-    return torch.arange(walkers) * groups // walkers
-
-
 def with_response(
     density: LinearLogDensity, samples: ElectronSamples, steps: ParameterSteps, grid: Quadrature, spin: str = "total"
 ) -> LinearLogDensity:
     """Return the density after the step, with the noise of the parameters in its jackknife replicas.
 
     Args:
-        density: fitted to ``samples`` with as many replicas as ``steps`` has groups.
-        samples: of the wave function before the step.
+        density: density fitted to ``samples``, with as many replicas as ``steps`` has groups.
+        samples: samples of the wave function before the step.
         steps: see :func:`parameter_steps`.
-        grid: quadrature that the density was fitted with.
-        spin: of the electrons whose density it is.
+        grid: quadrature of the fit.
+        spin: spin of the electrons of the density.
 
     Raises:
         ConfigurationError: when the numbers of groups differ.
@@ -123,24 +118,19 @@ def with_response(
     on_grid = torch.cat(
         [density.functions.evaluate(part, density.contraction).values for part in grid.points.split(CHUNK)], 1
     )
-    log_weights = density.base.log_rho(grid.points) + grid.weights.clamp_min(1e-300).log()
-    log_weights = torch.where(grid.weights > 0.0, log_weights, torch.full_like(log_weights, -torch.inf))
-    shares = torch.softmax(log_weights + density.coefficients[0] @ on_grid, 0)
-    mean = on_grid @ shares
-    covariance = (on_grid * shares) @ on_grid.T - mean[:, None] * mean
+    normaliser = GridNormaliser(density.base, on_grid, grid)
+    covariance = normaliser.moments(density.coefficients[0])[1]
     scale = covariance.diagonal().clamp_min(1e-12).rsqrt()
     matrix = covariance * scale * scale[:, None] + _RIDGE * torch.eye(len(scale), dtype=torch.float64)
-    changes = torch.linalg.solve(matrix, (moved * scale).T).T * scale
-    coefficients = density.coefficients + changes
-    logarithm = torch.tensor(density.electrons, dtype=torch.float64).log()
-    shifts = torch.stack([logarithm - torch.logsumexp(log_weights + c @ on_grid, 0) for c in coefficients])
+    coefficients = density.coefficients + torch.linalg.solve(matrix, (moved * scale).T).T * scale
+    shifts = normaliser.shifts(coefficients, density.electrons)
     return LinearLogDensity(
         density.base, density.functions, density.contraction, coefficients, shifts, density.electrons
     )
 
 
 def _moment_changes(density: LinearLogDensity, samples: ElectronSamples, steps: ParameterSteps, spin: str) -> Tensor:
-    """Return ``(1 + G, Q)``: how the steps change the averages of the functions, summed over electrons."""
+    """Return the changes ``(1 + G, Q)`` of the averages of the functions, summed over electrons, by the steps."""
     groups = len(steps.steps) - 1
     sweeps, walkers = samples.kinetic.shape
     owners = walker_groups(walkers, groups)
@@ -160,12 +150,7 @@ def _moment_changes(density: LinearLogDensity, samples: ElectronSamples, steps: 
         for group in range(groups):
             chosen = owners == group
             products[group] += derivatives[chosen].T @ values[chosen]
-    members = sweeps * torch.bincount(owners, minlength=groups).double()
-    changes = []
-    for left_out in (None, *range(groups)):
-        kept = [group for group in range(groups) if group != left_out]
-        count = members[kept].sum()
-        covariance = products[kept].sum(0) / count
-        covariance = covariance - torch.outer(logarithms[kept].sum(0), sums[kept].sum(0)) / count**2
-        changes.append(2.0 * steps.steps[0 if left_out is None else left_out + 1] @ covariance)
-    return torch.stack(changes)
+    counts = leave_one_out(sweeps * torch.bincount(owners, minlength=groups).double())
+    means = leave_one_out(logarithms) / counts[:, None], leave_one_out(sums) / counts[:, None]
+    covariance = leave_one_out(products) / counts[:, None, None] - torch.einsum("gp,gq->gpq", *means)
+    return 2.0 * torch.einsum("gp,gpq->gq", steps.steps, covariance)

@@ -1,1 +1,1 @@
-"""What follows from an electron density: moments, charges, forces, contact densities, each with its error."""
+"""Properties of an electron density: moments, charges, forces, contact densities, each with its error."""

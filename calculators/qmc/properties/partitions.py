@@ -1,4 +1,4 @@
-"""How a density is shared among atoms: by free atoms (Hirshfeld) and by fuzzy cells (Becke)."""
+"""Partitions of a density into atoms: by free atoms (Hirshfeld) and by fuzzy cells (Becke)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def _free_atom(number: int) -> CubicSpline:
     symbol = elements.ELEMENTS[number]
     mole = pyscf.gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis="aug-cc-pvtz", unit="Bohr", spin=number % 2, verbose=0)
     _, _, coefficients, occupations = atom_hf.get_atm_nrhf(mole)[symbol]
-    # All directions are the same: the occupations are averaged over the components of open shells.
+    # The density is spherical: the occupations are averaged over the components of open shells.
     points = np.zeros((len(_RADII), 3))
     points[:, 2] = _RADII
     values = mole.eval_gto("GTOval_sph", points) @ coefficients
     density = (values**2 * occupations).sum(1)
-    # Closed form only where it is meaningful: Gaussians fall off too fast far away.
+    # The floor replaces the tail, where Gaussians decay too fast.
     return CubicSpline(_RADII, np.log(np.maximum(density, 1e-60)))
 
 
@@ -44,15 +44,15 @@ def promolecule_density(molecule: Molecule, points: Tensor) -> Tensor:
     return torch.as_tensor(np.stack(rows))
 
 
-def hirshfeld_shares(molecule: Molecule, points: Tensor) -> Tensor:
-    """Return each atom's share ``(A, P)`` of the density at ``points``: its free density over the sum of all."""
+def hirshfeld_weights(molecule: Molecule, points: Tensor) -> Tensor:
+    """Return the weight ``(A, P)`` of each atom at ``points``: its free density over the sum of all."""
     densities = promolecule_density(molecule, points)
     total = densities.sum(0)
     even = torch.full_like(densities, 1.0 / len(molecule.numbers))
     return torch.where(total > 1e-50, densities / total.clamp_min(1e-50), even)
 
 
-def becke_shares(molecule: Molecule, points: Tensor) -> Tensor:
+def becke_weights(molecule: Molecule, points: Tensor) -> Tensor:
     """Return Becke's cell functions ``(A, P)``, with sizes of atoms after Bragg and Slater."""
     require_pyscf()
     from pyscf.data import radii

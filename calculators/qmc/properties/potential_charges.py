@@ -1,4 +1,4 @@
-"""Point charges that reproduce the electrostatic potential around a molecule: what force fields take from a density.
+"""Point charges for force fields that reproduce the electrostatic potential of a density around a molecule.
 
 Restrained fits after C. I. Bayly, P. Cieplak, W. D. Cornell and P. A. Kollman, J. Phys. Chem. 97, 10269 (1993): charges on
 the nuclei are fitted to the potential on shells about the van der Waals surface (U. C. Singh and P. A. Kollman, J. Comput.
@@ -36,10 +36,10 @@ class PotentialCharges:
     """Charges fitted to the electrostatic potential.
 
     Attributes:
-        charges: ``(A,)`` in e, with errors.
-        relative_error: root mean square of what the charges miss of the potential, over the potential's own.
-        dipole: of the charges ``(3,)`` in e bohr, about the centre of the nuclear charges.
-        points: number of points that were fitted.
+        charges: charges ``(A,)`` in e, with errors.
+        relative_error: root mean square of the residual potential over that of the potential.
+        dipole: dipole ``(3,)`` of the charges in e bohr, about the centre of the nuclear charges.
+        points: number of fitted points.
     """
 
     charges: Estimate[Array]
@@ -53,20 +53,20 @@ def shell_points(molecule: Molecule, density: float = 1.0) -> Array:
 
     Args:
         molecule: nuclei.
-        density: points for each square Angstrom.
+        density: number of points per square Angstrom.
     """
     if not density > 0.0:
         raise ConfigurationError(f"the density of points must be positive, got {density}")
     centers = molecule.centers.numpy()
     radii = np.array([_BONDI.get(number, float(vdw_radii[number])) for number in molecule.numbers]) / Bohr
-    kept = []
+    found = []
     for factor in SHELLS:
         for center, radius in zip(centers, factor * radii, strict=True):
             count = max(12, int(4.0 * np.pi * (radius * Bohr) ** 2 * density))
             points = center + radius * sphere_points(count).numpy()
             distances = np.linalg.norm(points[:, None] - centers, axis=2)
-            kept.append(points[(distances >= factor * radii - 1e-9).all(1)])
-    return np.concatenate(kept)
+            found.append(points[(distances >= factor * radii - 1e-9).all(1)])
+    return np.concatenate(found)
 
 
 def potential_charges(
@@ -79,10 +79,10 @@ def potential_charges(
     """Fit charges to the electrostatic potential of a density.
 
     Args:
-        properties: of the density.
+        properties: properties of the density.
         equivalent: groups of atoms that must have the same charge, such as the hydrogens of a methyl group.
         restraint: strength of the restraint in atomic units; 0 for none.
-        density: of points, see :func:`shell_points`.
+        density: density of points, see :func:`shell_points`.
 
     Raises:
         ConfigurationError: for groups of atoms that do not exist or overlap.

@@ -1,7 +1,7 @@
 """Properties of a molecule from its electron density, each with a jackknife error bar.
 
-Whatever the density (fitted, in closed form, or a density matrix of PySCF), the same code integrates it on the same grid,
-so that comparisons are fair. Everything is in atomic units; multiply dipoles by ``ase.units.Bohr`` for e Angstrom.
+The same code integrates every density (fitted, in closed form, or a density matrix of PySCF) on the same grid, so that
+comparisons are fair. Everything is in atomic units; multiply dipoles by ``ase.units.Bohr`` for e Angstrom.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ....core.errors import ConfigurationError
 from ....core.statistics.bootstrap import Estimate
-from ..density.densities import CHUNK, DensityModel
-from ..electronic_structure import Quadrature, becke_quadrature
-from .partitions import becke_shares, hirshfeld_shares
+from ..density.densities import DensityModel, hartree_fock_density
+from ..electronic_structure import CHUNK, Quadrature, becke_quadrature
+from .partitions import becke_weights, hirshfeld_weights
 
 Array = NDArray[np.float64]
 
@@ -33,16 +33,16 @@ def jackknife(values: Tensor) -> Estimate[Array]:
     replicas = values[1:]
     if len(replicas) == 0:
         return Estimate(value, np.zeros_like(value))
-    spread = (replicas - replicas.mean(0)).square().sum(0) * (len(replicas) - 1) / len(replicas)
-    return Estimate(value, spread.sqrt().numpy())
+    variance = (replicas - replicas.mean(0)).square().sum(0) * (len(replicas) - 1) / len(replicas)
+    return Estimate(value, variance.sqrt().numpy())
 
 
 class DensityProperties:
-    """What follows from a density by integration.
+    """Integrals of a density.
 
     Args:
-        density: any model of a density.
-        grid: quadrature; None for PySCF's grid of the molecule at level 4.
+        density: model of the density.
+        grid: quadrature; PySCF's grid of the molecule at level 4 where None.
     """
 
     def __init__(self, density: DensityModel, grid: Quadrature | None = None) -> None:
@@ -67,7 +67,7 @@ class DensityProperties:
     def dipole(self) -> Estimate[Array]:
         """Return the dipole moment ``(3,)`` in e bohr, nuclei included, from negative to positive charge.
 
-        For a charged molecule it depends on the origin, and is taken about the centre of the nuclear charges.
+        The dipole of a charged molecule depends on the origin, which is the centre of the nuclear charges.
         """
         places = self._places()
         nuclear = self.molecule.charges @ (self.molecule.centers - self._origin())
@@ -76,7 +76,7 @@ class DensityProperties:
     def quadrupole(self) -> Estimate[Array]:
         """Return the traceless quadrupole ``(3, 3)`` in e bohr^2, ``sum q (3 r r - r^2)/2`` (Buckingham).
 
-        About the centre of the nuclear charges.
+        The origin is the centre of the nuclear charges.
         """
         nuclear = torch.einsum("a,axy->xy", self.molecule.charges, _traceless(self.molecule.centers - self._origin()))
         places = _traceless(self._places()).reshape(-1, 9)
@@ -94,9 +94,18 @@ class DensityProperties:
     def forces(self) -> Estimate[Array]:
         """Return the Hellmann-Feynman forces on the nuclei ``(A, 3)`` in Hartree/bohr.
 
-        ``F_A = Z_A (int rho (r - R_A)/|r - R_A|^3 + sum_B Z_B (R_A - R_B)/R_AB^3)``. They are the derivative of the energy
-        only as far as the density is that of an exact wave function: no Pulay term is added. Look at :meth:`net_force`.
+        ``F_A = Z_A (int rho (r - R_A)/|r - R_A|^3 + sum_B Z_B (R_A - R_B)/R_AB^3)``. They equal the derivative of the
+        energy only for an exact wave function, since they lack the Pulay term; :meth:`net_force` measures their error.
         """
+        return jackknife(self._forces)
+
+    def net_force(self) -> Estimate[Array]:
+        """Return the sum of the forces ``(3,)``: zero for the exact density, hence a measure of the forces' errors."""
+        return jackknife(self._forces.sum(1))
+
+    @cached_property
+    def _forces(self) -> Tensor:
+        """Hellmann-Feynman forces ``(1 + R, A, 3)`` of the density and its replicas."""
         charges, centers = self.molecule.charges, self.molecule.centers
         parts = []
         for charge, center in zip(charges, centers, strict=True):
@@ -106,16 +115,7 @@ class DensityProperties:
             cubed = torch.linalg.vector_norm(apart, dim=1, keepdim=True) ** 3
             nuclear = (charges[:, None] * apart / cubed.clamp_min(1e-300)).sum(0)
             parts.append(charge * (self._weighted @ field + nuclear))
-        return jackknife(torch.stack(parts, 1))
-
-    def net_force(self) -> Estimate[Array]:
-        """Return the sum of the forces ``(3,)``: zero for the exact density, hence a measure of the forces' errors."""
-        charges, centers = self.molecule.charges, self.molecule.centers
-        field = torch.zeros_like(self.grid.points)
-        for charge, center in zip(charges, centers, strict=True):
-            away = self.grid.points - center
-            field += charge * away / torch.linalg.vector_norm(away, dim=1, keepdim=True).clamp_min(1e-12) ** 3
-        return jackknife(self._weighted @ field)
+        return torch.stack(parts, 1)
 
     def nuclear_attraction(self) -> Estimate[Array]:
         """Return the energy of the electrons in the field of the nuclei, Hartree."""
@@ -125,8 +125,8 @@ class DensityProperties:
     def electrostatic_potential(self, points: Array) -> Estimate[Array]:
         """Return the electrostatic potential at ``points`` ``(Q, 3)`` in bohr, in Hartree/e.
 
-        Of the density, the part that PySCF's Hartree-Fock density has already is integrated in closed form; only the small
-        rest is summed on the grid, where points close to ``points`` would spoil a plain sum.
+        PySCF's Hartree-Fock density is integrated in closed form; only the small difference from it is summed on the grid,
+        since grid points close to ``points`` would spoil a plain sum.
 
         Raises:
             ConfigurationError: for a point on a nucleus.
@@ -138,14 +138,12 @@ class DensityProperties:
 
         Arguments and errors as for :meth:`electrostatic_potential`.
         """
-        from .hartree_fock_potential import hartree_fock_potential
-
         places = torch.as_tensor(np.asarray(points, dtype=np.float64)).reshape(-1, 3)
         distances = torch.cdist(places, self.molecule.centers)
         if float(distances.min()) < 1e-6:
             raise ConfigurationError("the electrostatic potential is infinite at a nucleus: leave such points out")
-        reference = hartree_fock_potential(self.molecule)
-        rest = self._weighted - reference.density(self.grid.points) * self.grid.weights
+        reference = hartree_fock_density(self.molecule)
+        rest = self._weighted - reference.rho(self.grid.points) * self.grid.weights
         nuclear = (self.molecule.charges / distances).sum(1)
         parts = []
         for part in places.split(max(1, 8_000_000 // len(self.grid.points))):
@@ -163,20 +161,20 @@ class DensityProperties:
         return jackknife(values.reshape(-1, len(distances), len(directions)).mean(2))
 
     def hirshfeld_charges(self) -> Estimate[Array]:
-        """Return Hirshfeld's atomic charges ``(A,)`` in e, by shares of free atoms (Theor. Chim. Acta 44, 129, 1977)."""
-        return self._charges(lambda points: hirshfeld_shares(self.molecule, points))
+        """Return Hirshfeld's atomic charges ``(A,)`` in e, by densities of free atoms (Theor. Chim. Acta 44, 129, 1977)."""
+        return self._charges(lambda points: hirshfeld_weights(self.molecule, points))
 
     def becke_charges(self) -> Estimate[Array]:
         """Return atomic charges ``(A,)`` in e by Becke's fuzzy cells (J. Chem. Phys. 88, 2547, 1988)."""
-        return self._charges(lambda points: becke_shares(self.molecule, points))
+        return self._charges(lambda points: becke_weights(self.molecule, points))
 
     def absolute_difference(self, other: DensityModel) -> float:
         """Return ``int |rho - rho_other|`` per electron."""
         difference = (self._weighted[0] - other.rho(self.grid.points) * self.grid.weights).abs()
         return float(difference.sum()) / self.density.electrons
 
-    def _charges(self, shares: Callable[[Tensor], Tensor]) -> Estimate[Array]:
-        parts = torch.cat([shares(points) for points in self.grid.points.split(CHUNK)], 1)  # (A, P)
+    def _charges(self, weights: Callable[[Tensor], Tensor]) -> Estimate[Array]:
+        parts = torch.cat([weights(points) for points in self.grid.points.split(CHUNK)], 1)  # (A, P)
         return jackknife(self.molecule.charges - self._weighted @ parts.T)
 
     def _origin(self) -> Tensor:
@@ -199,7 +197,7 @@ def _traceless(places: Tensor) -> Tensor:
 
 
 def sphere_points(count: int) -> Tensor:
-    """Return directions ``(count, 3)`` spread evenly over the sphere (Fibonacci's lattice)."""
+    """Return directions ``(count, 3)`` evenly distributed over the sphere (Fibonacci's lattice)."""
     number = torch.arange(count, dtype=torch.float64) + 0.5
     height = 1.0 - 2.0 * number / count
     angle = math.pi * (1.0 + 5.0**0.5) * number

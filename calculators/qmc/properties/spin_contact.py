@@ -1,20 +1,20 @@
-"""Spin densities at nuclei, where the densities of both spins are large and all but equal.
+"""Spin densities at nuclei, where the densities of both spins are large and nearly equal.
 
 The density at a nucleus follows from moving one electron there. With chi any distribution about the nucleus,
 
     rho(0) = E[ sum_i chi(r_i) |Psi(r_i -> 0)|^2 / |Psi|^2 ],
 
 without a delta function, and with little noise where chi resembles the density of a 1s electron: chi ~ exp(-2 Z r) within a
-few 1/Z. In a spin density the shares of core electrons of both spins cancel on average only, so the spins are averaged first.
-Electron i and those of the others that are nearest to the nucleus exchange their spins in all ways, each weighted by its own
-|Psi|^2; which ones they are depends neither on spins nor on r_i, so that this is an exact average over a part of the
-configuration. The sum of all |Psi|^2 also has no nodes to divide by. Most of the noise that is left comes from how the other
-core electron lies to the valence shell: it is averaged over a reflection through the nucleus, in the same manner.
+few 1/Z. In a spin density the contributions of core electrons of both spins cancel only on average, so the spins are averaged
+first. Electron i and the other electrons nearest to the nucleus exchange their spins in all ways, each weighted by its own
+|Psi|^2; the choice of these electrons depends neither on spins nor on r_i, so this is an exact average over a part of the
+configuration. The sum of all |Psi|^2 also has no nodes. Most of the remaining noise comes from the position of the other core
+electron relative to the valence shell, which is averaged over a reflection through the nucleus in the same way.
 
-There is no fit and no function to extrapolate; the only bias is that of the wave function. (R. Assaraf, M. Caffarel and A.
-Scemama, Phys. Rev. E 75, 035701 (2007), reach for the same numbers with a zero-variance principle.) With a step of its
-parameters on the samples (:mod:`~flowbridge.calculators.qmc.density.parameter_response`), the value follows those that
-polarise, and their noise is in its error.
+There is no fit and no extrapolation; the only bias is that of the wave function. (R. Assaraf, M. Caffarel and A. Scemama,
+Phys. Rev. E 75, 035701 (2007), estimate the same numbers with a zero-variance principle.) With a step of the parameters on the
+samples (:mod:`~flowbridge.calculators.qmc.density.parameter_response`), the value follows the polarising parameters, and its
+error includes their noise.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....core.statistics.bootstrap import Estimate
-from ..density.parameter_response import ParameterSteps, walker_groups
+from ..density.parameter_response import ParameterSteps
 from ..wave_function.atomic_functions import AtomicFunctions
-from ..wave_function.sampling import ElectronSamples
+from ..wave_function.sampling import ElectronSamples, leave_one_out, walker_groups
 from ..wave_function.wave_function import SlaterJastrow
 from .properties import jackknife
 
 _EXCHANGED = 6
-"""Electrons that exchange their spins, in twenty ways at most."""
+"""Number of electrons that exchange their spins, in at most twenty ways."""
 
 _REACH = 4.0  # of chi, in 1/Z
 _ROWS = 1024  # configurations at once
@@ -53,10 +53,10 @@ def spin_contact_densities(
     """Return the density of spin up less that of spin down at the nuclei ``(A,)``, in e/bohr^3, with jackknife errors.
 
     Args:
-        samples: of ``wave_function``.
-        wave_function: that was sampled.
-        steps: of its parameters on these samples; None to take them as exact.
-        progress: called with the number of sweeps done.
+        samples: samples of ``wave_function``.
+        wave_function: sampled wave function.
+        steps: steps of its parameters on these samples; None for exact parameters.
+        progress: function that receives the number of sweeps done.
     """
     molecule = samples.molecule
     groups = _GROUPS if steps is None else len(steps.steps) - 1
@@ -74,21 +74,17 @@ def spin_contact_densities(
             slopes[:, nucleus].index_add_(0, owners, slope)
         if progress is not None:
             progress(sweep + 1)
-    members = len(samples.positions) * torch.bincount(owners, minlength=groups).double()
-    results = []
-    for left_out in (None, *range(groups)):
-        kept = [group for group in range(groups) if group != left_out]
-        count = members[kept].sum()
-        value, slope = values[kept].sum(0) / count, slopes[kept].sum(0) / count
-        if steps is not None:
-            step = steps.steps[0 if left_out is None else left_out + 1][odd.places]
-            value = value + 2.0 * (slope - value[:, None] * terms[kept].sum(0) / count) @ step
-        results.append(value)
-    return jackknife(torch.stack(results))
+    counts = leave_one_out(len(samples.positions) * torch.bincount(owners, minlength=groups).double())[:, None]
+    results = leave_one_out(values) / counts
+    if steps is not None:
+        mean_terms = leave_one_out(terms) / counts
+        response = leave_one_out(slopes) / counts[..., None] - results[..., None] * mean_terms[:, None]
+        results = results + 2.0 * torch.einsum("gak,gk->ga", response, steps.steps[:, odd.places])
+    return jackknife(results)
 
 
 class _OddTerms(NamedTuple):
-    """The terms of a Jastrow factor whose sign depends on the spin, and where their parameters are among all."""
+    """The terms of a Jastrow factor whose sign depends on the spin, and the place of their parameters."""
 
     functions: tuple[AtomicFunctions, Tensor] | None
     places: slice
@@ -152,9 +148,9 @@ def _polarisation(
         wave_function: Psi.
         odd: terms of its Jastrow factor.
         positions: ``(R, N, 3)``.
-        nearest: ``(R, 2)``, the electron to move, and the one to reflect; ``(R, 1)`` where there is no other.
-        down: ``(R, A, N)`` ways to distribute spins.
-        center: the nucleus.
+        nearest: indices ``(R, 2)`` of the electron to move and the one to reflect; ``(R, 1)`` where there is no other.
+        down: A distributions of spins ``(R, A, N)``.
+        center: position of the nucleus.
     """
     rows = torch.arange(len(positions))
     moved = positions.clone()

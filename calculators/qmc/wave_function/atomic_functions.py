@@ -1,6 +1,6 @@
 """Functions on nuclei, solid harmonics times radial functions, with first and second derivatives in closed form.
 
-Orbitals, one-electron terms of the Jastrow factor and the basis of the logarithmic density are all built from them.
+They build orbitals, one-electron terms of the Jastrow factor and the basis of the logarithmic density.
 For ``f = P_l(d) R(r)`` with a solid harmonic ``P_l`` of degree l, ``d`` the vector from the nucleus and ``r = |d|``:
 
     grad f = R grad P_l + P_l (R'/r) d
@@ -30,9 +30,9 @@ class Shell:
 
     Attributes:
         center: index of the nucleus.
-        degree: l, from 0 to 2.
+        degree: degree l, from 0 to 2.
         family: name of the radial function, one of :data:`RADIAL_FAMILIES`.
-        parameter: its exponent or power.
+        parameter: exponent or power of the radial function.
     """
 
     center: int
@@ -44,7 +44,7 @@ class Shell:
 class FunctionValues(NamedTuple):
     """K functions at P points: values ``(K, P)``, gradients ``(3, K, P)``, Laplacians ``(K, P)``.
 
-    What was not asked for is an empty tensor.
+    Derivatives that were not requested are empty tensors.
     """
 
     values: Tensor
@@ -61,7 +61,7 @@ class RadialValues(NamedTuple):
 
 
 def _slater(r: Tensor, z: Tensor, degree: int) -> RadialValues:
-    """``exp(-z r)``: the form with the cusp of a nucleus."""
+    """``exp(-z r)``, with the cusp of a nucleus."""
     e = torch.exp(-z * r)
     inverse = 1.0 / r
     return RadialValues(e, -z * e * inverse, e * (z * z - (2 * degree + 2) * z * inverse))
@@ -83,7 +83,7 @@ def _gaussian(r: Tensor, a: Tensor, degree: int) -> RadialValues:
 
 
 def _soft_radius(r: Tensor, power: Tensor, degree: int) -> RadialValues:
-    """``(1 + r^2)^(power/2)``: grows like a power of r, and is smooth on the nucleus."""
+    """``(1 + r^2)^(power/2)``: grows like a power of r and is smooth at the nucleus."""
     square = r * r
     s2 = 1.0 + square
     value = s2 ** (0.5 * power)
@@ -151,15 +151,15 @@ class _Block(NamedTuple):
 
 
 class AtomicFunctions:
-    """A set of functions on nuclei, evaluated at once.
+    """A set of functions on nuclei, evaluated together.
 
     Args:
         centers: positions of the nuclei ``(A, 3)`` in bohr.
-        shells: what sits on them. The order of the functions is the order of the shells, and within a shell x, y, z, or
+        shells: shells on the nuclei. The order of the functions is the order of the shells, and within a shell x, y, z, or
             xy, yz, xz, (xx - yy)/2, (2zz - xx - yy)/sqrt(12).
 
     Raises:
-        ConfigurationError: for a shell on a nucleus that is not there, or of an unknown kind.
+        ConfigurationError: for a shell on a missing nucleus, or of an unknown kind.
     """
 
     def __init__(self, centers: Tensor, shells: Sequence[Shell]) -> None:
@@ -177,7 +177,7 @@ class AtomicFunctions:
             groups.setdefault((shell.center, shell.degree, shell.family), []).append((start, shell.parameter))
             start += 2 * shell.degree + 1
         self.count = start
-        # Shells of one kind on one nucleus are evaluated together, hence in an order of their own.
+        # Shells of one kind on one nucleus are evaluated together, hence in their own order.
         order: list[int] = []
         self._blocks: list[_Block] = []
         for (center, degree, family), members in groups.items():
@@ -192,14 +192,14 @@ class AtomicFunctions:
         """Return the functions, or linear combinations of them, at ``points`` ``(P, 3)``.
 
         Args:
-            points: bohr, float64.
-            coefficients: ``(K, M)`` for M combinations of the K functions; None for the functions themselves.
+            points: points in bohr, float64.
+            coefficients: coefficients ``(K, M)`` of M combinations of the K functions; None for the functions themselves.
             derivatives: 0 for values, 1 with gradients, 2 with Laplacians.
         """
         matrix = None if coefficients is None else coefficients[self._order].T
-        # Functions that no combination has, such as those that symmetry forbids, are left out.
+        # Functions without a coefficient, such as those that symmetry forbids, are skipped.
         used = [True] * self.count if matrix is None else (matrix != 0.0).any(0).tolist()
-        blocks = self._used_blocks(used)
+        blocks = [block for block in self._blocks if any(used[block.first : block.first + len(block.parameters)])]
         rows = sum(len(block.parameters) for block in blocks)
         values = points.new_empty(rows, len(points))
         gradients = points.new_empty(3, rows, len(points)) if derivatives >= 1 else points.new_empty(0)
@@ -219,9 +219,6 @@ class AtomicFunctions:
             torch.matmul(matrix, gradients) if derivatives >= 1 else gradients,
             matrix @ laplacians if derivatives >= 2 else laplacians,
         )
-
-    def _used_blocks(self, used: list[bool]) -> list[_Block]:
-        return [block for block in self._blocks if any(used[block.first : block.first + len(block.parameters)])]
 
     def _fill(
         self,

@@ -5,7 +5,7 @@ on a determinant as ``sum_j (A^-1)[j, i] (O phi_j)(r_i)``. Excited determinants 
 ``A~`` of the virtual orbitals, and an expansion keeps that form with an effective inverse that has rows for virtual
 orbitals, too (Filippi, Assaraf and Moroni, J. Chem. Phys. 144, 194105, 2016).
 
-Derivatives of ``torch.linalg.slogdet`` are avoided: nested forward mode through it is wrong without a word in torch 2.13.
+Derivatives of ``torch.linalg.slogdet`` are avoided: nested forward mode through it is silently wrong in torch 2.13.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class SpinMatrices(NamedTuple):
     """The orbitals of one spin at its n electrons, for W walkers; M orbitals, the first n of them occupied.
 
     Attributes:
-        values: ``(W, n, M)``.
-        gradients: ``(3, W, n, M)``.
-        laplacians: ``(W, n, M)``; empty where they were not asked for.
-        inverse: ``(W, n, n)``, orbitals by electrons.
-        ratios: ``(W, n, M - n)``, occupied by virtual orbitals: determinants with one orbital replaced, over the reference.
-        log_determinant: ``(W,)``, of the absolute value.
+        values: orbitals ``(W, n, M)``.
+        gradients: their gradients ``(3, W, n, M)``.
+        laplacians: their Laplacians ``(W, n, M)``; empty where not requested.
+        inverse: inverse ``(W, n, n)``, orbitals by electrons.
+        ratios: ratios ``(W, n, M - n)``, occupied by virtual orbitals, of determinants with one orbital replaced to the
+            reference.
+        log_determinant: logarithm ``(W,)`` of the absolute value of the reference.
     """
 
     values: Tensor
@@ -57,9 +58,9 @@ class Excitations:
     Attributes:
         occupied: number of electrons.
         orbitals: number of orbitals.
-        holes: for each string the occupied orbitals that it leaves.
-        particles: for each string the virtual orbitals that it fills, counted from the first virtual one.
-        signs: parity of bringing its orbitals into increasing order.
+        holes: occupied orbitals that each string leaves.
+        particles: virtual orbitals that each string fills, counted from the first virtual one.
+        signs: parity of the permutation of each string into increasing order.
     """
 
     occupied: int
@@ -161,7 +162,7 @@ class Expansion:
     Attributes:
         up: strings of spin up.
         down: strings of spin down.
-        coefficients: ``(S_up, S_down)``.
+        coefficients: coefficients ``(S_up, S_down)``.
     """
 
     up: Excitations
@@ -169,9 +170,9 @@ class Expansion:
     coefficients: Tensor
 
     def free_entries(self) -> list[list[tuple[int, int]]]:
-        """Return the entries of the coefficient matrix that vary, those that spin symmetry ties together in one list.
+        """Return the variable entries of the coefficient matrix; one list holds those that spin symmetry makes equal.
 
-        The reference's is the scale of the whole, and entries that are nearly zero are so by symmetry.
+        The reference's entry is the scale of all others, and entries that are nearly zero vanish by symmetry.
         """
         matrix = self.coefficients
         symmetric = matrix.shape[0] == matrix.shape[1] and bool(torch.allclose(matrix, matrix.T, atol=1e-6))
@@ -184,14 +185,14 @@ class Expansion:
 
 
 class DeterminantTerms(NamedTuple):
-    """What the determinants contribute to a wave function at W walkers.
+    """Contribution of the determinants to a wave function at W walkers.
 
     Attributes:
-        log_absolute: ``(W,)``.
-        effective_inverses: for each spin ``(W, M, n)``: an operator on one electron i gives
+        log_absolute: logarithm ``(W,)`` of the absolute value.
+        effective_inverses: matrices ``(W, M, n)`` of each spin: an operator on one electron i gives
             ``sum_a inverse[a, i] (O phi_a)(r_i)``, over the wave function.
-        string_ratios: for each spin ``(W, S)``; empty for a single determinant.
-        sum_of_ratios: ``(W,)`` the expansion over its first determinant.
+        string_ratios: ratios ``(W, S)`` of each spin; empty for a single determinant.
+        sum_of_ratios: ratio ``(W,)`` of the expansion to its first determinant.
     """
 
     log_absolute: Tensor
@@ -232,7 +233,7 @@ def _with_virtual_rows(spin: SpinMatrices, gradient: Tensor | None) -> Tensor:
 
 
 def ratio_velocities(spin: SpinMatrices, operated: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how a one-electron operator changes a determinant and its ratios.
+    """Return the change of a determinant and its ratios by a one-electron operator.
 
     For ``A(t) = A + t B`` with ``B = operated``, ``(W, n, M)`` for all orbitals: the trace ``(W,)`` of ``A^-1 B`` over the
     occupied ones, and the derivative ``(W, n, M - n)`` of the ratios by t.

@@ -2,20 +2,20 @@
 
 ``J = sum_pairs Gamma r/(1 + r) + sum_k p_k f_k``. The first term has the cusps of the exact wave function (Gamma 1/4 for
 equal spins, 1/2 for opposite ones); the terms with parameters have zero slope where particles meet, so that cusps stay
-exact whatever the parameters are:
+exact for all parameters:
 
 - electron-electron-nucleus: ``sum_ij u_iA^l u_jA^m v_ij^n`` with ``u = 1/(1 + r_iA^2/2)`` and ``v = r_ij^2/(1 + r_ij^2)``,
   one set of parameters for each element;
 - electron-electron: ``v_ij^n``;
 - two electrons at two nuclei, see :mod:`~flowbridge.calculators.qmc.wave_function.two_center_terms`;
-- one-electron terms of :class:`~flowbridge.calculators.qmc.wave_function.atomic_functions.AtomicFunctions`, which let
-  the density, and not only the energy, come out right;
-- for open shells further ones that count electrons of spin down with the opposite sign. Cusps that differ for equal and
-  opposite spins push those core electrons apart that have the spin of the unpaired ones, and what pulls them back must know
-  the spin, too: without it the spin density at the nucleus of nitrogen is 0.85 instead of 0.1 atomic units.
+- one-electron terms of :class:`~flowbridge.calculators.qmc.wave_function.atomic_functions.AtomicFunctions`, which correct
+  the density as well as the energy;
+- for open shells, one-electron terms with the opposite sign for electrons of spin down. Cusps that differ for equal and
+  opposite spins repel core electrons that have the spin of the unpaired ones, and these terms compensate for it: without them
+  the spin density at the nucleus of nitrogen is 0.85 instead of 0.1 atomic units.
 
 All derivatives are in closed form. With ``T[i, A, m, n] = sum_j v_ij^n u_jA^m`` and its derivatives by ``r_i``, every term
-and every derivative is a product of one-electron quantities, and the work is a handful of small matrix products.
+and derivative is a product of one-electron quantities, computed by a few small matrix products.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ class Jastrow:
 
     Args:
         centers: nuclei ``(A, 3)`` in bohr.
-        elements: for each nucleus the number of its element among the molecule's, from 0.
+        elements: index of the element of each nucleus among the molecule's elements.
         spin_up: number of spin-up electrons.
         electrons: number of electrons.
         one_electron: functions of one electron.
-        contraction: ``(K, Q)`` combinations of those that have a parameter each.
-        polarising: functions of one electron whose sign depends on its spin, and their combinations ``(K, Q)``; None for none.
+        contraction: combinations ``(K, Q)`` of these functions, each with a parameter.
+        polarising: functions of one electron whose sign depends on its spin, and their combinations ``(K, Q)``; or None.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Jastrow:
         nuclear = self._nuclear(positions)
         blocks = _PairBlocks.of(distances, difference, self._others, derivatives)
         contracted = blocks.contracted(nuclear.powers, self._matrices(three))
-        # Terms of two nuclei do not depend on the distance of the electrons: they add to the sums over partners alone.
+        # Terms of two nuclei do not depend on the distance of the electrons: they only add to the sums over partners.
         fields = self._two_center.fields(_low_powers(nuclear.powers), bonds)
         sums = contracted.sums.clone()
         sums[..., 1:3] += fields.reshape(*sums.shape[:3], 2)
@@ -226,8 +226,8 @@ class Jastrow:
         """Return every term, and the operator ``sum_i lap_i + 2 v_i . grad_i`` on it.
 
         Args:
-            positions: ``(W, N, 3)``.
-            velocities: v, the gradient of ln|Psi|, of the same shape.
+            positions: positions ``(W, N, 3)``.
+            velocities: gradients v of ln|Psi|, of the same shape.
         """
         values, operated = [], []
         parts = [(self.one_electron, self.contraction, torch.ones_like(self._signs))]
@@ -254,12 +254,12 @@ class Jastrow:
         return JastrowDerivatives(torch.cat(values, 1), torch.cat(operated, 1))
 
     def spin_terms(self, positions: Tensor, parameters: Tensor, down: Tensor) -> Tensor:
-        """Return the part of J that knows the spins ``(W, A)``.
+        """Return the part of J that depends on the spins ``(W, A)``.
 
         Args:
-            positions: ``(W, N, 3)``.
-            parameters: of J.
-            down: ``(W, A, N)``, for A ways to choose them, which electrons are of spin down.
+            positions: positions ``(W, N, 3)``.
+            parameters: parameters of J.
+            down: masks ``(W, A, N)`` of the electrons with spin down, in A distributions.
         """
         i, j = torch.triu_indices(self.electrons, self.electrons, 1)
         distances = torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=2)

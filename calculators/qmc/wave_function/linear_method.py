@@ -1,4 +1,4 @@
-"""The linear method: parameters of a wave function from a small eigenvalue problem, in a few iterations.
+"""The linear method: wave-function parameters from a small eigenvalue problem, in a few iterations.
 
 J. Toulouse and C. J. Umrigar, J. Chem. Phys. 126, 084102 (2007). The wave function is expanded to first order in its
 parameters, and the Hamiltonian is diagonalised in the space of its derivatives, with matrix elements from one sample.
@@ -22,12 +22,12 @@ from .sampling import LangevinSampler, SamplerState, initial_positions
 from .wave_function import SlaterJastrow
 
 VARIANCE_PART = 0.1
-"""Weight of the variance (Hartree^-1) beside the energy in what is minimised, after C. J. Umrigar and C. Filippi, Phys. Rev.
-Lett. 94, 150201 (2005)."""
+"""Weight of the variance (Hartree^-1) relative to the energy in the minimised function, after C. J. Umrigar and C. Filippi,
+Phys. Rev. Lett. 94, 150201 (2005)."""
 
 _OVERLAP_SHIFT = 1e-4
 _ENERGY_SHIFT = 0.02  # Hartree
-_FARTHEST = 5.0  # Hartree; a first Jastrow factor may cost a tenth of one for each electron
+_FARTHEST = 5.0  # Hartree; a first Jastrow factor may cost a tenth of a Hartree for each electron
 _LONGEST_STEP = 0.5  # in the norm of the overlap
 _OUTLIERS = (
     12.0  # standard deviations of the local energy; a tighter cut hides close pairs, and the function goes astray
@@ -36,17 +36,17 @@ _OUTLIERS = (
 
 @dataclass(frozen=True)
 class OptimisationSettings:
-    """How a wave function is optimised.
+    """Settings of the optimisation of a wave function.
 
     Attributes:
-        iterations: of the linear method.
-        sweeps: configurations of each walker in the first iteration; every further one has twice as many, since the last
-            ones decide how noisy the parameters are.
-        interval: moves between configurations.
-        equilibration: moves before the first iteration; a fifth of it before each further one.
+        iterations: number of iterations of the linear method.
+        sweeps: number of configurations of each walker in the first iteration; each further iteration has twice as many,
+            since the last ones determine the noise of the parameters.
+        interval: number of moves between configurations.
+        equilibration: number of moves before the first iteration; a fifth of it before each further one.
 
     Raises:
-        ConfigurationError: for numbers that make no run.
+        ConfigurationError: for numbers that are too small.
     """
 
     iterations: int = 4
@@ -64,9 +64,9 @@ class OptimisationStep:
     """One iteration.
 
     Attributes:
-        energy: of the wave function before the step, Hartree.
-        variance: of its local energy, Hartree^2.
-        length: of the step, in the norm of the overlap.
+        energy: energy of the wave function before the step, Hartree.
+        variance: variance of its local energy, Hartree^2.
+        length: length of the step in the norm of the overlap.
     """
 
     energy: Estimate[float]
@@ -76,12 +76,12 @@ class OptimisationStep:
 
 @dataclass(frozen=True)
 class OptimisationState:
-    """Where an optimisation stands; it continues from here as if it had not stopped.
+    """State of an optimisation, from which it continues as if it had not stopped.
 
     Attributes:
-        wave_function: after the last step.
-        sampler: walkers that follow it.
-        history: what the iterations did.
+        wave_function: wave function after the last step.
+        sampler: state of its walkers.
+        history: results of the iterations.
     """
 
     wave_function: SlaterJastrow
@@ -99,7 +99,7 @@ def start_optimisation(
 
 
 def optimise(start: OptimisationState, settings: OptimisationSettings) -> Iterator[OptimisationState]:
-    """Yield the state after each iteration that is still to be done.
+    """Yield the state after each remaining iteration.
 
     Raises:
         ConvergenceError: when the energy rises, or the eigenvalue problem has no solution near the present energy.
@@ -148,9 +148,9 @@ def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Te
     """Return the change of the parameters ``(P,)`` and its length, from one sample of |Psi|^2.
 
     Args:
-        logarithms: ``(S, P)`` derivatives of ln|Psi|.
-        energies: ``(S, P)`` derivatives of the local energy.
-        local: ``(S,)`` local energies, Hartree.
+        logarithms: derivatives ``(S, P)`` of ln|Psi|.
+        energies: derivatives ``(S, P)`` of the local energy.
+        local: local energies ``(S,)``, Hartree.
 
     Raises:
         ConvergenceError: when no eigenvalue lies near the present energy.
@@ -161,16 +161,16 @@ def linear_step(logarithms: Tensor, energies: Tensor, local: Tensor) -> tuple[Te
 
 
 def ordinary(local: Tensor) -> Tensor:
-    """Return which local energies are not far outside of all others; one of those would outweigh a whole sample."""
+    """Return a mask without outliers of the local energy, one of which would outweigh a whole sample."""
     return (local - local.median()).abs() <= _OUTLIERS * local.std() + 1e-9
 
 
 class StepReference(NamedTuple):
-    """What is subtracted before squares are summed, so that their differences keep their digits; all else is arbitrary.
+    """Arbitrary origin that is subtracted before squares are summed, so that differences keep their digits.
 
     Attributes:
-        energy: Hartree.
-        logarithms: ``(P,)`` derivatives of ln|Psi|.
+        energy: energy, Hartree.
+        logarithms: derivatives ``(P,)`` of ln|Psi|.
     """
 
     energy: float
@@ -179,9 +179,9 @@ class StepReference(NamedTuple):
 
 @dataclass(frozen=True)
 class StepMoments:
-    """Sums over configurations from which a step follows; those of several samples add up.
+    """Sums over configurations that determine a step; sums of several samples can be added.
 
-    With e the local energy and O derivatives of ln|Psi|, each less the reference, and G derivatives of the local energy:
+    e is the local energy and O are derivatives of ln|Psi|, each less the reference; G are derivatives of the local energy.
 
     Attributes:
         reference: see :class:`StepReference`.
@@ -201,7 +201,7 @@ class StepMoments:
 
     @classmethod
     def of(cls, logarithms: Tensor, energies: Tensor, local: Tensor, reference: StepReference) -> StepMoments:
-        """Sum over a sample; arguments as of :func:`linear_step`. Configurations on a node are left out."""
+        """Sum over a sample; arguments as of :func:`linear_step`. Configurations on a node are omitted."""
         finite = torch.isfinite(energies).all(1) & torch.isfinite(logarithms).all(1)
         above = local[finite] - reference.energy
         centred = logarithms[finite] - reference.logarithms
@@ -216,7 +216,7 @@ class StepMoments:
         )
 
     def plus(self, other: StepMoments, sign: int = 1) -> StepMoments:
-        """Return the sums over both samples, or, with the sign -1, those of this one without a part of it."""
+        """Return the sums over both samples or, with the sign -1, those of this sample without a part."""
         return StepMoments(
             self.reference,
             self.count + sign * other.count,
@@ -253,7 +253,8 @@ class StepMoments:
         matrix[1:, 0] = slopes[:size] / scale
         matrix[0, 1:] = (slopes[:size] + mean[size:]) / scale
         matrix[1:, 1:] = inner / scale / scale[:, None] + (energy * _OVERLAP_SHIFT + _ENERGY_SHIFT) * shift
-        # Energies see little of what is rare, such as close pairs; a part of the variance keeps the function sound there.
+        # Energies depend little on rare configurations such as close pairs; a part of the variance stabilises the function
+        # there.
         matrix[0, 0] += VARIANCE_PART * variance
         matrix[0, 1:] += VARIANCE_PART * slopes[size:] / scale
         matrix[1:, 0] += VARIANCE_PART * slopes[size:] / scale
@@ -266,7 +267,7 @@ class StepMoments:
 
 
 def _lowest(matrix: Tensor, metric: Tensor, energy: float, scale: Tensor) -> tuple[Tensor, float]:
-    """Return the step to the solution of the eigenvalue problem that resembles the present function most."""
+    """Return the step to the eigenvector that is most similar to the present function."""
     values, vectors = scipy.linalg.eig(matrix.numpy(), metric.numpy())
     near = np.isfinite(values) & (np.abs(values.real - energy) < _FARTHEST) & (np.abs(values.imag) < 1e-6)
     if not near.any():

@@ -1,7 +1,7 @@
 """Sampling |Psi|^2: Metropolis-adjusted Langevin moves of all electrons, with step sizes that shrink near nuclei.
 
-Every walker is a Markov chain of its own, so that averages over its time are independent between walkers, and error
-bars come from their scatter without any model of correlation in time.
+Walkers are independent Markov chains, so their time averages are independent, and error bars follow from their standard
+deviation without a model of correlation in time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ....core.statistics.bootstrap import Estimate
 from ..molecule import Molecule
 from .wave_function import WaveFunction, WaveFunctionValues
 
-TARGET_ACCEPTANCE = 0.6
+DESIRED_ACCEPTANCE = 0.6
 _LONGEST_SQUARE = 1.5  # bohr^2; scale of a step far from all nuclei
 _DRIFT_LIMIT = 5.0  # standard errors by which the energy may change along the production run
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How |Psi|^2 is sampled.
+    """Settings of the sampler of |Psi|^2.
 
     Attributes:
-        walkers: Markov chains side by side.
-        equilibration: moves before anything is recorded; the step size is adapted meanwhile, and never later.
-        sweeps: recorded configurations of each walker.
-        interval: moves between recorded configurations.
+        walkers: number of Markov chains.
+        equilibration: number of moves before the first recorded configuration; only they adapt the step size.
+        sweeps: number of recorded configurations of each walker.
+        interval: number of moves between recorded configurations.
 
     Raises:
-        ConfigurationError: for numbers that make no run.
+        ConfigurationError: for numbers that are too small.
     """
 
     walkers: int = 1024
@@ -52,12 +52,12 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """Where a sampler stands; with it a run continues as if it had not stopped.
+    """State of a sampler, from which a run continues as if it had not stopped.
 
     Attributes:
-        positions: ``(W, N, 3)`` in bohr.
+        positions: positions ``(W, N, 3)`` in bohr.
         step: scale of the steps, dimensionless.
-        generator_state: of the random numbers.
+        generator_state: state of the random numbers.
         acceptance: fraction of accepted moves since the step was last changed.
     """
 
@@ -69,16 +69,16 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class ElectronSamples:
-    """Recorded configurations of electrons with what densities are fitted to.
+    """Recorded configurations of electrons with scores and energies.
 
     Attributes:
         molecule: nuclei and electrons, spin up first.
-        positions: ``(S, W, N, 3)`` in bohr: S configurations of each of W independent walkers.
-        scores: ``(S, W, N, 3)``, gradients of ``ln |Psi|^2`` by each electron.
-        kinetic: ``(S, W)`` Hartree; of the local energy.
-        potential: ``(S, W)`` Hartree.
+        positions: positions ``(S, W, N, 3)`` in bohr: S configurations of each of W independent walkers.
+        scores: gradients ``(S, W, N, 3)`` of ``ln |Psi|^2`` by each electron.
+        kinetic: kinetic part ``(S, W)`` of the local energy, Hartree.
+        potential: potential part ``(S, W)`` of the local energy, Hartree.
         acceptance: fraction of accepted moves.
-        log_absolute: ``(S, W)`` of ln|Psi|, for reweighting to another wave function; None where it was not recorded.
+        log_absolute: ln|Psi| ``(S, W)``, for reweighting to another wave function; None where it was not recorded.
     """
 
     molecule: Molecule
@@ -104,14 +104,14 @@ class ElectronSamples:
 
     @property
     def local_energy(self) -> Tensor:
-        """``(S, W)`` in Hartree."""
+        """Local energy ``(S, W)``, Hartree."""
         return self.kinetic + self.potential
 
     def electrons_of(self, spin: str) -> slice:
-        """Return which electrons have the spin ``"up"`` or ``"down"``; all of them for ``"total"``.
+        """Return the electrons with the spin ``"up"`` or ``"down"``; all of them for ``"total"``.
 
         Raises:
-            ConfigurationError: for another word.
+            ConfigurationError: for another spin.
         """
         up, all_of_them = self.molecule.spin_up, self.molecule.electrons
         found = {"total": slice(0, all_of_them), "up": slice(0, up), "down": slice(up, all_of_them)}.get(spin)
@@ -126,16 +126,16 @@ class ElectronSamples:
 
     @property
     def energy(self) -> Estimate[float]:
-        """Of the wave function, Hartree."""
+        """Energy of the wave function, Hartree."""
         return self.average(self.local_energy)
 
     @property
     def variance(self) -> float:
-        """Of the local energy, Hartree^2: zero for an exact wave function."""
+        """Variance of the local energy, Hartree^2: zero for an exact wave function."""
         return float(self.local_energy.var())
 
     def correlation_sweeps(self) -> float:
-        """Return how many sweeps of a walker are worth one independent configuration, for the energy."""
+        """Return the number of sweeps of a walker per independent configuration, for the energy."""
         energies = self.local_energy
         within = float(energies.var())
         if within < 1e-12:
@@ -143,10 +143,10 @@ class ElectronSamples:
         return max(1.0, float(energies.mean(0).var()) / within * len(energies))
 
     def check_equilibrium(self) -> None:
-        """Compare the first third of the run with the last, walker by walker: energies and the size of the electron cloud.
+        """Compare energies and the size of the electron cloud in the first and last third of the run, walker by walker.
 
         Raises:
-            ConvergenceError: when one of them drifted by more than chance explains, or hardly any move was accepted.
+            ConvergenceError: when one of them drifted significantly, or hardly any move was accepted.
             NonFiniteEnergyError: for a NaN or infinite local energy.
         """
         energies = self.local_energy
@@ -175,11 +175,22 @@ class ElectronSamples:
                 )
 
 
+def walker_groups(walkers: int, groups: int) -> Tensor:
+    """Return the group ``(W,)`` of each walker in a jackknife."""
+    return torch.arange(walkers) * groups // walkers
+
+
+def leave_one_out(sums: Tensor) -> Tensor:
+    """Return ``(1 + G, ...)``: the total of the sums ``(G, ...)`` of G groups, then the totals with one group left out."""
+    groups = range(len(sums))
+    return torch.stack([sums[[one for one in groups if one != left_out]].sum(0) for left_out in (None, *groups)])
+
+
 class EquilibriumError(ConvergenceError):
     """Samples that are not in equilibrium.
 
     Attributes:
-        samples: what was recorded.
+        samples: recorded samples.
     """
 
     def __init__(self, message: str, samples: ElectronSamples) -> None:
@@ -188,7 +199,7 @@ class EquilibriumError(ConvergenceError):
 
 
 def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generator) -> Tensor:
-    """Return electrons ``(W, N, 3)`` in Gaussians around the nuclei, as many as each nucleus has charge, spins in turn."""
+    """Return electrons ``(W, N, 3)`` in Gaussians around the nuclei, by nuclear charge, with alternating spins."""
     owners: list[list[int]] = [[], []]
     turn = 0
     for center, number in enumerate(molecule.numbers):
@@ -196,7 +207,7 @@ def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generat
             owners[turn % 2].append(center)
             turn += 1
     wanted = (molecule.spin_up, molecule.spin_down)
-    for spin in (0, 1):  # what one spin has too many goes to the other, as in ions and open shells
+    for spin in (0, 1):  # surplus electrons of one spin go to the other, as in ions and open shells
         while len(owners[spin]) > wanted[spin] and len(owners[1 - spin]) < wanted[1 - spin]:
             owners[1 - spin].append(owners[spin].pop())
     heaviest = max(range(len(molecule.numbers)), key=lambda index: molecule.numbers[index])
@@ -209,16 +220,16 @@ def initial_positions(molecule: Molecule, walkers: int, generator: torch.Generat
 
 
 class LangevinSampler:
-    """Walkers of one wave function.
+    """Metropolis-adjusted Langevin sampler of one wave function.
 
     A step of electron i has the variance ``step * h(r_i)`` with ``1/h = 1/1.5 + sum_A 1/(|r - R_A|^2 + 1/Z_A^2)``: small in a
     core, long in the valence. The proposal follows the drift, which is limited near nodes (C. J. Umrigar, M. P.
-    Nightingale and K. J. Runge, J. Chem. Phys. 99, 2865, 1993), and is corrected exactly by Metropolis and Hastings.
+    Nightingale and K. J. Runge, J. Chem. Phys. 99, 2865, 1993), and is accepted by Metropolis-Hastings.
 
     Args:
-        wave_function: to sample.
-        generator: of the random numbers.
-        positions: where to start ``(W, N, 3)``.
+        wave_function: wave function to sample.
+        generator: generator of the random numbers.
+        positions: starting positions ``(W, N, 3)``.
         step: scale of the steps.
     """
 
@@ -234,14 +245,14 @@ class LangevinSampler:
 
     @classmethod
     def resumed(cls, wave_function: WaveFunction, state: SamplerState) -> LangevinSampler:
-        """Return the sampler that was in ``state``."""
+        """Return a sampler in the given state."""
         generator = torch.Generator()
         generator.set_state(state.generator_state)
         return cls(wave_function, generator, state.positions, state.step)
 
     @property
     def state(self) -> SamplerState:
-        """Where it stands."""
+        """Present state."""
         return SamplerState(self.positions.clone(), self.step, self.generator.get_state(), self.acceptance)
 
     @property
@@ -263,7 +274,7 @@ class LangevinSampler:
         ) - 1.5 * back_variance.log().sum((1, 2))
         ratio = 2.0 * (proposed.log_absolute - values.log_absolute) + backward - forward
         uniform = torch.rand(len(old), generator=self.generator, dtype=old.dtype)
-        accepted = uniform.log() < ratio  # false for NaN: a proposal onto a node stays out
+        accepted = uniform.log() < ratio  # false for NaN: a proposal on a node is rejected
         self.positions = torch.where(accepted[:, None, None], new, old)
         self._values = WaveFunctionValues(
             torch.where(accepted, proposed.log_absolute, values.log_absolute),
@@ -273,12 +284,12 @@ class LangevinSampler:
         self._moves += len(old)
 
     def equilibrate(self, moves: int) -> None:
-        """Move, and adapt the step to the acceptance that is aimed at; it stays as it is afterwards."""
+        """Move, and adapt the step to the desired acceptance; later moves do not change it."""
         for start in range(0, moves, 10):
             self._accepted = self._moves = 0
             for _ in range(min(10, moves - start)):
                 self.move()
-            self.step *= min(1.4, max(0.7, (self.acceptance + 0.05) / (TARGET_ACCEPTANCE + 0.05)))
+            self.step *= min(1.4, max(0.7, (self.acceptance + 0.05) / (DESIRED_ACCEPTANCE + 0.05)))
         self._accepted = self._moves = 0
 
     def _proposal(self, positions: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,42 +312,39 @@ def sample(
     """Record configurations of a sampler that is in equilibrium.
 
     Args:
-        sampler: the walkers.
-        settings: how many to record.
-        recorded: what a run recorded before it was interrupted.
-        checkpoint: called now and then with everything recorded so far and the sampler's state.
-        progress: called with the number of sweeps done.
+        sampler: equilibrated sampler.
+        settings: numbers of sweeps and moves.
+        recorded: samples of an interrupted run.
+        checkpoint: function that regularly receives all samples so far and the sampler's state.
+        progress: function that receives the number of sweeps done.
 
     Raises:
-        EquilibriumError: when the walkers drifted or hardly moved; it carries the samples, so that they are not lost.
+        EquilibriumError: when the walkers drifted or hardly moved; it holds the samples, so that they are not lost.
         NonFiniteEnergyError: for a NaN or infinite local energy.
     """
     if recorded is not None and recorded.log_absolute is None:
-        raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start anew")
-    shape = (settings.sweeps, *sampler.positions.shape)
-    positions, scores = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
-    kinetic, potential, log_absolute = torch.empty(3, *shape[:2], dtype=torch.float64)
+        raise ConfigurationError("the recorded part lacks ln|Psi|, so that it was not recorded here: start again")
+    whole, flat = (settings.sweeps, *sampler.positions.shape), (settings.sweeps, len(sampler.positions))
+    shapes = {"positions": whole, "scores": whole, "kinetic": flat, "potential": flat, "log_absolute": flat}
+    arrays = {name: torch.empty(shape, dtype=torch.float64) for name, shape in shapes.items()}
     done = 0
-    if recorded is not None and recorded.log_absolute is not None:
+    if recorded is not None:
         done = min(len(recorded.positions), settings.sweeps)
-        positions[:done], scores[:done] = recorded.positions[:done], recorded.scores[:done]
-        kinetic[:done], potential[:done] = recorded.kinetic[:done], recorded.potential[:done]
-        log_absolute[:done] = recorded.log_absolute[:done]
+        for name, array in arrays.items():
+            array[:done] = getattr(recorded, name)[:done]
 
     def so_far(count: int) -> ElectronSamples:
-        return ElectronSamples(
-            sampler.wave_function.molecule,
-            positions[:count], scores[:count], kinetic[:count], potential[:count],
-            sampler.acceptance if sampler.acceptance or recorded is None else recorded.acceptance,
-            log_absolute[:count],
-        )  # fmt: skip
+        acceptance = sampler.acceptance if sampler.acceptance or recorded is None else recorded.acceptance
+        parts = {name: array[:count] for name, array in arrays.items()}
+        return ElectronSamples(sampler.wave_function.molecule, acceptance=acceptance, **parts)
 
     for sweep in range(done, settings.sweeps):
         for _ in range(settings.interval):
             sampler.move()
         found = sampler.wave_function.local_energy(sampler.positions)
-        positions[sweep], scores[sweep] = sampler.positions, 2.0 * found.gradient
-        kinetic[sweep], potential[sweep], log_absolute[sweep] = found.kinetic, found.potential, found.log_absolute
+        values = (sampler.positions, 2.0 * found.gradient, found.kinetic, found.potential, found.log_absolute)
+        for array, value in zip(arrays.values(), values, strict=True):
+            array[sweep] = value
         if progress is not None:
             progress(sweep + 1)
         if checkpoint is not None and (sweep + 1) % 20 == 0:

@@ -1,7 +1,7 @@
 """Molecular orbitals refitted to Slater functions: exact cusps at nuclei, exponential tails, closed-form derivatives.
 
-Orbitals of Gaussian functions have no cusp, which makes the local energy fluctuate near nuclei and the density there
-wrong by several per cent. Each orbital is fitted by least squares in value and gradient, under one linear condition for each
+Orbitals of Gaussian functions have no cusp: the local energy fluctuates near nuclei, and the density there is wrong by several
+percent. Each orbital is fitted by least squares in value and gradient, under one linear condition for each
 nucleus: that the spherical average of the orbital has Kato's slope ``-Z phi(R)``.
 """
 
@@ -19,7 +19,7 @@ from ..molecule import Molecule
 from .atomic_functions import AtomicFunctions, Shell
 
 LARGEST_MISFIT = 2e-3
-"""Norm squared of what the fit may miss of an orbital that holds electrons."""
+"""Largest squared norm of the difference between an occupied orbital and its fit."""
 
 _GRADIENT_WEIGHT = 0.25  # bohr^2
 _RIDGE = 1e-9
@@ -34,7 +34,7 @@ class SlaterOrbitals:
         functions: the Slater functions.
         up: coefficients ``(K, M)`` of spin up, occupied orbitals first.
         down: the same for spin down.
-        misfit: norm squared of the largest difference between an occupied orbital and its fit.
+        misfit: squared norm of the largest difference between an occupied orbital and its fit.
         restricted: whether both spins share their orbitals.
     """
 
@@ -73,8 +73,8 @@ def slater_orbitals(molecule: Molecule, orbitals: MolecularOrbitals, grid: Quadr
 
     Args:
         molecule: nuclei and electrons.
-        orbitals: to fit.
-        grid: to fit on.
+        orbitals: orbitals to fit.
+        grid: quadrature of the fit.
 
     Raises:
         ConvergenceError: when an occupied orbital cannot be fitted.
@@ -91,7 +91,9 @@ def slater_orbitals(molecule: Molecule, orbitals: MolecularOrbitals, grid: Quadr
             fits.append(fits[0])
             continue
         fit, misfit = _fit(functions, gram, conditions, orbitals, coefficients, grid)
-        fits.append(_orthonormal(functions, fit, grid))
+        found = orthonormal(functions, fit, grid)
+        # Coefficients that symmetry forbids become exactly zero and need not be evaluated.
+        fits.append(torch.where(found.abs() > _NEGLIGIBLE * found.abs().amax(0), found, torch.zeros_like(found)))
         misfits.append(float(misfit[:occupied].max()) if occupied else 0.0)
     worst = max(misfits)
     if worst > LARGEST_MISFIT:
@@ -105,7 +107,7 @@ def slater_orbitals(molecule: Molecule, orbitals: MolecularOrbitals, grid: Quadr
 def _normal_matrix(molecule: Molecule, functions: AtomicFunctions, grid: Quadrature) -> Tensor:
     """Return the inner products of the functions, with those of their gradients, ``(K, K)``."""
     gram = torch.zeros(functions.count, functions.count, dtype=torch.float64)
-    for points, weights in _blocks(grid):
+    for points, weights in grid.blocks():
         found = functions.evaluate(points, derivatives=1)
         gram += (found.values * weights) @ found.values.T
         for axis in range(3):
@@ -125,21 +127,17 @@ def _cusp_conditions(molecule: Molecule, functions: AtomicFunctions) -> Tensor:
     return rows
 
 
-def _blocks(grid: Quadrature) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(grid.points.split(8192), grid.weights.split(8192), strict=True))
-
-
 def _fit(
     functions: AtomicFunctions, gram: Tensor, rows: Tensor, orbitals: MolecularOrbitals,
     coefficients: np.ndarray, grid: Quadrature,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return coefficients ``(K, M)`` and for each orbital the norm squared of what is missed."""
+    """Return coefficients ``(K, M)`` and the squared norm ``(M,)`` of each orbital's difference from its fit."""
     count = coefficients.shape[1]
     right = torch.zeros(functions.count, count, dtype=torch.float64)
     norms = torch.zeros(count, dtype=torch.float64)
     cross = torch.zeros(functions.count, count, dtype=torch.float64)
     overlap = torch.zeros_like(gram)
-    for points, weights in _blocks(grid):
+    for points, weights in grid.blocks():
         values, *gradients = torch.as_tensor(orbitals.mole.eval_gto("GTOval_sph_deriv1", points.numpy()) @ coefficients)
         found = functions.evaluate(points, derivatives=1)
         cross += (found.values * weights) @ values
@@ -158,19 +156,17 @@ def _fit(
     full[: len(matrix), : len(matrix)] = matrix
     full[: len(matrix), len(matrix) :] = constraints.T
     full[len(matrix) :, : len(matrix)] = constraints
-    target = torch.cat([right * scale[:, None], right.new_zeros(nuclei, count)])
-    solution = torch.linalg.solve(full, target)[: len(matrix)] * scale[:, None]
+    right_side = torch.cat([right * scale[:, None], right.new_zeros(nuclei, count)])
+    solution = torch.linalg.solve(full, right_side)[: len(matrix)] * scale[:, None]
     missed = norms - 2.0 * (solution * cross).sum(0) + (solution * (overlap @ solution)).sum(0)
     return solution, missed
 
 
-def _orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrature) -> Tensor:
-    """Return Loewdin-orthonormalised orbitals; conditions that are linear in the orbitals survive it."""
+def orthonormal(functions: AtomicFunctions, coefficients: Tensor, grid: Quadrature) -> Tensor:
+    """Return Loewdin-orthonormalised orbitals; linear conditions on orbitals still hold for them."""
     overlap = torch.zeros(coefficients.shape[1], coefficients.shape[1], dtype=torch.float64)
-    for points, weights in _blocks(grid):
+    for points, weights in grid.blocks():
         values = functions.evaluate(points, coefficients).values
         overlap += (values * weights) @ values.T
     values, vectors = torch.linalg.eigh(overlap)
-    found = coefficients @ (vectors * values.rsqrt() @ vectors.T)
-    # What symmetry forbids is exactly zero then, and need not be evaluated.
-    return torch.where(found.abs() > _NEGLIGIBLE * found.abs().amax(0), found, torch.zeros_like(found))
+    return coefficients @ (vectors * values.rsqrt() @ vectors.T)

@@ -1,16 +1,15 @@
-"""Trial wave functions: from a molecule to a Slater-Jastrow function that is ready to be optimised."""
+"""Trial wave functions: Slater-Jastrow functions of a molecule, ready to be optimised."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ....core.errors import ConfigurationError
-from ..density.symmetry import allowed_combinations
 from ..electronic_structure import (
+    CHUNK,
     DEFAULT_BASIS,
     ORBITAL_KINDS,
     MolecularOrbitals,
@@ -24,24 +23,25 @@ from .atomic_functions import AtomicFunctions, Shell
 from .determinants import Excitations, Expansion
 from .jastrow import Jastrow
 from .slater_orbitals import SlaterOrbitals, slater_orbitals
+from .symmetry import allowed_combinations
 from .wave_function import SlaterJastrow
 
 _POLAR_EXPONENTS = (0.05, 0.25, 1.2, 6.0, 30.0, 150.0)  # bohr^-2
 _POLARISING_EXPONENTS = (0.25, 1.2, 6.0, 30.0, 150.0)  # bohr^-2
-_COUPLING = 1e-4  # Hartree; below that two orbitals are of different symmetry
+_COUPLING = 1e-4  # Hartree; two orbitals with a weaker coupling have different symmetries
 
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """How a trial wave function is made.
+    """Settings of a trial wave function.
 
     Attributes:
         orbitals: ``"natural"`` (of CCSD), ``"hartree-fock"``.
-        basis: of the Gaussian orbitals that are refitted.
+        basis: basis set of the Gaussian orbitals that are refitted.
         jastrow: whether to multiply by a Jastrow factor; without one the function is a mean-field determinant.
-        active_space: electrons and orbitals of a CASSCF expansion, None for a single determinant.
+        active_space: numbers of electrons and orbitals of a CASSCF expansion; None for a single determinant.
         virtual: number of virtual orbitals that the optimiser may mix into the occupied ones; 0 for fixed orbitals.
-        grid_level: of PySCF's grids, 0 to 9.
+        grid_level: level of PySCF's grids, 0 to 9.
 
     Raises:
         ConfigurationError: for settings that exclude each other.
@@ -64,25 +64,15 @@ class TrialSettings:
                 "orbitals are optimised for a single determinant with a Jastrow factor: give virtual=0 or no active space"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TrialSettings:
-        """Rebuild from :meth:`to_dict`."""
-        space = data["active_space"]
-        return cls(**{**data, "active_space": None if space is None else (int(space[0]), int(space[1]))})
-
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial wave function and the orbitals it was made from.
+    """A trial wave function and its original orbitals.
 
     Attributes:
-        wave_function: to optimise or to sample.
-        orbitals: of PySCF, before they were refitted.
-        grid: the quadrature of the molecule.
+        wave_function: wave function to optimise or to sample.
+        orbitals: orbitals of PySCF before the refit.
+        grid: quadrature of the molecule.
     """
 
     wave_function: SlaterJastrow
@@ -109,7 +99,7 @@ def trial_wave_function(molecule: Molecule, settings: TrialSettings | None = Non
         SlaterJastrow(
             molecule,
             fitted,
-            jastrow_factor(molecule, grid, determinant_density(molecule, fitted, grid)) if chosen.jastrow else None,
+            jastrow_factor(molecule, grid, _density_on_grid(molecule, fitted, grid)) if chosen.jastrow else None,
             expansion=_expansion(orbitals),
             mixing=_mixing(molecule, fitted, grid) if chosen.virtual else None,
         ),
@@ -118,10 +108,10 @@ def trial_wave_function(molecule: Molecule, settings: TrialSettings | None = Non
     )
 
 
-def determinant_density(molecule: Molecule, orbitals: SlaterOrbitals, grid: Quadrature) -> Tensor:
+def _density_on_grid(molecule: Molecule, orbitals: SlaterOrbitals, grid: Quadrature) -> Tensor:
     """Return the density ``(P,)`` of the occupied orbitals on the grid."""
     density = torch.empty_like(grid.weights)
-    for points, part in zip(grid.points.split(8192), density.split(8192), strict=True):
+    for points, part in zip(grid.points.split(CHUNK), density.split(CHUNK), strict=True):
         up = orbitals.functions.evaluate(points, orbitals.up[:, : molecule.spin_up]).values
         down = orbitals.functions.evaluate(points, orbitals.down[:, : molecule.spin_down]).values
         part.copy_(up.square().sum(0) + down.square().sum(0))
@@ -185,27 +175,18 @@ def _mixing(molecule: Molecule, orbitals: SlaterOrbitals, grid: Quadrature) -> T
     Kinetic and nuclear energy are totally symmetric: where neither couples two orbitals, symmetry keeps them apart, and a
     parameter for them would be noise.
     """
-    coupled = torch.zeros(1, 1, dtype=torch.bool)
-    for coefficients, electrons in (
-        (orbitals.up, molecule.spin_up),
-        (orbitals.down, molecule.spin_down),
-    ):
+    # For an open shell both spins share the list, which ends with the occupied orbitals of spin down.
+    occupied = molecule.spin_up if orbitals.restricted else molecule.spin_down
+    coupled = torch.zeros(occupied, orbitals.up.shape[1] - molecule.spin_up, dtype=torch.bool)
+    spins = ((orbitals.up, molecule.spin_up), (orbitals.down, molecule.spin_down))
+    for coefficients, electrons in spins[:1] if orbitals.restricted else spins:
         matrices = torch.zeros(2, electrons, coefficients.shape[1] - electrons, dtype=torch.float64)
-        for points, weights in zip(grid.points.split(8192), grid.weights.split(8192), strict=True):
+        for points, weights in grid.blocks():
             found = orbitals.functions.evaluate(points, coefficients, 1)
             attraction = (molecule.charges / torch.cdist(points, molecule.centers)).sum(1)
             left, right = found.values[:electrons], found.values[electrons:]
             matrices[0] += (left * (weights * attraction)) @ right.T
             for axis in range(3):
                 matrices[1] += (found.gradients[axis, :electrons] * weights) @ found.gradients[axis, electrons:].T
-        strong = (matrices.abs() > _COUPLING).any(0)
-        rows = max(strong.shape[0], coupled.shape[0])
-        merged = torch.zeros(rows, strong.shape[1], dtype=torch.bool)
-        merged[: coupled.shape[0]] |= coupled
-        merged[: strong.shape[0]] |= strong
-        coupled = merged
-        if orbitals.restricted:
-            break
-    # For an open shell both spins share the list, which ends where the smaller one does.
-    occupied = molecule.spin_up if orbitals.restricted else molecule.spin_down
-    return coupled[:occupied].nonzero()
+        coupled |= (matrices.abs() > _COUPLING).any(0)[:occupied]
+    return coupled.nonzero()

@@ -1,8 +1,8 @@
 """Terms of the Jastrow factor for two electrons at two nuclei: ``sum_(i != j) u_iA^l u_jB^m`` with ``u = 1/(1 + r^2/2)``.
 
-They keep the electrons of a bond apart, one at each end (left-right correlation), which terms that know one nucleus at a
-time do badly: without them a single determinant for H2 at its equilibrium distance has a Hellmann-Feynman force of 0.004
-Hartree/bohr, as if the bond were too short.
+They keep one electron of a bond at each end (left-right correlation), which terms of single nuclei describe badly: without them
+a single determinant for H2 at its equilibrium distance has a Hellmann-Feynman force of 0.004 Hartree/bohr, as if the bond were
+too short.
 
 Pairs of nuclei of the same elements at the same distance share parameters, so that J has the symmetry of the molecule.
 """
@@ -23,7 +23,7 @@ class TwoCenterTerms:
 
     Args:
         centers: nuclei ``(A, 3)`` in bohr.
-        elements: ``(A,)`` for each nucleus the number of its element among the molecule's.
+        elements: index ``(A,)`` of the element of each nucleus among the molecule's elements.
     """
 
     def __init__(self, centers: Tensor, elements: Tensor) -> None:
@@ -44,16 +44,16 @@ class TwoCenterTerms:
         self._matrices = torch.stack([torch.zeros(self._width, self._width, dtype=torch.float64), *matrices])[1:]
 
     def fields(self, functions: Tensor, parameters: Tensor) -> Tensor:
-        """Return what multiplies each function ``(W, N, F)`` of each electron: sums over the other electrons."""
+        """Return the factor of each function of each electron ``(W, N, F)``: sums over the other electrons."""
         others = functions.sum(1, keepdim=True) - functions
         return others @ torch.einsum("p,pfg->fg", parameters, self._matrices)
 
     def derivatives(self, functions: Tensor, operated: Tensor) -> tuple[Tensor, Tensor]:
-        """Return every term, and what a one-electron operator summed over electrons makes of it, ``(W, P)`` both.
+        """Return every term and the result of a one-electron operator on it, summed over electrons, both ``(W, P)``.
 
         Args:
-            functions: ``(W, N, F)``.
-            operated: ``(W, N, F)`` what the operator makes of each function.
+            functions: functions ``(W, N, F)``.
+            operated: results ``(W, N, F)`` of the operator on each function.
         """
         others = functions.sum(1, keepdim=True) - functions
         products, changes = functions.transpose(1, 2) @ others, operated.transpose(1, 2) @ others
@@ -70,7 +70,7 @@ class TwoCenterTerms:
 
 
 def _classes(centers: Tensor, elements: Tensor) -> list[list[tuple[int, int]]]:
-    """Return pairs of nuclei, those of the same elements and distance in one list, the lower element first."""
+    """Return lists of pairs of nuclei with the same elements and distance, the lower element first."""
     found: list[tuple[tuple[int, int], float, list[tuple[int, int]]]] = []
     for a in range(len(centers)):
         for b in range(a + 1, len(centers)):

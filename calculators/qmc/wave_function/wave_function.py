@@ -51,9 +51,9 @@ class ParameterDerivatives(NamedTuple):
     """Derivatives by P parameters, at W walkers.
 
     Attributes:
-        logarithms: of ``ln|Psi|``, ``(W, P)``.
-        energies: of the local energy, ``(W, P)``.
-        local_energy: ``(W,)``.
+        logarithms: derivatives ``(W, P)`` of ``ln|Psi|``.
+        energies: derivatives ``(W, P)`` of the local energy.
+        local_energy: local energies ``(W,)``.
     """
 
     logarithms: Tensor
@@ -62,7 +62,7 @@ class ParameterDerivatives(NamedTuple):
 
 
 class WaveFunction(Protocol):
-    """What the sampler and the densities ask of a wave function."""
+    """Interface of a wave function for the sampler and the densities."""
 
     @property
     def molecule(self) -> Molecule:
@@ -79,7 +79,7 @@ class WaveFunction(Protocol):
 
 
 def potential_energy(molecule: Molecule, positions: Tensor) -> Tensor:
-    """Return the Coulomb energy ``(W,)`` of electrons ``(W, N, 3)`` and nuclei, those among themselves included."""
+    """Return the Coulomb energy ``(W,)`` of electrons ``(W, N, 3)`` and nuclei, including nuclear repulsion."""
     attraction = (molecule.charges / torch.linalg.vector_norm(positions[:, :, None] - molecule.centers, dim=3)).sum(
         (1, 2)
     )
@@ -94,12 +94,12 @@ class SlaterJastrow:
 
     Attributes:
         molecule: nuclei and electrons.
-        orbitals: for each spin the occupied ones first; those beyond are used by the expansion, or, for a single
-            determinant, are what the occupied ones may be mixed with.
-        jastrow: the Jastrow factor, None for none.
-        jastrow_parameters: ``(K,)``.
-        expansion: of determinants, None for a single one.
-        mixing: pairs ``(M, 2)`` of occupied and virtual orbital that the optimiser may mix; empty for none.
+        orbitals: orbitals of each spin, occupied ones first; the expansion uses the virtual ones, or the optimiser of a single
+            determinant mixes them into the occupied ones.
+        jastrow: Jastrow factor, or None.
+        jastrow_parameters: parameters ``(K,)`` of the Jastrow factor.
+        expansion: expansion in determinants; None for a single one.
+        mixing: pairs ``(M, 2)`` of occupied and virtual orbitals that the optimiser may mix, or None.
     """
 
     molecule: Molecule
@@ -137,11 +137,11 @@ class SlaterJastrow:
         return self._energy(positions, spins, terms, jastrow)
 
     def spin_logarithms(self, positions: Tensor, down: Tensor) -> Tensor:
-        """Return ``ln|Psi|`` ``(R, A)`` at ``positions`` ``(R, N, 3)`` for A ways to give the electrons their spins.
+        """Return ``ln|Psi|`` ``(R, A)`` at ``positions`` ``(R, N, 3)`` for A distributions of the spins.
 
         Args:
-            positions: in bohr.
-            down: ``(R, A, N)``, which of the electrons are of spin down; as many as the molecule has.
+            positions: positions in bohr.
+            down: mask ``(R, A, N)`` of the electrons with spin down, whose number is the molecule's.
         """
         walkers, ways, _ = down.shape
         order = down.int().argsort(dim=2, stable=True)  # spin up first, as everywhere
@@ -165,7 +165,7 @@ class SlaterJastrow:
 
     @property
     def parameter_counts(self) -> tuple[int, int, int]:
-        """Numbers of parameters: of the Jastrow factor, of orbital mixing, of the expansion."""
+        """Numbers of parameters of the Jastrow factor, of orbital mixing and of the expansion."""
         return (
             0 if self.jastrow is None else self.jastrow.count,
             0 if self.mixing is None else len(self.mixing) * (1 if self.orbitals.restricted else 2),
@@ -173,7 +173,7 @@ class SlaterJastrow:
         )
 
     def parameter_derivatives(self, positions: Tensor) -> ParameterDerivatives:
-        """Return what the linear method needs, in the order of :attr:`parameter_counts`."""
+        """Return the derivatives for the linear method, in the order of :attr:`parameter_counts`."""
         spins = self._spins(positions, 2)
         terms = determinant_terms(spins, self.expansion)
         jastrow = self._jastrow(positions, 2)

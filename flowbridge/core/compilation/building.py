@@ -165,13 +165,9 @@ class PotentialRecipe:
 
     def loaded(self, folder: Path) -> CompiledPotential | None:
         """Load a program and run it once on what it was checked with; None if it fails or gives anything else."""
-        try:
-            check = safetensors.torch.load_file(folder / _CHECK, device=str(self.device))
-            made = self._from(folder)
-            found = made.energy_and_forces(check["positions"], check.get("cell"))
-        except Exception as error:
-            warnings.warn(f"the compiled program in {folder} cannot be used and is made anew: {error}", stacklevel=2)
-            return None
+        check = safetensors.torch.load_file(folder / _CHECK, device=str(self.device))
+        made = self._from(folder)
+        found = made.energy_and_forces(check["positions"], check.get("cell"))
         return made if _agree(self.potential, found, EnergyAndForces(check["energy"], check["forces"])) else None
 
     def _example(self, count: int) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -77,7 +78,7 @@ class Recipe(Protocol[Made]):
         ...
 
     def loaded(self, folder: Path) -> Made | None:
-        """Return what is made of the program of a folder, None where that cannot be used."""
+        """Return what is made of the program of a folder, None where it gives other results; any error says the same."""
         ...
 
 
@@ -114,7 +115,7 @@ def kept(recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True
 
     def found() -> Made | None:
         folder = None if anew else cache.find(description)
-        return None if folder is None else recipe.loaded(folder)
+        return None if folder is None else _loaded(recipe, folder)
 
     ready = found()
     if ready is not None or not build:
@@ -150,7 +151,15 @@ def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], anew
         with cache.making(attempt) as folder:
             (folder / _FAILURE).write_text(json.dumps({"reason": str(error)}))
         raise
-    return recipe.loaded(cache.folder / key_of(description))
+    return _loaded(recipe, cache.folder / key_of(description))
+
+
+def _loaded(recipe: Recipe[Made], folder: Path) -> Made | None:
+    try:
+        return recipe.loaded(folder)
+    except Exception as error:
+        warnings.warn(f"the compiled program in {folder} cannot be used and is made anew: {error}", stacklevel=2)
+        return None
 
 
 def _raise_known_failure(cache: Cache, attempt: dict[str, Any], anew: bool) -> None:

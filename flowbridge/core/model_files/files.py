@@ -1,4 +1,4 @@
-"""Model files: save a trained potential, and load exactly what was saved or nothing.
+"""Model files: save a trained model, and load exactly what was saved or nothing.
 
 See :mod:`flowbridge.core.model_files.format` for the bytes. Nothing is ever unpickled, and no code named by a file
 is imported: a kind is looked up among the classes that installed packages registered.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..atomic_files import write_whole
 from ..errors import ModelFileError
-from ..potential import ModelFile, Potential
-from .format import FORMAT_VERSION, UNITS, ModelHeader, decode_header, decode_tensors, encode
+from ..model import Model, ModelFile
+from .format import FORMAT_VERSION, NO_METADATA, UNITS, ModelHeader, decode_header, decode_tensors, encode
 from .kinds import KIND_GROUP, find_kind, implementation_name, register_kind
 from .privacy_statements import statement_holds
 
@@ -30,6 +30,7 @@ __all__ = [
     "from_bytes",
     "load",
     "matches_its_file",
+    "opened",
     "read_header",
     "register_kind",
     "save",
@@ -40,46 +41,46 @@ _NO_FILE = Path("a model in memory")  # in messages
 
 
 def save(
-    potential: Potential,
+    model: Model,
     path: str | os.PathLike[str],
     *,
     provenance: Mapping[str, Any] | None = None,
     created: datetime | None = None,
 ) -> str:
-    """Write a potential to a model file and return its digest (64 hexadecimal characters).
+    """Write a model to a model file and return its digest (64 hexadecimal characters).
 
-    The file appears whole or not at all: it is written beside ``path``, flushed to disk and then renamed.
-    Before that a potential is built from its bytes once, so that what cannot be loaded is not saved.
-    Afterwards ``potential.model_file`` refers to the file.
+    The file appears whole or not at all: it is written next to ``path``, flushed to disk and then renamed.
+    Before that a model is built from its bytes once, so that what cannot be loaded is not saved.
+    Afterwards ``model.model_file`` refers to the file.
 
     Args:
-        potential: an instance of a registered kind, on any device.
+        model: an instance of a registered kind, on any device.
         path: where to write; an existing file is replaced.
-        provenance: JSON-ready statement about the training, kept in the header. A potential's ledger of private training
-            (``potential.privacy``) is added under ``privacy``.
-        created: time to record, timezone-aware; the present by default. The same potential saved with the
+        provenance: JSON-ready statement about the training, kept in the header. The ledger of private training
+            (``model.privacy``) is added under ``privacy``.
+        created: time to record, timezone-aware; the present by default. The same model saved with the
             same ``created`` by the same package versions gives the same bytes.
 
     Raises:
-        ModelFileError: when the potential cannot be stored faithfully or the file cannot be written.
+        ModelFileError: when the model cannot be stored faithfully or the file cannot be written.
         ValueError: when ``created`` has no timezone.
     """
     target = Path(path).absolute()
     moment = created or datetime.now(UTC)
     if moment.tzinfo is None:
         raise ValueError(f"created must be timezone-aware, got {created!r}: pass datetime(..., tzinfo=UTC)")
-    blob = _encoded(potential, target, dict(provenance or {}), moment)
+    blob = _encoded(model, target, dict(provenance or {}), moment)
     header = decode_header(blob, target)
     _build(header, blob, target)
     write_whole(target, blob)
-    potential.model_file = ModelFile(target, header.digest)
+    model.model_file = ModelFile(target, header.digest)
     return header.digest
 
 
-def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Potential:
-    """Read a model file and return its potential on the CPU, in evaluation mode.
+def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Model:
+    """Read a model file and return its model on the CPU, in evaluation mode.
 
-    ``potential.model_file`` holds the path and digest it came from. The global random state is left alone.
+    ``model.model_file`` holds the path and digest it came from. The global random state is left alone.
 
     Args:
         path: a file written by :func:`save`.
@@ -89,6 +90,15 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Potentia
         ModelFileError: when the file is missing, truncated, altered, foreign, written in a newer format, of
             an unknown kind, inconsistent with its configuration, or not the one with ``digest``.
     """
+    _, build = opened(path, digest=digest)
+    return build()
+
+
+def opened(path: str | os.PathLike[str], *, digest: str | None = None) -> tuple[ModelFile, Callable[[], Model]]:
+    """Read and verify a model file, once; return its absolute path with its digest, and what builds its model.
+
+    Arguments and errors as for :func:`load`.
+    """
     target = Path(path).absolute()
     blob = _read(target)
     header = decode_header(blob, target)
@@ -97,21 +107,26 @@ def load(path: str | os.PathLike[str], *, digest: str | None = None) -> Potentia
             f"{target}: not the model that is referred to: its digest is {header.digest}, expected {digest}. "
             "Put the original file back, or set the simulation up anew with this one"
         )
-    potential = _build(header, blob, target)
-    potential.model_file = ModelFile(target, header.digest)
-    return potential
+    file = ModelFile(target, header.digest)
+
+    def build() -> Model:
+        model = _build(header, blob, target)
+        model.model_file = file
+        return model
+
+    return file, build
 
 
-def to_bytes(potential: Potential) -> bytes:
+def to_bytes(model: Model) -> bytes:
     """Return what :func:`save` would write, for a journey to another process; raises ModelFileError as it does.
 
-    The same potential gives the same bytes.
+    The same model gives the same bytes.
     """
-    return _encoded(potential, _NO_FILE, {}, datetime.fromtimestamp(0, UTC))
+    return _encoded(model, _NO_FILE, {}, datetime.fromtimestamp(0, UTC))
 
 
-def from_bytes(blob: bytes) -> Potential:
-    """Return the potential of :func:`to_bytes`, which belongs to no file; raises ModelFileError as :func:`load` does."""
+def from_bytes(blob: bytes) -> Model:
+    """Return the model of :func:`to_bytes`, which belongs to no file; raises ModelFileError as :func:`load` does."""
     return _build(decode_header(blob, _NO_FILE), blob, _NO_FILE)
 
 
@@ -126,21 +141,21 @@ def read_header(path: str | os.PathLike[str]) -> ModelHeader:
     return decode_header(_read(target), target)
 
 
-def matches_its_file(potential: Potential) -> bool:
-    """Return whether a potential still equals the file ``potential.model_file`` refers to, bit for bit.
+def matches_its_file(model: Model) -> bool:
+    """Return whether a model still equals the file ``model.model_file`` refers to, bit for bit.
 
     False when it refers to no file, when its tensors changed since (further training, another dtype), or
     when the file is gone or was replaced. An engine adapter asks this before it stores a reference to the
     file instead of the model.
     """
-    if potential.model_file is None:
+    if model.model_file is None:
         return False
-    path, digest = potential.model_file
+    path, digest = model.model_file
     try:
         blob = _read(path)
         unchanged = decode_header(blob, path).digest == digest
         stored = decode_tensors(blob, path)
-        present = _tensors_of(potential, path)
+        present = _tensors_of(model, path)
     except ModelFileError:
         return False
     return (
@@ -150,9 +165,9 @@ def matches_its_file(potential: Potential) -> bool:
     )
 
 
-def _encoded(potential: Potential, path: Path, provenance: dict[str, Any], created: datetime) -> bytes:
-    tensors = _tensors_of(potential, path)
-    content = _content(potential, path, provenance, created)
+def _encoded(model: Model, path: Path, provenance: dict[str, Any], created: datetime) -> bytes:
+    tensors = _tensors_of(model, path)
+    content = _content(model, path, provenance, created)
     try:
         return encode(content, tensors)
     except (TypeError, ValueError, RecursionError) as error:
@@ -162,10 +177,10 @@ def _encoded(potential: Potential, path: Path, provenance: dict[str, Any], creat
         ) from error
 
 
-def _tensors_of(potential: Potential, path: Path) -> dict[str, Tensor]:
+def _tensors_of(model: Model, path: Path) -> dict[str, Tensor]:
     """Return contiguous CPU copies of the state, refusing what cannot or should not be stored."""
     tensors: dict[str, Tensor] = {}
-    for name, value in potential.state_dict().items():
+    for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelFileError(
                 f"{path}: {name} of the state is a {type(value).__name__}, and only tensors can be stored. "
@@ -177,18 +192,17 @@ def _tensors_of(potential: Potential, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _content(potential: Potential, path: Path, provenance: dict[str, Any], created: datetime) -> dict[str, Any]:
+def _content(model: Model, path: Path, provenance: dict[str, Any], created: datetime) -> dict[str, Any]:
     """Return the fields of the header except the digest."""
-    cls = type(potential)
-    provenance = _with_privacy(potential, path, provenance)
+    cls = type(model)
+    provenance = _with_privacy(model, path, provenance)
     if not cls.kind or find_kind(cls.kind, path) is not cls:
         raise ModelFileError(
             f"{path}: {implementation_name(cls)} is not registered under its kind {cls.kind!r}. Give it a "
             "unique `kind` and decorate it with flowbridge.core.model_files.files.register_kind, or register it in "
             f"the entry point group {KIND_GROUP}"
         )
-    metadata = potential.metadata
-    configuration = potential.configuration()
+    configuration = model.configuration()
     _require_string_keys(configuration, "configuration", path)
     _require_string_keys(provenance, "provenance", path)
     return {
@@ -196,10 +210,8 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
         "kind": cls.kind,
         "implementation": implementation_name(cls),
         "configuration": configuration,
-        "particles": metadata.particles.to_dict(),
-        "temperature": metadata.temperature,
-        "periodic": metadata.periodic,
-        "global_parameters": dict(metadata.global_parameters),
+        **NO_METADATA,
+        **model.header_metadata(),
         "units": UNITS,
         "versions": _versions(cls),
         "created": created.astimezone(UTC).isoformat(),
@@ -207,22 +219,22 @@ def _content(potential: Potential, path: Path, provenance: dict[str, Any], creat
     }
 
 
-def _with_privacy(potential: Potential, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance with the potential's ledger of private training, which nothing else may stand for."""
-    if "privacy" in provenance and provenance["privacy"] != potential.privacy:
+def _with_privacy(model: Model, path: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance with the model's ledger of private training, which nothing else may stand for."""
+    if "privacy" in provenance and provenance["privacy"] != model.privacy:
         raise ModelFileError(
-            f"{path}: provenance['privacy'] is not what this potential was trained with. Leave it out: the ledger of private "
+            f"{path}: provenance['privacy'] is not what this model was trained with. Leave it out: the ledger of private "
             "training is added by itself"
         )
-    if potential.privacy is None:
+    if model.privacy is None:
         return provenance
-    if not statement_holds(potential, potential.privacy):
+    if not statement_holds(model, model.privacy):
         raise ModelFileError(
             f"{path}: the tensors were changed after the private training that the ledger is about, and what changed them "
             "is not on it. Save the model as it came out of train_privately(), or, if the change used no data, write its "
-            "ledger again with PrivacyLedger.attach(potential)"
+            "ledger again with PrivacyLedger.attach(model)"
         )
-    return {**provenance, "privacy": potential.privacy}
+    return {**provenance, "privacy": model.privacy}
 
 
 def _require_string_keys(value: Any, label: str, path: Path) -> None:
@@ -239,7 +251,7 @@ def _require_string_keys(value: Any, label: str, path: Path) -> None:
             _require_string_keys(entry, f"{label}[{index}]", path)
 
 
-def _versions(cls: type[Potential]) -> dict[str, str]:
+def _versions(cls: type[Model]) -> dict[str, str]:
     """Return versions of Python, flowbridge, torch, safetensors and of the package that holds the class."""
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     providers = packages_distributions().get(cls.__module__.partition(".")[0], [])
@@ -260,13 +272,13 @@ def _read(path: Path) -> bytes:
         raise ModelFileError(f"{path}: cannot be read ({error})") from error
 
 
-def _build(header: ModelHeader, blob: bytes, path: Path) -> Potential:
-    """Return the potential of verified bytes."""
+def _build(header: ModelHeader, blob: bytes, path: Path) -> Model:
+    """Return the model of verified bytes."""
     cls = find_kind(header.kind, path)
     if cls is None:
         package = header.implementation.partition(":")[0].partition(".")[0]
         raise ModelFileError(
-            f"{path}: holds a potential of the kind {header.kind!r}, which no installed package provides. It "
+            f"{path}: holds a model of the kind {header.kind!r}, which no installed package provides. It "
             f"was written by {header.implementation}: install the package {package!r}, or import the script "
             "that defines the class and call flowbridge.core.model_files.files.register_kind on it"
         )
@@ -274,21 +286,21 @@ def _build(header: ModelHeader, blob: bytes, path: Path) -> Potential:
     _require_finite(tensors, path)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, only to be replaced
-            potential = cls.from_configuration(header.configuration)
+            model = cls.from_configuration(header.configuration)
     except Exception as error:
         raise ModelFileError(
             f"{path}: {implementation_name(cls)} cannot be built from the stored configuration "
             f"({type(error).__name__}: {error}). The file was written with {header.versions}"
         ) from error
-    potential.eval()  # now: what modules do on leaving training must not touch the stored numbers
-    _fill(potential, tensors, path)
-    potential.privacy = header.provenance.get("privacy")
-    return potential
+    model.eval()  # now: what modules do on leaving training must not touch the stored numbers
+    _fill(model, tensors, path)
+    model.privacy = header.provenance.get("privacy")
+    return model
 
 
-def _fill(potential: Potential, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors into a potential, changing its floating dtypes to the stored ones and nothing else."""
-    state = potential.state_dict(keep_vars=True)
+def _fill(model: Model, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors into a model, changing its floating dtypes to the stored ones and nothing else."""
+    state = model.state_dict(keep_vars=True)
     reasons = [f"{name} is missing from the file" for name in state.keys() - tensors.keys()]
     reasons += [f"{name} has no place in the model" for name in tensors.keys() - state.keys()]
     for name in state.keys() & tensors.keys():
@@ -301,7 +313,7 @@ def _fill(potential: Potential, tensors: dict[str, Tensor], path: Path) -> None:
     if reasons:
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         raise ModelFileError(
-            f"{path}: the stored tensors do not fit the model that {implementation_name(type(potential))} "
+            f"{path}: the stored tensors do not fit the model that {implementation_name(type(model))} "
             f"builds from the stored configuration: {'; '.join(sorted(reasons)[:5])}{more}. Use the package "
             "version that wrote the file"
         )
@@ -309,7 +321,7 @@ def _fill(potential: Potential, tensors: dict[str, Tensor], path: Path) -> None:
         if state[name].dtype != given.dtype:
             # On the tensor itself, so that tied parameters stay tied.
             state[name].data = state[name].data.to(given.dtype)
-    potential.load_state_dict(tensors)
+    model.load_state_dict(tensors)
 
 
 def _require_finite(tensors: dict[str, Tensor], path: Path) -> None:

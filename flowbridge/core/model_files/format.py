@@ -32,6 +32,14 @@ UNITS = {
     "angle": "rad",
 }
 
+NO_METADATA = {
+    "particles": Particles((), (), ()).to_dict(),
+    "temperature": None,
+    "periodic": False,
+    "global_parameters": {},
+}
+"""What the header of a model says that is no potential, in the fields that only potentials need."""
+
 _METADATA_KEY = "flowbridge"
 _BLANK_DIGEST = "0" * 64
 # What precedes the digest in the file. The JSON is itself a string of the safetensors header, hence \".
@@ -48,14 +56,14 @@ class TensorEntry(NamedTuple):
 
 
 class ModelHeader(BaseModel):
-    """What a model file says about the potential it holds.
+    """What a model file says about the model it holds.
 
     Attributes:
         format_version: version of the file format.
-        kind: name under which the class of the potential is registered.
+        kind: name under which the class of the model is registered.
         implementation: ``module:class`` that wrote the file; for messages, never imported.
         configuration: what the class's ``from_configuration`` takes.
-        particles: the particles the potential was made for.
+        particles: the particles of a potential; none for a model without.
         temperature: K at which it was trained, or None.
         periodic: whether it needs a cell.
         global_parameters: names and defaults of its global parameters.
@@ -153,7 +161,7 @@ def _verify(blob: bytes, content: dict[str, Any], path: Path) -> None:
     if not intact:
         raise ModelFileError(
             f"{path}: its content does not agree with its digest: it was damaged, edited, or rewritten by "
-            "another program. Restore it from a copy, or save the potential again with flowbridge.save"
+            "another program. Restore it from a copy, or save the model again with flowbridge.save"
         )
 
 

@@ -1,4 +1,4 @@
-"""The kinds of potentials that model files may hold: a name in the file, a class in an installed package."""
+"""The kinds of models that model files may hold: a name in the file, a class in an installed package."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..errors import ModelFileError
-from ..potential import Potential
+from ..model import Model
 
 KIND_GROUP = "flowbridge.model_kinds"
 """Entry point group in which packages register their classes under their kinds."""
 
-_registered: dict[str, type[Potential]] = {}
+_registered: dict[str, type[Model]] = {}
 
 
-def register_kind(cls: type[Potential]) -> type[Potential]:
+def register_kind(cls: type[Model]) -> type[Model]:
     """Make a class known to model files in this process; usable as a decorator.
 
     For classes of scripts and notebooks. A package registers its classes in the entry point group
@@ -35,7 +35,7 @@ def register_kind(cls: type[Potential]) -> type[Potential]:
     return cls
 
 
-def find_kind(kind: str, path: Path) -> type[Potential] | None:
+def find_kind(kind: str, path: Path) -> type[Model] | None:
     """Return the class registered under a kind, or None.
 
     Raises:
@@ -51,15 +51,15 @@ def find_kind(kind: str, path: Path) -> type[Potential] | None:
                 f"{path}: the kind {kind!r} is provided by {entry.value}, which cannot be imported "
                 f"({type(error).__name__}: {error}). Repair that installation"
             ) from error
-        if not (isinstance(cls, type) and issubclass(cls, Potential)):
+        if not (isinstance(cls, type) and issubclass(cls, Model)):
             raise ModelFileError(
-                f"{path}: the kind {kind!r} is registered as {entry.value}, which is no Potential class. "
+                f"{path}: the kind {kind!r} is registered as {entry.value}, which is no Model class. "
                 "Repair the entry point of that package"
             )
         return cls
     return None
 
 
-def implementation_name(cls: type[Potential]) -> str:
+def implementation_name(cls: type[Model]) -> str:
     """Return ``module:class``, for headers and messages."""
     return f"{cls.__module__}:{cls.__qualname__}"

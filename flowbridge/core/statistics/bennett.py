@@ -79,7 +79,7 @@ def weighted_acceptance_ratio(
         minimum_overlap: the larger of the two elements of the overlap matrix of a and b must reach this.
         blocks: number of blocks of consecutive samples; None for 100.
         replicas: number of bootstrap replicas.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
         OverlapError: when the states share too few configurations; the message has the overlap.
@@ -88,11 +88,11 @@ def weighted_acceptance_ratio(
     side_a, side_b = _Side.of(gaps_a, log_weights_a), _Side.of(gaps_b, log_weights_b)
     difference = _solve(side_a, side_b)
     shift = float(np.log(side_a.size / side_b.size)) - difference
-    # The share that the mixture of both sets gives to b at each sample; what is left is the share of a.
+    # The probability of b given the sample, in the mixture of both sets; that of a is the rest.
     shared = 0.0
     for side in (side_a, side_b):
-        share = expit(-(side.gaps + shift))
-        shared += side.size * float(side.weights @ (share * (1.0 - share)))
+        probability = expit(-(side.gaps + shift))
+        shared += side.size * float(side.weights @ (probability * (1.0 - probability)))
     if not shared / min(side_a.size, side_b.size) >= minimum_overlap:
         raise OverlapError(
             f"the two states do not overlap: {shared / side_a.size:.2g} and {shared / side_b.size:.2g} "

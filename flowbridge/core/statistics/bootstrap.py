@@ -1,4 +1,4 @@
-"""Block bootstrap: standard errors of whatever is computed from weighted, possibly correlated samples.
+"""Block bootstrap: standard errors of all that is computed from weighted, possibly correlated samples.
 
 The bootstrap is Bayesian (D. Rubin, Ann. Stat. 9, 130, 1981): a replica multiplies the weights of each block
 of consecutive samples by a random factor, flat Dirichlet over the blocks. To first order this equals drawing
@@ -72,14 +72,14 @@ def bootstrap_of_sums(
 ) -> FloatArray:
     """Return the bootstrap standard error of a function of weighted sums.
 
-    Whatever is a function of sums over samples (means, ratios, histograms, free energies) is bootstrapped
-    from the sums of its blocks, at a cost that does not depend on the number of samples.
+    Functions of sums over samples (means, ratios, histograms, free energies) are bootstrapped from the sums of
+    blocks, at a cost that does not depend on the number of samples.
 
     Args:
         block_sums: ``(B, M)``, M weighted sums over each of B blocks.
         estimator: takes sums ``(R, M)`` of R replicas, returns their values ``(R, ...)``.
         replicas: number R of replicas.
-        seed: of the random factors.
+        seed: random seed.
     """
     sums = np.asarray(block_sums, dtype=np.float64)
     return replica_error(estimator(bootstrap_factors(len(sums), replicas, seed) @ sums), len(sums))

@@ -158,7 +158,7 @@ def block_bootstrap(
         estimator: ``estimator(values, log_weights)``, a number or an array. It must use the weights.
         blocks: number of blocks of consecutive samples, see :func:`~flowbridge.core.statistics.bootstrap.block_starts`.
         replicas: number of bootstrap replicas.
-        seed: of the random factors.
+        seed: random seed.
     """
     array = checked_log_weights(log_weights)
     if np.shape(values)[:1] != array.shape:
@@ -221,7 +221,7 @@ def free_energy_difference(
         log_weights: ``(S,)``.
         blocks: number of blocks of consecutive samples, see :func:`~flowbridge.core.statistics.bootstrap.block_starts`.
         replicas: number of bootstrap replicas.
-        seed: of the random factors.
+        seed: random seed.
 
     Raises:
         OverlapError: when a region holds no sample, or none with weight.
@@ -289,11 +289,11 @@ def free_energy_profile(
         values: ``(S,)`` in any units.
         log_weights: ``(S,)``.
         bins: number of equal bins, or increasing edges ``(B + 1,)``.
-        period: of the coordinate, None if it has none. Values are brought into the period; equal bins cover
+        period: period of the coordinate, None if it has none. Values are brought into the period; equal bins cover
             ``[-period/2, period/2]``, and edges must cover exactly one period.
         blocks: number of blocks of consecutive samples, see :func:`~flowbridge.core.statistics.bootstrap.block_starts`.
         replicas: number of bootstrap replicas.
-        seed: of the random factors.
+        seed: random seed.
 
     Raises:
         ValueError: when a value of a coordinate without period lies outside the edges.
@@ -371,7 +371,7 @@ def jensen_shannon_noise(
             replicas of a simulation that started from independent points.
         q_blocks: ``(H, ...)`` the same for the other set, over the same bins.
         splits: number of random splits.
-        seed: of the splits.
+        seed: random seed of the splits.
 
     Returns:
         Mean and standard deviation over the splits, in nats.

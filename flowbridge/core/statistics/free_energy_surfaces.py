@@ -1,4 +1,4 @@
-"""Free-energy surfaces on one or two coordinates, and how far one ensemble's surface is from another's."""
+"""Free-energy surfaces on one or two coordinates, and their comparison between ensembles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Surface:
     """Weights of the bins of a grid, block by block.
 
     Attributes:
-        edges: of the bins of each coordinate.
+        edges: bin edges of each coordinate.
         block_sums: weights ``(G, B1, ...)`` in the bins, for each of G blocks of consecutive samples.
         smallest: probability that stands for an empty bin: that of half a sample.
     """
@@ -70,7 +70,7 @@ class Surface:
 
     @property
     def probabilities(self) -> FloatArray:
-        """Of the bins; they sum to one."""
+        """Probabilities of the bins; they sum to one."""
         total: FloatArray = self.block_sums.sum(axis=0)
         return total / total.sum()
 
@@ -85,13 +85,13 @@ class Surface:
 
 @dataclass(frozen=True)
 class SurfaceComparison:
-    """How far a surface is from a reference, with bootstrap errors of the surface (the reference counts as exact).
+    """Comparison of a surface with a reference, with bootstrap errors of the surface (the reference counts as exact).
 
     Attributes:
         divergence: Jensen-Shannon divergence of the bins, nats.
-        mean_square_error: of the free energy in kT^2, over bins within a cutoff of the reference's minimum, each bin once, at
-            the shift that makes it smallest. An empty bin counts as half a sample.
-        bins: how many bins are compared.
+        mean_square_error: mean square error of the free energy in kT^2, over bins within a cutoff of the reference's
+            minimum, each bin once, at the shift that makes it smallest. An empty bin counts as half a sample.
+        bins: number of compared bins.
     """
 
     divergence: Estimate[float]
@@ -107,11 +107,11 @@ def compare_surfaces(
     replicas: int = DEFAULT_REPLICAS,
     seed: int = 0,
 ) -> SurfaceComparison:
-    """Return how far a surface is from a reference on the same bins; raises ValueError for other bins."""
+    """Compare a surface with a reference on the same bins; raises ValueError for other bins."""
     if any(not np.array_equal(a, b) for a, b in zip(found.edges, reference.edges, strict=True)):
         raise ValueError("the two surfaces have different bins: make both with the same edges")
-    target = reference.free_energy
-    compared = target < cutoff
+    exact = reference.free_energy
+    compared = exact < cutoff
     blocks = len(found.block_sums)
     factors = bootstrap_factors(blocks, replicas, seed)
     flat = found.block_sums.reshape(blocks, -1)
@@ -122,8 +122,8 @@ def compare_surfaces(
         return jensen_shannon_divergence(sums, expected)
 
     def error(sums: FloatArray) -> float:
-        share = np.maximum(sums / sums.sum(), found.smallest)[compared.ravel()]
-        difference = -np.log(share) - target.ravel()[compared.ravel()]
+        fraction = np.maximum(sums / sums.sum(), found.smallest)[compared.ravel()]
+        difference = -np.log(fraction) - exact.ravel()[compared.ravel()]
         return float(np.var(difference))
 
     def estimate(function: Any) -> Estimate[float]:

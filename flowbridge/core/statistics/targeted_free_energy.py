@@ -37,10 +37,10 @@ class ConfigurationMap(Protocol):
 
 @dataclass(frozen=True)
 class TargetedFreeEnergy:
-    """A free-energy difference ``F_b - F_a`` and the works behind it, in kT.
+    """A free-energy difference ``F_b - F_a`` and its works, in kT.
 
     Attributes:
-        difference: from both directions, by Bennett's acceptance ratio.
+        difference: estimate from both directions by Bennett's acceptance ratio.
         forward_works: ``(S,)``, ``u_b(M(x)) - u_a(x) - log |dM/dx|`` of samples of a; ``+inf`` where b is impossible.
         reverse_works: ``(T,)``, ``u_a(M^-1(y)) - u_b(y) - log |dM^-1/dy|`` of samples of b.
         forward: ``-log <exp(-work)>`` from samples of a alone.
@@ -79,11 +79,11 @@ def targeted_free_energy(
         energy_a: an ``openmm.System``, a Potential, the path of a model file, or any
             :class:`~flowbridge.core.energy.BatchedEnergy`, of ensemble a.
         energy_b: the same of ensemble b.
-        mapping: from a to b, say a :class:`~flowbridge.flows.boltzmann.generator_map.GeneratorMap`.
+        mapping: map from a to b, such as a :class:`~flowbridge.flows.boltzmann.generator_map.GeneratorMap`.
         minimum_overlap: the larger of the two elements of the overlap matrix must reach this.
         blocks: number of blocks of consecutive samples; None for 100.
         replicas: number of bootstrap replicas.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
         MoleculeMismatchError: when the samples are of different particles.
@@ -112,7 +112,7 @@ def targeted_free_energy(
 
 def _reduced(energy: BatchedEnergy, temperature: float) -> Callable[[Positions], FloatArray]:
     def reduced_potential(positions: Positions) -> FloatArray:
-        return energy.energies_and_forces(positions)[0] / thermal_energy(temperature)
+        return energy.energies(positions) / thermal_energy(temperature)
 
     return reduced_potential
 

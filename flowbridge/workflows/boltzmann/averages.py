@@ -1,21 +1,36 @@
-"""Reweighted averages that every molecule has, next to those of the data that the flow was trained on."""
+"""The stage averages: reweighted averages, next to those of the training data and to the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.samples import WeightedSamples
+from ...core.statistics.estimates import largest_weight_ratio
 from ...core.units import thermal_energy
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...flows.boltzmann.zmatrix import build_zmatrix
 from ...integrations.openmm.sampling.dynamics import Trajectory
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
 from ...integrations.openmm.systems.input_files import MolecularSystem
+from ..stages import Done, Row, Stage, numbers
+from .configuration import Workflow
+from .evaluation import inside, named_torsions
+from .reweight import sample_file
+from .simulate import load_frames
+from .train import load_generator
 
-_WELLS = {"gauche+": 60.0, "trans": 180.0, "gauche-": -60.0}  # degrees, IUPAC 1974: thirds of the circle around these
+_ROTAMERS = {
+    "gauche+": 60.0,
+    "trans": 180.0,
+    "gauche-": -60.0,
+}  # degrees, IUPAC 1974: thirds of the circle around these
+
+
+_HEAVY = 50.0  # times the mean weight; a good generator's heaviest of 100,000 samples has ten times or less
 
 
 class Average(NamedTuple):
@@ -25,6 +40,71 @@ class Average(NamedTuple):
     value: float
     error: float
     training: float
+
+
+def averages_stage(workflow: Workflow, molecule: MolecularSystem, reference: Mapping[str, Any] | None) -> Stage:
+    """Return the stage that computes averages; ``reference`` is the stored reference free energy, None without one."""
+
+    def work(folder: Path, done: Done) -> dict[str, Any]:
+        sets = [
+            WeightedSamples.load(sample_file(done["reweight"], number))
+            for number in range(workflow.reweight.independent_sets)
+        ]
+        frames, rotatable = (
+            load_frames(done["simulate"]).training,
+            rotatable_torsions(load_generator(done["train"]), molecule),
+        )
+        named = {name: molecule.torsion_atoms(atoms) for name, atoms in workflow.molecule.torsions.items()}
+        warning = missing_conformation(sets, rotatable)
+        return {
+            "averages": [one._asdict() for one in averages(sets, frames, named or rotatable)],
+            **_next_to_reference(workflow, molecule, frames, reference),
+            **({} if warning is None else {"warnings": [warning]}),
+        }
+
+    inputs = {
+        "torsions": {name: list(atoms) for name, atoms in workflow.molecule.torsions.items()},
+        "reference": None if reference is None else {key: reference[key] for key in ("delta_f_kT", "delta_f_error_kT")},
+    }
+    return Stage("averages", "reweighted averages", work, inputs, needs=("reweight",), summary=_summary)
+
+
+def _summary(results: Mapping[str, Any]) -> Iterator[Row]:
+    yield from numbers(results)
+    for one in (Average(**each) for each in results["averages"]):
+        yield Row(one.name, f"{one.value:.4g} ± {one.error:.2g}", f"training data {one.training:.4g}")
+
+
+def _next_to_reference(
+    workflow: Workflow, molecule: MolecularSystem, frames: Trajectory, reference: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """Return the free-energy difference in the training data and in the reference, where a run has one."""
+    difference = workflow.reweight.free_energy
+    if difference is None:
+        return {}
+    name = difference.torsion
+    member = inside(named_torsions(workflow, molecule, frames.positions)[name], difference)
+    results = {f"training_delta_f_{name}_kT": float(-np.log(member.mean() / (~member).mean()))}
+    if reference is not None:
+        results[f"reference_delta_f_{name}_kT"] = reference["delta_f_kT"]
+        results[f"reference_delta_f_{name}_error_kT"] = reference["delta_f_error_kT"]
+    return results
+
+
+def missing_conformation(
+    sets: Sequence[WeightedSamples], torsions: Mapping[str, tuple[int, int, int, int]]
+) -> str | None:
+    """Return a warning that says where the heaviest sample is, if it is far heavier than the others."""
+    heaviest = max(sets, key=lambda one: largest_weight_ratio(one.log_weights))
+    ratio = largest_weight_ratio(heaviest.log_weights)
+    if ratio < _HEAVY:
+        return None
+    positions = heaviest.positions[np.argmax(heaviest.log_weights)]
+    angles = ", ".join(f"{name} {np.degrees(torsion_angles(positions, four)):.0f}" for name, four in torsions.items())
+    return (
+        f"the heaviest sample has {ratio:.0f} times the mean weight: the force field populates a conformation that the flow "
+        f"hardly samples, so errors are too small. Add a trajectory that starts near it, at torsions (degrees) {angles}"
+    )
 
 
 def averages(
@@ -47,11 +127,11 @@ def averages(
     ]
     for name, atoms in torsions.items():
         drawn, trained = (np.degrees(torsion_angles(x, atoms)) for x in (pooled.positions, frames.positions))
-        for well, centre in _WELLS.items():
+        for rotamer, centre in _ROTAMERS.items():
             population = pooled.average(_within(drawn, centre))
             found.append(
                 Average(
-                    f"{name} {well}",
+                    f"{name} {rotamer}",
                     float(population.value),
                     float(population.error),
                     float(_within(trained, centre).mean()),

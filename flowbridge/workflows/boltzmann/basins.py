@@ -52,8 +52,8 @@ def _named(workflow: Workflow, molecule: MolecularSystem, executor: Executor) ->
     runs = []
     for number, basin in enumerate(workflow.simulate.basins):
         torsions = tuple(molecule.torsion_atoms(workflow.molecule.torsions[name]) for name in basin.torsions)
-        targets = tuple(math.radians(angle) for angle in basin.torsions.values())
-        runs.append(_steering(workflow, molecule, number, torsions, targets, minimise=False))
+        angles = tuple(math.radians(angle) for angle in basin.torsions.values())
+        runs.append(_steering(workflow, molecule, number, torsions, angles, minimise=False))
     made = dict(track(executor(run_steering, runs), "starting structures", len(runs)))
     return [
         Start(basin.name, made[number], basin.trajectories, basin.frames or workflow.simulate.frames)
@@ -66,11 +66,11 @@ def _steering(
     molecule: MolecularSystem,
     number: int,
     torsions: tuple[Torsion, ...],
-    targets: tuple[float, ...],
+    angles: tuple[float, ...],
     minimise: bool,
 ) -> SteeringRun:
     temperature, seed = workflow.molecule.temperature, workflow.seed + number
-    return SteeringRun(number, molecule.system_xml, molecule.positions, torsions, targets, temperature, seed, minimise)
+    return SteeringRun(number, molecule.system_xml, molecule.positions, torsions, angles, temperature, seed, minimise)
 
 
 def _automatic(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> list[Start]:
@@ -92,8 +92,8 @@ def _automatic(workflow: Workflow, molecule: MolecularSystem, executor: Executor
     generator = np.random.default_rng(workflow.seed)
     runs = []
     for number in range(_TRIES * settings.automatic_basins):
-        targets = tuple(float(angle) for angle in generator.uniform(-math.pi, math.pi, len(rotatable)))
-        runs.append(_steering(workflow, molecule, number, rotatable, targets, minimise=True))
+        angles = tuple(float(angle) for angle in generator.uniform(-math.pi, math.pi, len(rotatable)))
+        runs.append(_steering(workflow, molecule, number, rotatable, angles, minimise=True))
     made = dict(track(executor(run_steering, runs), "searching basins", len(runs)))
     structures = np.stack([made[number] for number in sorted(made)])
     energies, _ = OpenMMEnergy(molecule.system, workers=1).energies_and_forces(structures)

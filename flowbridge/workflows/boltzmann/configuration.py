@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     Field,
@@ -17,9 +18,10 @@ from pydantic import (
 
 from ...core.configuration import StrictModel
 from ...core.errors import ConfigurationError
+from ...core.execution.progress import console
 from ...flows.boltzmann.configuration import FlowConfiguration
 from ...flows.boltzmann.training.configuration import TrainingConfiguration
-from .targets import Targets
+from .requirements import Requirements
 
 Atom = int | str
 TorsionAtoms = Annotated[tuple[Atom, Atom, Atom, Atom], Field(description="indices or RESIDUE:NAME labels")]
@@ -83,8 +85,8 @@ class FreeEnergyDifference(StrictModel):
     interval: tuple[float, float] = (0.0, 180.0)
 
 
-class Drive(StrictModel):
-    """Flow-driven dynamics in OpenMM and ASE."""
+class FlowDynamics(StrictModel):
+    """Dynamics under the energy of the flow, in OpenMM and ASE."""
 
     nve_step_fs: PositiveFloat = 1.0
     nve_steps: PositiveInt = 5000
@@ -146,10 +148,12 @@ class Workflow(StrictModel):
     trajectory: TrajectoryFiles | None = Field(default=None, description="instead of simulating")
     model: Model = Field(default_factory=Model)
     comparison: Model | None = Field(default=None, description="a second flow on the same data, for the report")
-    drive: Drive = Field(default_factory=Drive)
+    dynamics: FlowDynamics = Field(default_factory=FlowDynamics)
     reweight: Reweight = Field(default_factory=Reweight)
     reference: Reference | None = None
-    targets: Targets = Field(default_factory=Targets, description="what the report holds the results against")
+    targets: Requirements = Field(
+        default_factory=Requirements, description="requirements that results are checked against; none by default"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> Workflow:
@@ -167,33 +171,66 @@ class Workflow(StrictModel):
         return self
 
 
-def read_tables(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the tables of a TOML file on top of those of the file that it extends; raises ConfigurationError."""
+FORMER_NAMES = {"drive": "dynamics"}
+"""Tables of a workflow by the names of former versions."""
+
+
+def read_tables(
+    path: Path, former_names: Mapping[str, str] | None = None, *, extended_by: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """Return the tables of a TOML file on top of those of the file that it extends.
+
+    Args:
+        path: TOML file.
+        former_names: tables that are accepted by a former name, with a warning: former to present name.
+        extended_by: files that extend this one.
+
+    Raises:
+        ConfigurationError: for a file that cannot be read, and files that extend each other.
+    """
     if not path.is_file():
         raise ConfigurationError(f"the workflow file {path} does not exist")
     try:
         data = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+    for former, present in (former_names or {}).items():
+        if former in data:
+            if present in data:
+                raise ConfigurationError(
+                    f"{path} has both [{present}] and [{former}], its former name: keep [{present}]"
+                )
+            data[present] = data.pop(former)
+            console.print(
+                f"warning: {path}: the table [{former}] is called [{present}] now", style="yellow", markup=False,
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
     base = data.pop("extends", None)
     if base is None:
         return data
     if not (path.parent / base).is_file():
-        raise ConfigurationError(f"{path} extends {base}, which does not exist beside it")
+        raise ConfigurationError(f"{path} extends {base}, which does not exist next to it")
     chain = (*extended_by, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise ConfigurationError(f"{path} extends {base}, which extends it in turn")
-    return _merged(read_tables(path.parent / base, chain), data)
+    return _merged(read_tables(path.parent / base, former_names, extended_by=chain), data)
 
 
 def read_workflow(path: Path, overrides: dict[str, Any] | None = None) -> Workflow:
     """Read and validate a workflow file; raises ConfigurationError naming file, key and reason."""
-    data = read_tables(path)
+    return validated(Workflow, _merged(read_tables(path, FORMER_NAMES), overrides or {}), f"{path} cannot be used")
+
+
+Settings = TypeVar("Settings", bound=StrictModel)
+
+
+def validated(model: type[Settings], tables: Mapping[str, Any], problem: str) -> Settings:
+    """Return validated settings; raises ConfigurationError with the problem, and each key with its reason."""
     try:
-        return Workflow.model_validate(_merged(data, overrides or {}))
+        return model.model_validate(tables)
     except ValidationError as error:
         lines = [f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        raise ConfigurationError(f"{path} cannot be used:\n" + "\n".join(lines)) from error
+        raise ConfigurationError(f"{problem}:\n" + "\n".join(lines)) from error
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage 3: the trained flow drives OpenMM and ASE dynamics."""
+"""The stage dynamics: the trained flow as a potential in OpenMM and ASE, and what that shows of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.compilation.loading import load_accelerated
+from ...core.evaluator import EvaluationOptions, Evaluator
 from ...core.execution.executors import ProcessExecutor
 from ...core.execution.progress import track
-from ...core.model_files.files import load
 from ...core.statistics.estimates import MINIMUM_BLOCKS, jensen_shannon_divergence, jensen_shannon_noise
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...integrations.openmm.energies.batched import OpenMMEnergy
@@ -27,11 +26,12 @@ from ...integrations.openmm.sampling.flow_dynamics import (
     run_potential_langevin,
 )
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ..stages import Stage
+from ..stages import Stage, StageFolder
 from .ase_dynamics import AseKind, AseRun, ase_forces, run_ase
 from .configuration import Workflow
 from .evaluation import force_errors, named_torsions, potential_forces, torsion_histogram
 from .simulate import load_frames
+from .train import load_generator
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -57,28 +57,18 @@ def _perform(task: _Task) -> tuple[str, FloatArray]:
     return task.name, np.empty(0)
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, simulated: Stage, trained: Stage, output: Path) -> Stage:
-    """Run (or continue) the stage and return it."""
-    inputs = {
-        "train": trained.digest,
-        "drive": json.loads(workflow.drive.model_dump_json()),
-        "seed": workflow.seed,
-    }
-    return Stage.completed(
-        output, "drive", inputs, lambda folder: _drive(workflow, molecule, simulated, trained, folder)
-    )
+def dynamics_stage(workflow: Workflow, molecule: MolecularSystem) -> Stage:
+    """Return the stage that runs dynamics under the energy of the flow."""
+    inputs = {"dynamics": json.loads(workflow.dynamics.model_dump_json()), "seed": workflow.seed}
+    return Stage(
+        "dynamics", "dynamics of the flow in OpenMM and ASE",
+        lambda folder, done: _run_dynamics(workflow, molecule, done["simulate"], done["train"], folder),
+        inputs, needs=("train",), former_name="drive",
+    )  # fmt: skip
 
 
-def load_generator(trained: Stage) -> BoltzmannGenerator:
-    """Return the model that a training stage wrote."""
-    model = load(trained.folder / "model.flow")
-    if not isinstance(model, BoltzmannGenerator):
-        raise TypeError(f"{trained.folder} holds a {type(model).__name__}, not a BoltzmannGenerator")
-    return model
-
-
-def _drive(
-    workflow: Workflow, molecule: MolecularSystem, simulated: Stage, trained: Stage, folder: Path
+def _run_dynamics(
+    workflow: Workflow, molecule: MolecularSystem, simulated: StageFolder, trained: StageFolder, folder: Path
 ) -> dict[str, Any]:
     model = load_generator(trained)
     frames = load_frames(simulated).held_out
@@ -115,12 +105,12 @@ class _Program:
 
 
 def _load(program: _Program) -> None:
-    load_accelerated(program.file, batch=program.batch, dtype=program.dtype)
+    Evaluator.of(program.file, EvaluationOptions(program.batch, dtype=program.dtype))
 
 
 def _compile_ahead(workflow: Workflow, file: Path) -> None:
     """Compile the two programs of this stage at the same time, so that no dynamics waits for that of another."""
-    programs = [_Program(file, workflow.drive.replicas, None), _Program(file, 1, SINGLE_MOLECULE_DTYPE)]
+    programs = [_Program(file, workflow.dynamics.replicas, None), _Program(file, 1, SINGLE_MOLECULE_DTYPE)]
     for _ in ProcessExecutor(workflow.workers)(_load, programs):
         pass
 
@@ -133,7 +123,7 @@ def _tasks(
     held_out: FloatArray,
     folder: Path,
 ) -> list[_Task]:
-    settings, temperature, seed = workflow.drive, workflow.molecule.temperature, workflow.seed
+    settings, temperature, seed = workflow.dynamics, workflow.molecule.temperature, workflow.seed
     drawn = model.sample_positions(
         settings.replicas * settings.langevin_runs, torch.Generator().manual_seed(seed + _STARTS_OFFSET)
     ).positions.numpy()
@@ -192,7 +182,7 @@ def _langevin_against_samples(
                 positions.append(data["positions"].astype(np.float64))
                 temperatures.append(float(data["temperature"].mean()))
     driven = np.concatenate(positions, axis=1)
-    settings = workflow.drive
+    settings = workflow.dynamics
     results: dict[str, Any] = {
         "langevin_nanoseconds": settings.langevin_steps * settings.langevin_step_fs * 1e-6 * driven.shape[1],
         "langevin_mean_temperature_K": float(np.mean(temperatures)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +28,19 @@ _SCALE = LinearSegmentedColormap.from_list(
 ).with_extremes(over="#dfe3e7")
 
 
+def _ensembles(data: ReportData) -> Iterator[tuple[str, Torsions, bool, str]]:
+    """Yield name, torsions, whether they are weighted, and colour of each ensemble."""
+    yield "training data", data.training, False, MD
+    yield "flow, as sampled", data.flow, False, FLOW
+    if data.driven is not None:
+        yield "dynamics of the flow", data.driven, False, DRIVEN
+    yield "flow, reweighted", data.flow, True, REWEIGHTED
+
+
 def ramachandran(data: ReportData, names: Sequence[str], file: Path) -> None:
-    """Draw -ln p over two torsions in the four ensembles, on one scale in kT."""
+    """Draw -ln p over two torsions in the ensembles, on one scale in kT."""
     first, second = names
-    panels = [
-        ("training data", data.training, False),
-        ("flow, as sampled", data.flow, False),
-        ("flow-driven MD", data.driven, False),
-        ("flow, reweighted", data.flow, True),
-    ]
+    panels = [(title, torsions, weighted) for title, torsions, weighted, _ in _ensembles(data)]
     maps = [free_energy_map(torsions, first, second, weighted) for _, torsions, weighted in panels]
     # A sample in a bin is worth at most ln(samples); a weight can make it worth anything, and would stretch the scale.
     counted = [one for one, (_, _, weighted) in zip(maps, panels, strict=True) if not weighted]
@@ -70,17 +74,11 @@ def free_energy_map(torsions: Torsions, first: str, second: str, weighted: bool)
 
 
 def single_torsion(data: ReportData, name: str, file: Path) -> None:
-    """Draw the density of one torsion in the four ensembles."""
+    """Draw the density of one torsion in the ensembles."""
     with drawn(file, 3.4) as figure:
         axes = figure.subplots()
-        lines = [
-            ("training data", data.training, False, MD),
-            ("flow, as sampled", data.flow, False, FLOW),
-            ("flow-driven MD", data.driven, False, DRIVEN),
-            ("flow, reweighted", data.flow, True, REWEIGHTED),
-        ]
         edges = np.linspace(-180.0, 180.0, _LINE_BINS + 1)
-        for label, torsions, weighted, colour in lines:
+        for label, torsions, weighted, colour in _ensembles(data):
             weights = scaled_weights(torsions.log_weights) if weighted and torsions.log_weights is not None else None
             counts = np.histogram(torsions.values[name], edges, weights=weights)[0]
             axes.stairs(counts / counts.sum() / np.diff(edges), edges, color=colour, label=label, linewidth=1.6)

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-
 from ...core.errors import ConfigurationError
-from ...core.execution.main_process import is_main_process
-from ...core.samples import WeightedSamples
-from ...core.statistics.estimates import largest_weight_ratio
-from ...integrations.openmm.sampling.torsion_bias import torsion_angles
-from ..machines import machines_for
-from ..stages import write_json
-from . import reweight, train
-from .averages import Average, averages, rotatable_torsions
-from .configuration import Workflow, read_tables
-from .dynamics import load_generator
-from .molecular_system import molecular_system
-from .pipeline import say, training_data
-from .simulate import load_frames
+from ..runner import Selection
+from .configuration import FORMER_NAMES, Workflow, read_tables, validated
+from .pipeline import run_workflow
 
 if TYPE_CHECKING:
     from distributed import Client
-
-_HEAVY = 50.0  # times the mean weight; a good generator's heaviest of 100,000 samples has ten times or less
 
 
 def workflow_from(
@@ -65,13 +47,13 @@ def workflow_from(
         relaxation_steps: see :class:`~flowbridge.workflows.boltzmann.configuration.TrajectoryFiles`.
         samples: number of weighted samples in each of the sets.
         output: folder for the results.
-        seed: of everything random.
+        seed: random seed.
         workers: number of processes.
 
     Raises:
         ConfigurationError: for options that contradict each other or the configuration.
     """
-    tables: dict[str, Any] = read_tables(configuration) if configuration is not None else {}
+    tables: dict[str, Any] = read_tables(configuration, FORMER_NAMES) if configuration is not None else {}
     molecule: dict[str, Any] = {
         "name": topology.stem,
         **tables.get("molecule", {}),
@@ -96,50 +78,20 @@ def workflow_from(
         },
         "reweight": {**tables.get("reweight", {}), **_given(samples=samples)},
     }
-    try:
-        return Workflow.model_validate(tables)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        raise ConfigurationError("these options cannot be used:\n" + "\n".join(lines)) from error
+    return validated(Workflow, tables, "these options cannot be used")
 
 
-def run(workflow: Workflow, scheduler: str | Client | None = None) -> dict[str, Any]:
+def train_from_trajectory(
+    workflow: Workflow, scheduler: str | Client | None = None, selection: Selection | None = None
+) -> dict[str, Any]:
     """Read, train and reweight, continuing where an earlier run stopped; return what ``results.json`` holds.
 
     Args:
         workflow: from :func:`workflow_from`.
         scheduler: see :func:`flowbridge.workflows.machines.machines_for`.
+        selection: stages that are asked for.
     """
-    workflow.output.mkdir(parents=True, exist_ok=True)
-    molecule = molecular_system(workflow, Path())
-    say(f"{workflow.molecule.name}: {molecule.system.getNumParticles()} atoms -> {workflow.output}")
-    with machines_for(workflow, scheduler) as machines:
-        data = training_data(workflow, molecule, Path(), machines)
-        say("2 train")
-        trained = train.run(workflow, workflow.model, molecule, data, workflow.output, "train", machines)
-        if not is_main_process():
-            return {}
-        say("3 reweight")
-        weighted = reweight.run(workflow, molecule, trained, workflow.output, machines)
-    model = load_generator(trained)
-    named = {name: molecule.torsion_atoms(atoms) for name, atoms in workflow.molecule.torsions.items()}
-    sets = [
-        WeightedSamples.load(reweight.sample_file(weighted, number))
-        for number in range(workflow.reweight.independent_sets)
-    ]
-    found = averages(sets, load_frames(data).training, named or rotatable_torsions(model, molecule))
-    results: dict[str, Any] = {"molecule": workflow.molecule.name, "seed": workflow.seed}
-    for stage in (data, trained, weighted):
-        hidden = ("wall_seconds", "curves", "profile")
-        results.update({key: value for key, value in (stage.results or {}).items() if key not in hidden})
-    results["averages"] = [average._asdict() for average in found]
-    name = trained.folder / "model.flow"
-    shutil.copyfile(name, workflow.output / "model.flow")
-    sets[0].save(workflow.output / "samples.h5", single_precision=True)
-    write_json(workflow.output / "results.json", results)
-    _print(results, found, workflow.output)
-    _warn_of_missing_conformations(sets, rotatable_torsions(model, molecule))
-    return results
+    return run_workflow(workflow, Path(), scheduler, selection, dynamics=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -152,41 +104,3 @@ def _torsion(text: str) -> tuple[str, list[int | str]]:
     if not (separator and name.strip()) or len(parts) != 4 or not all(parts):
         raise ConfigurationError(f"a torsion is NAME=A,B,C,D with four atoms, indices or RESIDUE:NAME; got {text!r}")
     return name.strip(), [int(part) if part.isdigit() else part for part in parts]
-
-
-def _warn_of_missing_conformations(
-    sets: Sequence[WeightedSamples], torsions: Mapping[str, tuple[int, int, int, int]]
-) -> None:
-    """Say where the heaviest sample is, if it is far heavier than the others."""
-    heaviest = max(sets, key=lambda one: largest_weight_ratio(one.log_weights))
-    ratio = largest_weight_ratio(heaviest.log_weights)
-    if ratio < _HEAVY:
-        return
-    positions = heaviest.positions[np.argmax(heaviest.log_weights)]
-    angles = ", ".join(f"{name} {np.degrees(torsion_angles(positions, four)):.0f}" for name, four in torsions.items())
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"warning: the heaviest sample has {ratio:.0f} times the mean weight: the force field populates a conformation that "
-        f"the flow hardly samples, so errors are too small. Add a trajectory that starts near it, at torsions (degrees) "
-        f"{angles}",
-        style="yellow",
-        markup=False,
-    )
-
-
-def _print(results: dict[str, Any], found: Sequence[Average], output: Path) -> None:
-    console = Console()
-    table = Table(title=f"{results['molecule']}: averages", title_justify="left")
-    table.add_column("", overflow="fold")
-    for column in ("reweighted", "error", "training data"):
-        table.add_column(column, justify="right")
-    for one in found:
-        table.add_row(one.name, f"{one.value:.4g}", f"{one.error:.2g}", f"{one.training:.4g}")
-    console.print(table)
-    percents = ", ".join(f"{percent:.1f} %" for percent in results["ess_percent_of_each_set"])
-    console.print(f"effective sample size of each set of {results['samples']:,} samples: {percents}", soft_wrap=True)
-    for file, what in (
-        ("model.flow", "the generator"),
-        ("samples.h5", "weighted samples"),
-        ("results.json", "all numbers"),
-    ):
-        console.print(f"{output / file}: {what}", soft_wrap=True)

@@ -1,18 +1,10 @@
-"""The report of a run: figures, and one HTML file that holds everything and loads nothing."""
+"""What the report of a Boltzmann generator shows besides the shell of all reports."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from ...core.model_files.files import read_header
 from ...core.model_files.format import ModelHeader
@@ -20,92 +12,67 @@ from ...flows.boltzmann.zmatrix import build_zmatrix
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..figure_style import torsion_label
 from ..information import molecule_formula
-from ..stages import Stage
+from ..report import Page, duration, subscripts
+from ..runner import Outcome
+from ..stages import Done
 from . import figures, run_figures
 from .configuration import Model, Workflow
 from .report_data import ReportData, gather
-from .targets import Targets, checks
-
-_PACKAGES = ("flowbridge", "torch", "openmm", "ase", "mdtraj", "lightning", "numpy", "scipy", "matplotlib")
-_HIDDEN = ("curves", "profile", "biases")  # long lists; the first two are figures, the last a table of its own
-_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-_STAGE_TITLES = {
-    "simulate": "simulate: training data",
-    "train": "train: likelihood, then refinement",
-    "comparison": "train the model to compare with",
-    "drive": "drive: dynamics in OpenMM and ASE",
-    "reweight": "reweight: samples and weights",
-    "total": "total",
-}
 
 
-def write(
+def report_page(
     workflow: Workflow,
     molecule: MolecularSystem,
-    stages: dict[str, Stage],
-    results: dict[str, Any],
-    output: Path,
-    reference: dict[str, Any] | None = None,
-    targets: Targets | None = None,
-) -> Path:
-    """Write ``figures/*.png`` and ``report.html`` into ``output``; return the path of the report.
+    outcome: Outcome,
+    model_file: str,
+    reference: Mapping[str, Any] | None = None,
+) -> Page:
+    """Draw ``figures/*.png`` and return what the report shows.
 
-    Sections for which a run has no data (no named torsions, no free-energy difference, no reference, no second model)
-    are left out.
+    Sections for which a run has no data (no named torsions, no free-energy difference, no reference, no second model, no
+    dynamics) are left out; without weighted samples, all of them.
 
     Args:
         workflow: the configuration of the run.
         molecule: what was simulated.
-        stages: finished stages by name: ``simulate``, ``train``, ``drive``, ``reweight``, perhaps ``comparison``.
-        results: what ``results.json`` holds.
-        output: folder of the run.
+        outcome: of the run.
+        model_file: name of the model file next to the report.
         reference: the stored reference free energy, None where there is none.
-        targets: limits for the headline table; None for the defaults.
     """
-    limits = targets or Targets()
-    data = gather(workflow, molecule, stages)
-    drawings = _draw(workflow, stages, data, reference, limits, output / "figures")
-    header = read_header(stages["train"].folder / "model.flow")
-    trained = stages["train"].results or {}
-    difference = workflow.reweight.free_energy
-    verdicts = checks(results, difference.torsion if difference else None, limits)
-    page = _environment().from_string(files(__package__).joinpath("report.html").read_text("utf-8"))
-    text = page.render(
-        workflow=workflow,
-        title=workflow.molecule.name,
-        formula=molecule_formula(header).translate(_SUBSCRIPTS),
-        checks=verdicts,
-        judged=sum(check.met is not None for check in verdicts),
-        met=sum(check.met is True for check in verdicts),
-        results=results,
-        simulated=stages["simulate"].results or {},
-        figures={name: _inlined(file) for name, file in drawings.items()},
-        torsions=[torsion_label(name) for name in workflow.molecule.torsions],
-        difference=_difference(workflow, results),
-        reference=reference,
-        data=data,
-        biases=_biases(workflow, molecule, header, trained.get("biases", [])),
-        architectures=_architectures(workflow, results),
-        stage_seconds=[(_STAGE_TITLES.get(name, name), value) for name, value in results["wall_seconds"].items()],
-        header=header,
-        versions=_versions(header),
-        model_file=_published_model(output, header.digest),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical processors",
-        all_results=list(_flattened({key: value for key, value in results.items() if key not in _HIDDEN})),
+    done, results = outcome.done, outcome.results
+    temperature, title = workflow.molecule.temperature, workflow.molecule.name
+    if "reweight" not in done:
+        return Page(title, "This run has not come to its weighted samples yet.", hidden=("biases",))
+    data = gather(workflow, molecule, done)
+    header = read_header(done["train"].folder / "model.flow")
+    formula = subscripts(molecule_formula(header))
+    context = {
+        "workflow": workflow,
+        "done": done,
+        "formula": formula,
+        "simulated": done["simulate"].results or {},
+        "figures": _draw(workflow, done, data, reference, workflow.output / "figures"),
+        "torsions": [torsion_label(name) for name in workflow.molecule.torsions],
+        "difference": _difference(workflow, results),
+        "reference": reference,
+        "data": data,
+        "biases": _biases(workflow, molecule, header, results.get("biases", [])),
+        "architectures": _architectures(workflow, results),
+        "header": header,
+        "model_file": model_file,
+    }
+    lead = (
+        f"A smooth normalizing flow of {formula}, trained on short simulations; its samples are reweighted to the ensemble of "
+        f"the force field at {temperature:g} K."
     )
-    report = output / "report.html"
-    part = report.with_suffix(".html.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(report)
-    return report
+    return Page(title, lead, template="boltzmann/sections.html", context=context, hidden=("biases",))
 
 
 def _draw(
     workflow: Workflow,
-    stages: Mapping[str, Stage],
+    done: Done,
     data: ReportData,
     reference: Mapping[str, Any] | None,
-    targets: Targets,
     folder: Path,
 ) -> dict[str, Path]:
     """Draw every figure for which there is data; return the files by name."""
@@ -120,52 +87,36 @@ def _draw(
         figures.ramachandran(data, torsions, file("ramachandran"))
     elif torsions:
         figures.single_torsion(data, torsions[0], file("torsion"))
-    profile = (stages["reweight"].results or {}).get("profile")
+    profile = (done["reweight"].results or {}).get("profile")
     if profile is not None:
         figures.profile(profile, data, reference, file("profile"))
     log_weights = data.pooled_log_weights
     figures.marginals(data.bonds, log_weights, "length (nm)", file("bonds"))
     figures.marginals(data.angles, log_weights, "angle (degrees)", file("angles"))
     figures.energy(data.energy, log_weights, file("energy"))
-    run_figures.weights(data.log_weights, targets.ess_percent, file("weights"))
-    drive = workflow.drive
+    run_figures.weights(data.log_weights, workflow.targets.ess_percent, file("weights"))
+    dynamics = workflow.dynamics
     if data.energies:
-        run_figures.energy_conservation(data, drive.nve_step_fs, file("energy_conservation"))
+        run_figures.energy_conservation(data, dynamics.nve_step_fs, file("energy_conservation"))
     if data.temperatures:
         intervals = {
-            "openmm": 1e-3 * drive.frame_interval * drive.langevin_step_fs,
-            "ase": 1e-3 * drive.nve_step_fs,
+            "openmm": 1e-3 * dynamics.frame_interval * dynamics.langevin_step_fs,
+            "ase": 1e-3 * dynamics.nve_step_fs,
         }
         run_figures.temperature(data.temperatures, workflow.molecule.temperature, intervals, file("temperature"))
-    curves = {
-        name: (stages[name].results or {}).get("curves", {}) for name in ("train", "comparison") if name in stages
-    }
+    curves = {name: _curves(done[name].results or {}) for name in ("train", "comparison") if name in done}
     if any(points for model in curves.values() for points in model.values()):
         run_figures.training(curves, file("training"))
     return made
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = _number
-    environment.filters["duration"] = _duration
-    return environment
-
-
-def _number(value: Any) -> str:
-    """Return a number with the digits of ``results.json`` that matter (six significant)."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def _inlined(file: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _curves(trained: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Return training curves with the keys of today; stages of former versions have ``effective_share``."""
+    former = {"effective_share": "effective_sample_fraction"}
+    return {
+        stage: [{former.get(key, key): value for key, value in point.items()} for point in points]
+        for stage, points in trained.get("curves", {}).items()
+    }
 
 
 def _difference(workflow: Workflow, results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -216,8 +167,8 @@ def _biases(
 
 def _architectures(workflow: Workflow, results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return rows (what, this run's flow, the other one) of the comparison; none where there is no second model."""
-    other = results.get("comparison")
-    if workflow.comparison is None or other is None:
+    other = results.get("comparison", {})
+    if workflow.comparison is None or "ess_percent" not in other or "force_rmse_kT_nm" not in results:
         return []
     seconds = results["wall_seconds"]["train"]
     return [
@@ -240,7 +191,7 @@ def _architectures(workflow: Workflow, results: Mapping[str, Any]) -> list[tuple
             f"{results['force_rmse_median_frame_kT_nm']:.2f}",
             f"{other['force_rmse_median_frame_kT_nm']:.2f}",
         ),
-        ("training time", _duration(seconds), _duration(other["wall_seconds"])),
+        ("training time", duration(seconds), duration(results["wall_seconds"]["comparison"])),
     ]
 
 
@@ -256,38 +207,3 @@ def _architecture(model: Model) -> Iterator[tuple[str, str]]:
     yield "bonds, angles, stiff torsions", f"{flow.stiff.couplings} {transform}couplings{bumps}, {flow.stiff.map}"
     for name, stage in (("likelihood", training.likelihood), ("refinement", training.refinement)):
         yield f"{name} steps × batch", f"{stage.steps} × {stage.batch}" if stage.steps else "none"
-
-
-def _versions(header: ModelHeader) -> dict[str, str]:
-    """Return versions of what runs now; the model file has those it was written with."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = header.versions.get(name, "not installed")
-    return found
-
-
-def _published_model(output: Path, digest: str) -> str:
-    """Return the name of the model file at the top of the output folder, by its digest."""
-    for file in sorted(output.glob("*.flow")):
-        if read_header(file).digest == digest:
-            return file.name
-    return "model.flow"
-
-
-def _flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", _listed(value)
-        else:
-            yield f"{prefix}{key}", _number(value)
-
-
-def _listed(values: list[Any]) -> str:
-    if any(isinstance(value, Mapping) for value in values):
-        return json.dumps(values)
-    return ", ".join(f"({_listed(value)})" if isinstance(value, list) else _number(value) for value in values)

@@ -13,7 +13,7 @@ from ...core.samples import WeightedSamples
 from ...core.units import thermal_energy
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ..stages import Stage
+from ..stages import Done
 from . import reweight, simulate
 from .bonded_terms import TermType, angle_types, bond_types
 from .configuration import Workflow
@@ -54,21 +54,21 @@ class ReportData:
 
     Attributes:
         training: torsions of the training frames.
-        driven: torsions of flow-driven Langevin dynamics.
+        driven: torsions of Langevin dynamics under the energy of the flow; None without dynamics.
         flow: torsions of the flow's samples, all sets, with their weights.
         log_weights: ``(S,)`` of each independent set.
         bonds: lengths in nm by type.
         angles: in degrees by type.
         left_out: labels of the types that find no place in the figures.
         energy: potential energy over kT.
-        md_frames: number of MD frames behind the marginals, training and held-out.
+        md_frames: number of MD frames in the marginals, training and held-out.
         energies: total energies in kJ/mol against time of ``nve_flow_0``, ``nve_force_field_0`` and ``ase_nve``.
         temperatures: kinetic temperatures in K against time, by run.
         degrees_of_freedom: internal ones, 3N - 6.
     """
 
     training: Torsions
-    driven: Torsions
+    driven: Torsions | None
     flow: Torsions
     log_weights: tuple[FloatArray, ...]
     bonds: tuple[Marginal, ...]
@@ -86,9 +86,10 @@ class ReportData:
         return np.concatenate(self.log_weights)
 
 
-def gather(workflow: Workflow, molecule: MolecularSystem, stages: Mapping[str, Stage]) -> ReportData:
-    """Read what ``simulate``, ``drive`` and ``reweight`` have kept."""
-    frames = simulate.load_frames(stages["simulate"])
+def gather(workflow: Workflow, molecule: MolecularSystem, done: Done) -> ReportData:
+    """Read what ``simulate``, ``dynamics`` (if it was done) and ``reweight`` have kept."""
+    frames = simulate.load_frames(done["simulate"])
+    dynamics = done["dynamics"].folder if "dynamics" in done else None
     md = np.concatenate([frames.training.positions, frames.held_out.positions])
     md_energies = np.concatenate([frames.training.energies, frames.held_out.energies])
     particles = particles_from_topology(molecule.topology, molecule.system)
@@ -98,7 +99,7 @@ def gather(workflow: Workflow, molecule: MolecularSystem, stages: Mapping[str, S
     torsions: list[dict[str, FloatArray]] = []
     log_weights, reduced = [], []
     for number in range(workflow.reweight.independent_sets):
-        samples = WeightedSamples.load(reweight.sample_file(stages["reweight"], number))
+        samples = WeightedSamples.load(reweight.sample_file(done["reweight"], number))
         torsions.append(named_torsions(workflow, molecule, samples.positions))
         for kept, term in zip(values, shown, strict=True):
             kept.append(term.values(samples.positions).ravel())
@@ -109,7 +110,7 @@ def gather(workflow: Workflow, molecule: MolecularSystem, stages: Mapping[str, S
     kT = thermal_energy(workflow.molecule.temperature)
     return ReportData(
         training=Torsions(named_torsions(workflow, molecule, frames.training.positions)),
-        driven=Torsions(_driven_torsions(workflow, molecule, stages["drive"].folder)),
+        driven=None if dynamics is None else Torsions(_driven_torsions(workflow, molecule, dynamics)),
         flow=Torsions(
             {name: np.concatenate([one[name] for one in torsions]) for name in workflow.molecule.torsions},
             np.concatenate(log_weights),
@@ -120,8 +121,8 @@ def gather(workflow: Workflow, molecule: MolecularSystem, stages: Mapping[str, S
         left_out=tuple(term.label for term in [*bonds[_MOST_TYPES:], *angles[_MOST_TYPES:]]),
         energy=Marginal("U / kT", md_energies / kT, np.concatenate(reduced), 1),
         md_frames=len(md),
-        energies=_kept_runs(stages["drive"].folder, ("nve_flow_0", "nve_force_field_0", "ase_nve")),
-        temperatures=_temperatures(stages["drive"].folder),
+        energies={} if dynamics is None else _kept_runs(dynamics, ("nve_flow_0", "nve_force_field_0", "ase_nve")),
+        temperatures={} if dynamics is None else _temperatures(dynamics),
         degrees_of_freedom=3 * len(particles) - 6,
     )
 
@@ -156,7 +157,7 @@ def _kept_runs(folder: Path, names: tuple[str, ...]) -> dict[str, FloatArray]:
 
 
 def _temperatures(folder: Path) -> dict[str, FloatArray]:
-    """Return temperatures of the flow-driven Langevin runs: OpenMM's averaged over workers, and ASE's."""
+    """Return temperatures of the Langevin runs of the flow: OpenMM's averaged over workers, and ASE's."""
     found: dict[str, FloatArray] = {}
     traces = []
     for file in _langevin_files(folder):

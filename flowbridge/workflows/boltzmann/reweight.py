@@ -1,8 +1,9 @@
-"""Stage 4: samples of the flow, their weights, and what they say about the true ensemble."""
+"""The stage reweight: samples of the flow, their weights, and what they say about the true ensemble."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,40 @@ import numpy as np
 from ...core.execution.progress import track
 from ...core.samples import WeightedSamples
 from ...core.statistics.estimates import free_energy_difference, free_energy_profile, largest_weight_ratio
+from ...core.training.streams import stream_seed
 from ...flows.boltzmann.generator import BoltzmannGenerator
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
-from ..stages import Stage
+from ..stages import Done, Row, Stage, StageFolder, Written, numbers
 from .configuration import Workflow
-from .dynamics import load_generator
 from .evaluation import inside, named_torsions
+from .train import load_generator
 
 _PROFILE_BINS = 72
-_SEED_STRIDE = 1_000_003
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, trained: Stage, output: Path, machines: Machines) -> Stage:
-    """Run (or continue) the stage and return it; its folder holds one HDF5 file a set of samples."""
-    inputs = {
-        "train": trained.digest,
-        "reweight": json.loads(workflow.reweight.model_dump_json()),
-        "seed": workflow.seed,
-    }
+def reweighting_stage(workflow: Workflow, molecule: MolecularSystem, machines: Machines) -> Stage:
+    """Return the stage that draws and weighs samples; its folder holds one HDF5 file for each set."""
 
-    def work(folder: Path) -> dict[str, Any]:
-        return _analyse(workflow, molecule, _draw(workflow, molecule, load_generator(trained), folder, machines))
+    def work(folder: Path, done: Done) -> dict[str, Any]:
+        sets = _draw(workflow, molecule, load_generator(done["train"]), folder, machines)
+        sets[0].save(folder / "samples.h5", single_precision=True)
+        return _analyse(workflow, molecule, sets)
 
-    return Stage.completed(output, "reweight", inputs, work)
+    inputs = {"reweight": json.loads(workflow.reweight.model_dump_json()), "seed": workflow.seed}
+    return Stage(
+        "reweight", "samples and their weights", work, inputs, ("train",), (Written("samples.h5", "weighted samples"),),
+        _summary, unlisted=("profile",),
+    )  # fmt: skip
 
 
-def sample_file(stage: Stage, number: int = 0) -> Path:
+def _summary(results: Mapping[str, Any]) -> Iterator[Row]:
+    yield from numbers(results)
+    percents = ", ".join(f"{percent:.1f} %" for percent in results["ess_percent_of_each_set"])
+    yield Row("effective sample size of each set", percents)
+
+
+def sample_file(stage: StageFolder, number: int = 0) -> Path:
     """Return the file of one set of samples."""
     return stage.folder / f"samples_{number}.h5"
 
@@ -52,7 +60,7 @@ def _draw(
     ):
         file = folder / f"samples_{number}.h5"
         if not file.is_file():
-            seed = workflow.seed * _SEED_STRIDE + number
+            seed = stream_seed(workflow.seed, number)
             model.sample(workflow.reweight.samples, energy, seed=seed, executor=machines.cluster).save(file)
         sets.append(WeightedSamples.load(file))
     return sets

@@ -19,7 +19,7 @@ _LOWEST_SHARE = 1e-4  # of the samples lie left of the axis of log-weights
 _SHADES = (REWEIGHTED, "#e6a06f", "#7d3119", "#f0c39b")
 
 
-def weights(log_weights: Sequence[FloatArray], target_percent: float, file: Path) -> None:
+def weights(log_weights: Sequence[FloatArray], least_percent: float | None, file: Path) -> None:
     """Draw the log-weights of each independent set and how its effective sample size settles as samples are added."""
     with drawn(file, 3.4) as figure:
         left, right = figure.subplots(1, 2)
@@ -35,9 +35,9 @@ def weights(log_weights: Sequence[FloatArray], target_percent: float, file: Path
         left.set_yscale("log")
         left.set_xlabel("ln (w / mean w)")
         left.set_ylabel("share of samples in the bin")
-        right.axhline(
-            target_percent, color=REFERENCE, linewidth=0.8, linestyle=":", label=f"target {target_percent:g} %"
-        )
+        if least_percent is not None:
+            label = f"required: {least_percent:g} %"
+            right.axhline(least_percent, color=REFERENCE, linewidth=0.8, linestyle=":", label=label)
         right.set_xscale("log")
         right.set_ylim(0.0, 100.0)
         right.set_xlabel("samples")
@@ -82,13 +82,13 @@ def energy_conservation(data: ReportData, step_fs: float, file: Path) -> None:
 
 
 def temperature(
-    temperatures: Mapping[str, FloatArray], target: float, intervals_ps: Mapping[str, float], file: Path
+    temperatures: Mapping[str, FloatArray], thermostat: float, intervals_ps: Mapping[str, float], file: Path
 ) -> None:
-    """Draw the kinetic temperature of flow-driven Langevin dynamics against time.
+    """Draw the kinetic temperature of Langevin dynamics of the flow against time.
 
     Args:
         temperatures: by run, ``openmm`` and ``ase``.
-        target: of the thermostat, K.
+        thermostat: its temperature, K.
         intervals_ps: time between two values, by run.
         file: PNG to write.
     """
@@ -99,7 +99,7 @@ def temperature(
         for axes, name in zip(row, present, strict=True):
             values = temperatures[name]
             axes.plot(intervals_ps[name] * np.arange(1, len(values) + 1), values, color=DRIVEN, linewidth=0.8)
-            axes.axhline(target, color=REFERENCE, linewidth=0.8, linestyle=":")
+            axes.axhline(thermostat, color=REFERENCE, linewidth=0.8, linestyle=":")
             axes.set_title(f"{titles[name]}: {values.mean():.1f} K")
             axes.set_xlabel("time (ps)")
             axes.set_xlim(0.0, intervals_ps[name] * len(values))

@@ -1,4 +1,4 @@
-"""Stage 1: training data from many short trajectories, started in the known basins.
+"""The stage simulate: training data from many short trajectories, started in the known basins.
 
 The populations of the basins in the data are those of the starts, not of the ensemble: the flow and its weights have to
 put them right.
@@ -18,9 +18,16 @@ from ...core.execution.progress import track
 from ...flows.boltzmann.zmatrix import build_zmatrix
 from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
-from ...integrations.openmm.sampling.dynamics import LangevinRun, Trajectory, load_trajectory, run_all, save_arrays
+from ...integrations.openmm.sampling.dynamics import (
+    LangevinRun,
+    Trajectory,
+    load_trajectory,
+    run_all,
+    save_arrays,
+    save_trajectory,
+)
 from ...integrations.openmm.systems.input_files import MolecularSystem
-from ..stages import Stage
+from ..stages import Stage, StageFolder
 from .basins import starting_structures
 from .configuration import Workflow
 
@@ -28,15 +35,15 @@ _SAME_ENERGY = 1e-6  # kJ/mol: two labellings of one structure are equivalent
 
 
 @dataclass(frozen=True)
-class Frames:
+class TrainingFrames:
     """Training and held-out frames."""
 
     training: Trajectory
     held_out: Trajectory
 
 
-def run(workflow: Workflow, molecule: MolecularSystem, output: Path, executor: Executor) -> Stage:
-    """Run (or continue) the stage and return it."""
+def simulation_stage(workflow: Workflow, molecule: MolecularSystem, executor: Executor) -> Stage:
+    """Return the stage that simulates training data; its folder holds ``training.npz`` and ``held_out.npz``."""
     inputs = {
         "system": molecule.system_xml,
         "positions": molecule.positions.tolist(),
@@ -44,12 +51,14 @@ def run(workflow: Workflow, molecule: MolecularSystem, output: Path, executor: E
         "simulate": json.loads(workflow.simulate.model_dump_json()),
         "seed": workflow.seed,
     }
-    return Stage.completed(output, "simulate", inputs, lambda folder: _simulate(workflow, molecule, folder, executor))
+    return Stage("simulate", "training data", lambda folder, _: _simulate(workflow, molecule, folder, executor), inputs)
 
 
-def load_frames(stage: Stage) -> Frames:
+def load_frames(stage: StageFolder) -> TrainingFrames:
     """Return the frames that the stage kept."""
-    return Frames(load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz"))
+    return TrainingFrames(
+        load_trajectory(stage.folder / "training.npz"), load_trajectory(stage.folder / "held_out.npz")
+    )
 
 
 def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor: Executor) -> dict[str, Any]:
@@ -61,12 +70,12 @@ def _simulate(workflow: Workflow, molecule: MolecularSystem, folder: Path, execu
     # Whole trajectories are held out: neighbouring frames of one trajectory are too alike to test on.
     every = max(round(1.0 / settings.held_out), 2)
     kept = [load_trajectory(run.file) for run in runs]
-    held_out = _joined([t for index, t in enumerate(kept) if index % every == every - 1] or kept[-1:])
-    training = _joined([t for index, t in enumerate(kept) if index % every != every - 1] or kept)
+    held_out = joined([t for index, t in enumerate(kept) if index % every == every - 1] or kept[-1:])
+    training = joined([t for index, t in enumerate(kept) if index % every != every - 1] or kept)
     groups = equivalent_hydrogens(molecule)
     training = permuted(training, groups, workflow.seed)
     for name, part in (("training", training), ("held_out", held_out)):
-        save_arrays(folder / f"{name}.npz", positions=part.positions, energies=part.energies, forces=part.forces)
+        save_trajectory(folder / f"{name}.npz", part)
     steps = sum(run.equilibration_steps + run.frame_interval * run.frames for run in runs)
     return {
         "trajectories": len(runs),
@@ -97,7 +106,8 @@ def _runs(workflow: Workflow, molecule: MolecularSystem, folder: Path, executor:
     return runs
 
 
-def _joined(parts: list[Trajectory]) -> Trajectory:
+def joined(parts: list[Trajectory]) -> Trajectory:
+    """Return the frames of all parts in one trajectory."""
     return Trajectory(
         np.concatenate([part.positions for part in parts]),
         np.concatenate([part.energies for part in parts]),
@@ -134,7 +144,7 @@ def permuted(trajectory: Trajectory, groups: list[tuple[int, ...]], seed: int) -
     """Return the frames with each group of hydrogens cyclically relabelled at random.
 
     An exact symmetry of the ensemble (and unlike an exchange of two, one that keeps the handedness of the group): it gives
-    the three wells of a methyl rotor equal populations without waiting for it to turn.
+    the three basins of a methyl rotor equal populations without waiting for it to turn.
     """
     generator = np.random.default_rng(seed)
     positions, forces = trajectory.positions.copy(), trajectory.forces.copy()

@@ -1,4 +1,4 @@
-"""Stage 1 where trajectories exist already: read them, evaluate them, and refuse what cannot be samples of the System."""
+"""The stage trajectory: read trajectories, evaluate them, and refuse what cannot be samples of the System."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ...core.statistics.estimates import mean_with_error
 from ...core.units import thermal_energy
 from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_trajectory
 from ...integrations.openmm.forces.particles import particles_from_topology
-from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_arrays, save_trajectory
+from ...integrations.openmm.sampling.dynamics import Trajectory, load_trajectory, save_trajectory
 from ...integrations.openmm.sampling.relaxation import RelaxationRun, run_relaxation
 from ...integrations.openmm.systems.input_files import MolecularSystem
 from ..machines import Machines
 from ..stages import Stage
 from .configuration import TrajectoryFiles, Workflow
-from .simulate import equivalent_hydrogens, permuted
+from .simulate import equivalent_hydrogens, joined, permuted
 
 _RIGID = 8e-4  # nm: a bond that varies less was constrained; rounding to 0.001 nm gives 4e-4, thermal motion 2e-3
 _STEP = 1e-5  # nm, of the difference of forces
@@ -32,15 +32,10 @@ _TOLERANCE = 0.1  # relative deviation of the configurational temperature that i
 _ERRORS = 5.0  # standard errors that it must deviate by, besides
 
 
-def run(
-    workflow: Workflow,
-    settings: TrajectoryFiles,
-    molecule: MolecularSystem,
-    folder: Path,
-    output: Path,
-    machines: Machines,
+def trajectory_stage(
+    workflow: Workflow, settings: TrajectoryFiles, molecule: MolecularSystem, folder: Path, machines: Machines
 ) -> Stage:
-    """Read the trajectories (or find them read) and return the stage; relative paths start at ``folder``."""
+    """Return the stage that reads training data from trajectories; relative paths start at ``folder``."""
     files = [folder / file for file in settings.files]
     for file in files:
         if not file.is_file():
@@ -53,9 +48,10 @@ def run(
         "step_fs": workflow.simulate.step_fs,
         "seed": workflow.seed,
     }
-    return Stage.completed(
-        output, "trajectory", inputs, lambda stage: _read(workflow, settings, molecule, files, stage, machines)
-    )
+    return Stage(
+        "trajectory", "training data from files",
+        lambda stage, _: _read(workflow, settings, molecule, files, stage, machines), inputs, takes_place_of="simulate",
+    )  # fmt: skip
 
 
 def _read(
@@ -98,7 +94,7 @@ def _read(
         "held_out": _part(frames, slice(counts[0], None)),
     }
     for name, part in parts.items():
-        save_arrays(folder / f"{name}.npz", positions=part.positions, energies=part.energies, forces=part.forces)
+        save_trajectory(folder / f"{name}.npz", part)
     return {
         "files": [file.name for file in files],
         "training_frames": counts[0],
@@ -120,12 +116,12 @@ def configurational_temperature(frames: Trajectory, energy: BatchedEnergy, seed:
     Args:
         frames: with the forces of the System.
         energy: of the System.
-        seed: of the directions.
+        seed: random seed of the directions.
     """
     random = np.random.default_rng(seed)
     step = _STEP * random.choice([-1.0, 1.0], frames.positions.shape)
-    ahead, behind = (energy.energies_and_forces(frames.positions + sign * step)[1] for sign in (1.0, -1.0))
-    laplacian = -((ahead - behind) * step).sum(axis=(1, 2)) / (2.0 * _STEP**2)
+    forward, backward = (energy.energies_and_forces(frames.positions + sign * step)[1] for sign in (1.0, -1.0))
+    laplacian = -((forward - backward) * step).sum(axis=(1, 2)) / (2.0 * _STEP**2)
     squared = np.square(frames.forces).sum(axis=(1, 2))
     value = float(squared.mean() / laplacian.mean() / thermal_energy(1.0))
     # The error of a quotient of averages, to first order.
@@ -152,12 +148,7 @@ def _relaxed(
     waiting = [run for run in runs if not run.file.is_file()]
     for file, relaxed in track(executor(run_relaxation, waiting), "relaxing frames", len(waiting)):
         save_trajectory(file, relaxed)
-    parts = [load_trajectory(run.file) for run in runs]
-    return Trajectory(
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.energies for part in parts]),
-        np.concatenate([part.forces for part in parts]),
-    )
+    return joined([load_trajectory(run.file) for run in runs])
 
 
 def _refuse_constraints(positions: np.ndarray[Any, Any], molecule: MolecularSystem) -> None:

@@ -1,8 +1,8 @@
-"""Coarse-graining, the last stage: the simulated force field against the reference it was made from."""
+"""The stage analysis: the simulated force field against the reference it was made from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from ...core.statistics.free_energy_surfaces import Surface, compare_surfaces
 from ...forcefields.beads.native_contacts import NativeContacts, contact_map, transitions
 from ...integrations.deeptime import SlowCoordinates
 from ...integrations.mdtraj.exports import topology_from_particles
+from ...integrations.mdtraj.trajectories import digest_of_file
 from ...integrations.openmm.sampling.torsion_bias import torsion_angles
+from ..stages import Done, Stage, Written
 from .configuration import CoarseGraining
-from .reference import BeadData, ReferenceModel
+from .figures import draw_figures
+from .findings import Findings, SurfacePair
+from .reference import BeadData, ReferenceModel, load_beads
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -29,23 +33,26 @@ _SLOW_BINS = 30
 _LOW, _HIGH = 0.25, 0.75  # fractions of native contacts that a transition goes between
 
 
-@dataclass(frozen=True)
-class SurfacePair:
-    """A surface of the reference and of the coarse-grained force field, with the names of its coordinates."""
+def analysis_stage(settings: CoarseGraining, model: ReferenceModel, folder: Path) -> Stage:
+    """Return the stage that compares, and draws figures into its folder; relative paths start at ``folder``."""
 
-    names: tuple[str, ...]
-    reference: Surface
-    coarse: Surface
+    def work(stage: Path, done: Done) -> dict[str, Any]:
+        with np.load(done["dynamics"].folder / "frames.npz", allow_pickle=False) as stored:
+            frames = stored["positions"]
+        found = analyse(settings, model, folder, load_beads(done["beads"]), frames)
+        draw_figures(found, done["train"].results or {}, stage / "figures")
+        return found.numbers
 
-
-@dataclass
-class Findings:
-    """What was found: numbers for ``results.json``, and what figures show."""
-
-    numbers: dict[str, Any] = field(default_factory=dict)
-    surfaces: dict[str, SurfacePair] = field(default_factory=dict)
-    contact_series: FloatArray | None = None
-    contact_maps: tuple[FloatArray, FloatArray] | None = None
+    native = settings.analysis.native_structure
+    if native is not None and not (folder / native).is_file():
+        raise ConfigurationError(f"the native structure {folder / native} does not exist")
+    inputs = {
+        "analysis": json.loads(settings.analysis.model_dump_json(exclude={"native_structure"})),
+        "native_structure": None if native is None else digest_of_file(folder / native),
+    }
+    return Stage(
+        "analysis", "comparison with the reference", work, inputs, ("dynamics",), (Written("figures", "figures"),)
+    )
 
 
 def analyse(
@@ -106,8 +113,6 @@ def _native(settings: CoarseGraining, model: ReferenceModel, folder: Path) -> Fl
     given = settings.analysis.native_structure
     if given is None:
         return None
-    if not (folder / given).is_file():
-        raise ConfigurationError(f"the native structure {folder / given} does not exist")
     positions = app.PDBFile(str(folder / given)).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     array = np.array(positions, dtype=np.float64)
     if len(array) == len(model.particles):
@@ -162,10 +167,10 @@ def _deviations(
     log_weights: FloatArray,
 ) -> None:
     topology = topology_from_particles(model.mapping.beads)
-    target = mdtraj.Trajectory(native[None].astype(np.float32), topology)
+    native_frame = mdtraj.Trajectory(native[None].astype(np.float32), topology)
     weights = np.exp(log_weights - log_weights.max())
     for name, positions, share in (("reference", reference, weights), ("coarse", coarse, np.ones(len(coarse)))):
-        values = mdtraj.rmsd(mdtraj.Trajectory(positions.astype(np.float32), topology), target)
+        values = mdtraj.rmsd(mdtraj.Trajectory(positions.astype(np.float32), topology), native_frame)
         found.numbers[f"mean_deviation_from_native_{name}_nm"] = float(np.average(values, weights=share))
 
 

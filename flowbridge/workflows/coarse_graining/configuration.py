@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ...core.configuration import StrictModel
-from ...core.errors import ConfigurationError
 from ...forcefields.networks.invariant_network import InvariantConfiguration, NetworkConfiguration
 from ...forcefields.prior_statistics import PriorConfiguration
 from ...forcefields.training.augmented_flow import TeacherConfiguration
 from ...forcefields.training.configuration import CoarseTrainingConfiguration
-from ..boltzmann.configuration import TorsionAtoms, read_tables
+from ..boltzmann.configuration import TorsionAtoms, read_tables, validated
 
 
 class AllAtomModel(StrictModel):
@@ -163,9 +162,4 @@ class CoarseGraining(StrictModel):
 
 def read_coarse_graining(path: Path, overrides: dict[str, Any] | None = None) -> CoarseGraining:
     """Read and validate a file; raises ConfigurationError naming file, key and reason."""
-    tables = {**read_tables(path), **(overrides or {})}
-    try:
-        return CoarseGraining.model_validate(tables)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        raise ConfigurationError(f"{path} cannot be used:\n" + "\n".join(lines)) from error
+    return validated(CoarseGraining, {**read_tables(path), **(overrides or {})}, f"{path} cannot be used")

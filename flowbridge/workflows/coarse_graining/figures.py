@@ -10,28 +10,44 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..figure_style import DRIVEN, MD, REFERENCE, drawn, torsion_label
-from .analysis import Findings, SurfacePair
+from .findings import Findings, SurfacePair
 
 _HIGHEST = 6.0  # kT that a surface's colours reach
 _LEVELS = np.arange(0.0, _HIGHEST + 0.1, 1.0)
 
 
-def draw_figures(found: Findings, trained: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Draw what was found to PNG files, and return them by name."""
-    files: dict[str, Path] = {}
+CAPTIONS = {
+    "torsions": (
+        "Free energy of torsions",
+        "From the reference frames, weighted where they were biased, and from the simulation of the coarse-grained force "
+        "field. White bins were not visited, or lie above 6 kT.",
+    ),
+    "native_contacts": ("Native contacts", "Density and free energy of the fraction of native contacts."),
+    "folding": (
+        "Folding",
+        "One replica of the coarse-grained simulation in time, and how often two beads are in contact.",
+    ),
+    "slow_coordinates": (
+        "Slow coordinates",
+        "Free energy on the two slowest linear combinations of pair distances (time-lagged independent components of the "
+        "reference).",
+    ),
+    "training": (
+        "Training",
+        "The error of forces is relative to forces of zero; what it levels off at is the noise of the labels.",
+    ),
+}
+"""Title and caption of each figure, in the order in which a report shows them."""
+
+
+def draw_figures(found: Findings, trained: dict[str, Any], folder: Path) -> None:
+    """Draw what was found to PNG files; the captions of their names are in :data:`CAPTIONS`."""
     for name, pair in found.surfaces.items():
-        files[name] = folder / f"{name}.png"
-        if len(pair.names) == 2:
-            _draw_surfaces(pair, files[name])
-        else:
-            _draw_profile(pair, files[name])
+        (_draw_surfaces if len(pair.names) == 2 else _draw_profile)(pair, folder / f"{name}.png")
     if found.contact_series is not None and found.contact_maps is not None:
-        files["folding"] = folder / "folding.png"
-        _draw_folding(found.contact_series, found.contact_maps, files["folding"])
+        _draw_folding(found.contact_series, found.contact_maps, folder / "folding.png")
     if trained.get("curves"):
-        files["training"] = folder / "training.png"
-        _draw_curves(trained["curves"], "held_out_contrast_nats" in trained, files["training"])
-    return files
+        _draw_curves(trained["curves"], "held_out_contrast_nats" in trained, folder / "training.png")
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Coarse-graining, stages 1 and 2: reference frames with forces, and what beads see of them."""
+"""The stages reference and beads: reference frames with forces, and the positions and forces of their beads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from ...integrations.mdtraj.trajectories import digest_of_file, samples_from_tra
 from ...integrations.openmm.energies.batched import OpenMMEnergy
 from ...integrations.openmm.forces.particles import particles_from_topology
 from ...integrations.openmm.sampling.dynamics import LangevinRun, load_trajectory, run_all, save_arrays
-from ...integrations.openmm.sampling.fourier_bias import BIAS_GROUP, FourierBias
-from ...integrations.openmm.sampling.torsion_bias import MetadynamicsRun, build_bias
+from ...integrations.openmm.sampling.fourier_bias import FourierBias
+from ...integrations.openmm.sampling.torsion_bias import BIAS_GROUP, MetadynamicsRun, build_bias
 from ...integrations.openmm.systems.go_model import GoModel
 from ...integrations.openmm.systems.input_files import MolecularSystem, load_system
-from ..stages import Stage, write_json
+from ..stages import Stage, StageFolder, write_json
 from .configuration import AllAtomModel, CoarseGraining
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -134,24 +134,36 @@ def _mapping(settings: CoarseGraining, atoms: Particles) -> Mapping:
     return mapping_from_selections(topology, beads.selections, slices=beads.slices, complete=beads.complete)
 
 
-def run_reference(settings: CoarseGraining, model: ReferenceModel, folder: Path, output: Path) -> Stage:
-    """Sample the reference, or read its trajectories, and return the stage with one file a run."""
+def reference_stage(settings: CoarseGraining, model: ReferenceModel, folder: Path, output: Path | None = None) -> Stage:
+    """Return the stage that samples the reference, or reads its trajectories; its folder holds one file for each run.
+
+    Args:
+        settings: of the coarse-graining.
+        model: from :func:`reference_model`.
+        folder: where relative paths of the settings start.
+        output: where the stage is kept, if runs share it.
+    """
     inputs: dict[str, Any] = {
         "system": openmm.XmlSerializer.serialize(model.system),
         "positions": None if model.solvated else model.positions.tolist(),
         "temperature": settings.temperature,
         "seed": settings.seed,
     }
-    if settings.trajectory is not None:
-        files = [folder / file for file in settings.trajectory.files]
-        for file in files:
-            if not file.is_file():
-                raise ConfigurationError(f"the trajectory {file} does not exist")
-        given = json.loads(settings.trajectory.model_dump_json(exclude={"files"}))
-        inputs |= {"files": [digest_of_file(file) for file in files], "settings": given}
-        return Stage.completed(output, "reference", inputs, lambda stage: _read(settings, model, files, stage))
-    inputs["sampling"] = json.loads(settings.sampling.model_dump_json())
-    return Stage.completed(output, "reference", inputs, lambda stage: _sample(settings, model, stage))
+    if settings.trajectory is None:
+        inputs["sampling"] = json.loads(settings.sampling.model_dump_json())
+        return Stage(
+            "reference", "reference frames", lambda stage, _: _sample(settings, model, stage), inputs, output=output
+        )
+    files = [folder / file for file in settings.trajectory.files]
+    for file in files:
+        if not file.is_file():
+            raise ConfigurationError(f"the trajectory {file} does not exist")
+    given = json.loads(settings.trajectory.model_dump_json(exclude={"files"}))
+    inputs |= {"files": [digest_of_file(file) for file in files], "settings": given}
+    return Stage(
+        "reference", "reference frames from files", lambda stage, _: _read(settings, model, files, stage), inputs,
+        output=output,
+    )  # fmt: skip
 
 
 def _sample(settings: CoarseGraining, model: ReferenceModel, folder: Path) -> dict[str, Any]:
@@ -227,18 +239,30 @@ def _read(settings: CoarseGraining, model: ReferenceModel, files: list[Path], fo
     return {"files": names, "frames": frames, "nanoseconds": None, "bias": None}
 
 
-def run_mapping(settings: CoarseGraining, model: ReferenceModel, reference: Stage, output: Path) -> Stage:
-    """Map the reference frames to beads and return the stage, with ``beads.npz``."""
+def beads_stage(settings: CoarseGraining, model: ReferenceModel, output: Path | None = None) -> Stage:
+    """Return the stage that maps the reference frames to beads; its folder holds ``beads.npz``."""
     inputs = {
-        "reference": reference.digest,
         "weights": model.mapping.weights.tolist(),
         "beads": model.mapping.beads.to_dict(),
         "force_map": settings.beads.force_map,
     }
-    return Stage.completed(output, "beads", inputs, lambda stage: _map(settings, model, reference, stage))
+    return Stage(
+        "beads", "positions and forces of the beads",
+        lambda folder, done: _map(settings, model, done["reference"], folder), inputs, needs=("reference",), output=output,
+    )  # fmt: skip
 
 
-def _map(settings: CoarseGraining, model: ReferenceModel, reference: Stage, folder: Path) -> dict[str, Any]:
+def mapped_reference(
+    settings: CoarseGraining, model: ReferenceModel, folder: Path, output: Path
+) -> dict[str, StageFolder]:
+    """Do the stages ``reference`` and ``beads`` alone, or find them done, and return them by name."""
+    done: dict[str, StageFolder] = {}
+    for stage in (reference_stage(settings, model, folder), beads_stage(settings, model)):
+        done[stage.name] = stage.completed(output, done)
+    return done
+
+
+def _map(settings: CoarseGraining, model: ReferenceModel, reference: StageFolder, folder: Path) -> dict[str, Any]:
     found = reference.results or {}
     bias = (
         None
@@ -305,8 +329,8 @@ class BeadData:
     runs: list[int]
 
 
-def load_beads(stage: Stage) -> BeadData:
-    """Return what :func:`run_mapping` kept."""
+def load_beads(stage: StageFolder) -> BeadData:
+    """Return what the stage ``beads`` kept."""
     with np.load(stage.folder / "beads.npz", allow_pickle=False) as data:
         log_weights = data["log_weights"]
         weights = None

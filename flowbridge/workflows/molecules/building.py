@@ -1,9 +1,8 @@
-"""What ``flowbridge build`` does: build molecules of a formula, relax them, and keep one of each isomer, ranked by energy."""
+"""``flowbridge build``: build molecules of a formula, relax them, and keep one of each isomer, ranked by energy."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,22 +13,27 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.units import nm
-from rich.console import Console
-from rich.table import Table
 
-from ...calculators.molecule_evaluator import EvaluatorSettings, MoleculeEvaluator
+from ...calculators.molecule_evaluator import EvaluatorSettings, MoleculeEvaluator, make_calculator
 from ...core.errors import ConfigurationError
 from ...core.execution.executors import Executor
 from ...core.execution.progress import track
 from ...core.model_files.files import load, read_header
+from ...flows.molecules.bonds import find_bonds
 from ...flows.molecules.builder import MoleculeBuilder
 from ...flows.molecules.formulas import Formula
+from ...integrations.mdtraj.trajectories import digest_of_file
 from ...integrations.rdkit.molecular_graphs import molecule_of, write_sdf
+from ..runner import Pipeline, Selection, run_pipeline
+from ..stages import Done, Row, Stage, StageFolder, Written
+from .export import write_workflows
 from .novelty import Taught
+from .report import isomers_page
 from .results import FoundIsomer, IsomerResults
 from .search import Candidates, Search
 
 _BATCH = 100  # molecules that are built together
+_SHOWN = 15  # isomers in the table at the end
 _PORTIONS = 4  # times the number of workers: molecules that are evaluated together
 
 
@@ -46,7 +50,7 @@ class BuildRequest:
         ranked: relax first what should be low by what the builder knows of energies; otherwise in the order of building.
         model: file of a builder; the one that comes with flowbridge when None.
         calculator: see :data:`~flowbridge.calculators.molecule_evaluator.CalculatorSource`; a string.
-        seed: of everything random.
+        seed: random seed.
     """
 
     formula: str
@@ -67,7 +71,7 @@ def load_builder(path: Path | None) -> tuple[MoleculeBuilder, Taught]:
         ModelFileError: when the file cannot be read.
         ConfigurationError: when it holds something else.
     """
-    file = path or Path(str(files("flowbridge") / "models" / "molecules_cnof.flow"))
+    file = _builder_file(path)
     model = load(file)
     if not isinstance(model, MoleculeBuilder):
         raise ConfigurationError(
@@ -76,7 +80,9 @@ def load_builder(path: Path | None) -> tuple[MoleculeBuilder, Taught]:
     return model, Taught.from_provenance(read_header(file).provenance)
 
 
-def build(request: BuildRequest, executor: Executor | None = None) -> tuple[Candidates, IsomerResults]:
+def build_isomers(
+    request: BuildRequest, executor: Executor | None = None, selection: Selection | None = None
+) -> dict[str, Any]:
     """Build molecules, relax their isomers, and write ``isomers.db``, ``isomers.sdf``, ``results.json`` and ``report.html``.
 
     In ``workflows`` lies what ``flowbridge run`` needs for each isomer that MMFF94 has parameters for.
@@ -85,19 +91,53 @@ def build(request: BuildRequest, executor: Executor | None = None) -> tuple[Cand
     Args:
         request: what to build.
         executor: processes or Dask workers that evaluate energies; here, one after the other, when None.
+        selection: stages that are asked for; all by default.
 
     Raises:
-        ConfigurationError: for a formula that no molecule has, a calculator or model that there is not.
+        ConfigurationError: for a formula that no molecule has, a calculator or model that does not exist.
     """
-    from .export import write_workflows
-    from .report import write_report
-
     formula = Formula.parse(request.formula)
     for name in ("count", "starts"):
         if getattr(request, name) < 1:
             raise ConfigurationError(f"{name} must be at least 1, got {getattr(request, name)}")
+    load_builder(request.model)
+    make_calculator(request.calculator)
+    source = Path(request.calculator)
+    inputs = {
+        **{key: value for key, value in _plain(request).items() if key not in ("output", "model")},
+        "model": read_header(_builder_file(request.model)).digest,
+        "calculator_digest": digest_of_file(source) if source.suffix == ".flow" else None,
+    }
+    for old in (request.output / "workflows").glob(f"{formula}_*.*"):  # another run may have written more of them
+        old.unlink()
+    pipeline = Pipeline(
+        kind="molecules",
+        title=f"isomers of {formula}",
+        output=request.output,
+        stages=(
+            Stage(
+                "relax", "isomers, relaxed and ranked", lambda folder, _: _relax(request, formula, executor, folder), inputs,
+                writes=(Written("isomers.db", "the isomers, as an ASE database"),), summary=_summary,
+            ),
+            Stage(
+                "export", "structures, and workflows with MMFF94",
+                lambda folder, done: _export(request, formula, done, folder), {}, ("relax",),
+                (
+                    Written("isomers.sdf", "the same for RDKit and others"),
+                    Written("workflows", "what flowbridge run needs for each"),
+                ),
+            ),
+        ),
+        goal="relax",
+        headline={"formula": str(formula), "request": _plain(request)},
+        page=lambda outcome: isomers_page(load_isomers(outcome.done["relax"]), outcome.results, formula),
+    )  # fmt: skip
+    return run_pipeline(pipeline, selection)
+
+
+def _relax(request: BuildRequest, formula: Formula, executor: Executor | None, folder: Path) -> dict[str, Any]:
+    """Build and relax, and keep the isomers in ``isomers.db``."""
     builder, taught = load_builder(request.model)
-    request.output.mkdir(parents=True, exist_ok=True)
     evaluator = MoleculeEvaluator(
         request.calculator, EvaluatorSettings(), executor=executor, file=request.output / "evaluations.sqlite"
     )
@@ -116,16 +156,75 @@ def build(request: BuildRequest, executor: Executor | None = None) -> tuple[Cand
     for _ in track(search.run(candidates, request.evaluations, portion), f"relaxing {formula}", -(-total // portion)):
         pass
     search.count_builds(candidates)
-    write_database(found.ranked, request.output / "isomers.db", request)
+    write_database(found.ranked, folder / "isomers.db", request)
+    return {
+        "built": candidates.built,
+        "valid_as_built": candidates.valid,
+        "isomers_as_built": len(candidates.isomers),
+        "relaxed": found.evaluated,
+        "valid": found.valid,
+        "isomers": len(found.isomers),
+        "novel": sum(isomer.novel for isomer in found.ranked),
+        "novel_geometries": sum(isomer.novel_geometry for isomer in found.ranked),
+        "evaluations": found.evaluations,
+        "faults_as_built": dict(candidates.faults.most_common()),
+        "faults": dict(found.faults.most_common()),
+        "ranking": [
+            {
+                "smiles": i.smiles,
+                "energy_eV": i.energy,
+                "times": i.times,
+                "novel": i.novel,
+                "novel_geometry": i.novel_geometry,
+            }
+            for i in found.ranked
+        ],
+    }
+
+
+def _summary(results: Mapping[str, Any]) -> Iterator[Row]:
+    ranking = results["ranking"]
+    for rank, isomer in enumerate(ranking[:_SHOWN], 1):
+        above = isomer["energy_eV"] - ranking[0]["energy_eV"]
+        new = "new" if isomer["novel"] else "new geometry" if isomer["novel_geometry"] else ""
+        yield Row(f"{rank}. {isomer['smiles']}", f"+{above:.3f} eV", f"built {isomer['times']} times {new}".rstrip())
+    if len(ranking) > _SHOWN:
+        yield Row(f"{len(ranking) - _SHOWN} more in the report", "")
+    built = f"{results['valid_as_built']} of {results['built']} molecules valid as built"
+    yield Row("built", str(results["built"]), f"{built}, {results['isomers_as_built']} isomers")
+    yield Row("relaxed", str(results["relaxed"]), f"{results['valid']} valid, {results['isomers']} isomers")
+    yield Row("not taught", str(results["novel"]))
+    yield Row("energy evaluations", str(results["evaluations"]))
+    for key, when in (("faults_as_built", "as built"), ("faults", "relaxed")):
+        for fault, count in results[key].items():
+            yield Row(f"{when}: {fault}", str(count))
+
+
+def load_isomers(relaxed: StageFolder) -> list[FoundIsomer]:
+    """Return the isomers that the stage ``relax`` kept, from the lowest energy to the highest."""
+    with connect(relaxed.folder / "isomers.db") as database:
+        rows = sorted(database.select(), key=lambda row: row.rank)
+    return [
+        FoundIsomer(
+            row.smiles, row.numbers, row.positions / nm, find_bonds(row.numbers, row.positions / nm).bonds,
+            float(row.energy), row.times, bool(row.novel), bool(row.novel_geometry),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _export(request: BuildRequest, formula: Formula, done: Done, folder: Path) -> dict[str, Any]:
+    """Write an SDF file, and what ``flowbridge run`` needs for each isomer."""
+    isomers = load_isomers(done["relax"])
     sdf: list[tuple[Any, dict[str, str | float]]] = [
-        (molecule_of(i.numbers, i.bonds, i.positions), {"SMILES": i.smiles, "energy_eV": i.energy})
-        for i in found.ranked
+        (molecule_of(i.numbers, i.bonds, i.positions), {"SMILES": i.smiles, "energy_eV": i.energy}) for i in isomers
     ]
-    write_sdf(str(request.output / "isomers.sdf"), sdf)
-    without = write_workflows(found.ranked, str(formula), request.output / "workflows")
-    _write_results(found, candidates, request, formula, without)
-    write_report(found, candidates, formula, evaluator.description, request.output / "report.html")
-    return candidates, found
+    write_sdf(str(folder / "isomers.sdf"), sdf)
+    return {"without_mmff_parameters": write_workflows(isomers, str(formula), folder / "workflows")}
+
+
+def _builder_file(path: Path | None) -> Path:
+    return path or Path(str(files("flowbridge") / "models" / "molecules_cnof.flow"))
 
 
 def built_candidates(builder: MoleculeBuilder, formula: Formula, count: int, seed: int) -> Candidates:
@@ -135,7 +234,7 @@ def built_candidates(builder: MoleculeBuilder, formula: Formula, count: int, see
         builder: any.
         formula: of all.
         count: of molecules.
-        seed: of everything random.
+        seed: random seed.
     """
     candidates, generator = Candidates(), torch.Generator().manual_seed(seed)
     sizes = [min(_BATCH, count - start) for start in range(0, count, _BATCH)]
@@ -169,58 +268,3 @@ def write_database(isomers: Sequence[FoundIsomer], path: Path, request: BuildReq
 def _plain(request: BuildRequest) -> dict[str, Any]:
     values = asdict(request)
     return {**values, "output": str(request.output), "model": None if request.model is None else str(request.model)}
-
-
-def _write_results(
-    found: IsomerResults, candidates: Candidates, request: BuildRequest, formula: Formula, without: list[str]
-) -> None:
-    results = {
-        "formula": str(formula),
-        "request": _plain(request),
-        "built": candidates.built,
-        "valid_as_built": candidates.valid,
-        "isomers_as_built": len(candidates.isomers),
-        "relaxed": found.evaluated,
-        "valid": found.valid,
-        "isomers": len(found.isomers),
-        "novel": sum(isomer.novel for isomer in found.ranked),
-        "novel_geometries": sum(isomer.novel_geometry for isomer in found.ranked),
-        "evaluations": found.evaluations,
-        "faults_as_built": dict(candidates.faults.most_common()),
-        "faults": dict(found.faults.most_common()),
-        "without_mmff_parameters": without,
-        "ranking": [
-            {
-                "smiles": i.smiles,
-                "energy_eV": i.energy,
-                "times": i.times,
-                "novel": i.novel,
-                "novel_geometry": i.novel_geometry,
-            }
-            for i in found.ranked
-        ],
-    }
-    (request.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-
-
-def build_and_print(request: BuildRequest, executor: Executor | None = None, shown: int = 15) -> None:
-    """Build, and print the best isomers; arguments and errors as of :func:`build`."""
-    candidates, found = build(request, executor)
-    console = Console()
-    table = Table("rank", "eV above", "isomer", "built", "", box=None)
-    for rank, isomer in enumerate(found.ranked[:shown], 1):
-        above = isomer.energy - found.ranked[0].energy
-        new = "new" if isomer.novel else "new geometry" if isomer.novel_geometry else ""
-        table.add_row(str(rank), f"{above:.3f}", isomer.smiles, str(isomer.times), new)
-    if len(found.ranked) > shown:
-        table.add_row("...", "", f"{len(found.ranked) - shown} more on the page", "", "")
-    console.print(table)
-    console.print(
-        f"{candidates.valid} of {candidates.built} molecules valid as built, {len(candidates.isomers)} isomers; "
-        f"{found.evaluated} relaxed, {found.valid} valid, {len(found.isomers)} isomers, "
-        f"{sum(isomer.novel for isomer in found.ranked)} not taught, {found.evaluations} energy evaluations"
-    )
-    for faults, when in ((candidates.faults, "as built"), (found.faults, "relaxed")):
-        for fault, count in faults.most_common():
-            console.print(f"  {count} {when}: {fault}", markup=False)
-    console.print(f"{request.output / 'report.html'}", markup=False)

@@ -13,7 +13,7 @@ from ...integrations.openmm.systems.mmff import mmff_system, mmff_topology
 from ...integrations.rdkit.molecular_graphs import molecule_of
 from .results import FoundIsomer
 
-_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System beside, is MMFF94.
+_TEMPLATE = """# {smiles}, number {rank} of {formula} by energy. The force field, in the System next to it, is MMFF94.
 #
 #     flowbridge run {name}.toml
 
@@ -34,11 +34,9 @@ def write_workflows(isomers: Sequence[FoundIsomer], formula: str, folder: Path) 
     Args:
         isomers: from the lowest energy to the highest.
         formula: of them all.
-        folder: made where it is not; files of a former call that are not written again are removed.
+        folder: to write into; made where it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{formula}_*.*"):
-        old.unlink()
     unknown = []
     for rank, isomer in enumerate(isomers, 1):
         molecule = molecule_of(isomer.numbers, isomer.bonds, isomer.positions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.units import nm
 
-from ...calculators.molecule_evaluator import EvaluatorSettings, calculator_name, evaluator, make_calculator, one_thread
+from ...calculators.molecule_evaluator import (
+    EvaluatorSettings,
+    calculator_name,
+    evaluate_molecule,
+    make_calculator,
+    one_thread,
+)
 from ...calculators.vibrations import lowest_frequency
 from ...core.errors import ConfigurationError, CoordinateError
 from ...core.execution.executors import Executor
@@ -28,6 +33,7 @@ from ...flows.molecules.bonds import find_bonds
 from ...flows.molecules.formulas import Formula
 from ...integrations.rdkit.isomers import enumerate_isomers
 from ...integrations.rdkit.molecular_graphs import canonical_smiles, embed
+from ..stages import read_json, write_json
 
 _IMAGINARY = -30.0  # 1/cm; below it a vibration counts as imaginary, above it as the softness that a relaxation leaves
 _JOB = 8  # molecules
@@ -129,7 +135,7 @@ def make_and_print(request: IsomerRequest, path: Path, executor: Executor | None
 def make_isomers(request: IsomerRequest, path: Path, executor: Executor | None = None) -> IsomerCounts:
     """Enumerate, relax and store isomers; go on where an earlier call stopped.
 
-    A molecule is kept when its relaxed geometry has the bonds it started with. What was tried and failed is written beside the
+    A molecule is kept when its relaxed geometry has the bonds it started with. What was tried and failed is written next to the
     database (``NAME.failures.json``), and not tried again.
 
     Args:
@@ -145,7 +151,7 @@ def make_isomers(request: IsomerRequest, path: Path, executor: Executor | None =
     make_calculator(request.calculator)
     path.parent.mkdir(parents=True, exist_ok=True)
     failures_path = path.with_suffix(".failures.json")
-    failures: dict[str, str] = json.loads(failures_path.read_text()) if failures_path.exists() else {}
+    failures: dict[str, str] = read_json(failures_path) or {}
     with connect(path) as database:
         _require_same_request(database, request, path)
         done = {row.smiles for row in database.select()} | failures.keys()
@@ -164,7 +170,7 @@ def make_isomers(request: IsomerRequest, path: Path, executor: Executor | None =
                 else:
                     failures[result.smiles] = result.fault
         if failures:
-            _write_text(failures_path, json.dumps(failures, indent=1, sort_keys=True))
+            write_json(failures_path, dict(sorted(failures.items())))
     return _count(path, failures)
 
 
@@ -200,7 +206,7 @@ def _relax(job: _Job, formula: str, smiles: str) -> _Result:
         start = embed(smiles, random_number % 2**31)
     except CoordinateError:
         return _Result(formula, smiles, "no structure by distance geometry")
-    verdict = evaluator(job.calculator, EvaluatorSettings(), *start)
+    verdict = evaluate_molecule(job.calculator, EvaluatorSettings(), *start)
     if verdict.fault is not None:
         return _Result(formula, smiles, verdict.fault)
     bonds = find_bonds(start.numbers, verdict.positions)
@@ -225,12 +231,6 @@ def _write(database: Any, result: _Result, calculator: str) -> None:
     if result.frequency is not None:
         values["lowest_frequency"] = result.frequency
     database.write(atoms, **values)
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _count(path: Path, failures: dict[str, str]) -> IsomerCounts:

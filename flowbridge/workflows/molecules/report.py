@@ -1,57 +1,46 @@
-"""The page of ``flowbridge build``: one HTML file with a picture of every isomer, which loads nothing."""
+"""What the report of ``flowbridge build`` shows: a picture of every isomer."""
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from ase.data import chemical_symbols
 from ase.units import kJ, mol, nm
 
 from ...flows.molecules.formulas import Formula
 from ...integrations.rdkit.molecular_graphs import draw_svg
+from ..report import Page, subscripts
 from .ball_and_stick import draw
-from .results import FoundIsomer, IsomerResults
-from .search import Candidates
-
-_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+from .results import FoundIsomer
 
 
-def write_report(found: IsomerResults, candidates: Candidates, formula: Formula, method: str, path: Path) -> None:
-    """Write the page.
+def isomers_page(isomers: Sequence[FoundIsomer], results: Mapping[str, Any], formula: Formula) -> Page:
+    """Return the page.
 
     Args:
-        found: the isomers.
-        candidates: what was built.
-        formula: that they have.
-        method: what evaluated them.
-        path: of the HTML file.
+        isomers: from the lowest energy to the highest.
+        results: what ``results.json`` holds.
+        formula: of the isomers.
     """
-    ranked = found.ranked
-    lowest = ranked[0].energy if ranked else None
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((files(__package__) / "report.html").read_text(encoding="utf-8"))
-    page = template.render(
-        formula=str(formula).translate(_SUBSCRIPTS),
-        method=method,
-        built=candidates.built,
-        valid_built=candidates.valid,
-        relaxed=found.evaluated,
-        valid=found.valid,
-        evaluations=found.evaluations,
-        lowest=lowest,
-        novel=sum(isomer.novel for isomer in ranked),
-        novel_geometries=sum(isomer.novel_geometry for isomer in ranked),
-        faults=[(count, "as built", fault) for fault, count in candidates.faults.most_common()]
-        + [(count, "relaxed", fault) for fault, count in found.faults.most_common()],
-        isomers=[_entry(isomer, lowest or 0.0) for isomer in ranked],
+    lowest = isomers[0].energy if isomers else 0.0
+    lead = (
+        f"{len(isomers)} isomers. Of {results['built']} molecules that were built {results['valid_as_built']} are valid; of "
+        f"each isomer among them one was relaxed with {results['request']['calculator']}, after MMFF94: {results['relaxed']} "
+        f"relaxations, {results['valid']} with a valid end, {results['evaluations']} energy evaluations. Energies are relative "
+        f"to the lowest, {lowest:.4f} eV. {results['novel']} are new: the builder was not taught with them (green). "
+        f"{results['novel_geometries']} have a geometry that it was not taught with. The best geometry of each that was found; "
+        "stereoisomers are not told apart."
     )
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    faults = [
+        (count, when, fault)
+        for key, when in (("faults_as_built", "as built"), ("faults", "relaxed"))
+        for fault, count in results[key].items()
+    ]
+    context = {"faults": faults, "isomers": [_entry(isomer, lowest) for isomer in isomers]}
+    title = f"Isomers of {subscripts(str(formula))}"
+    return Page(title, lead, template="molecules/isomers.html", context=context, hidden=("ranking",))
 
 
 def _entry(isomer: FoundIsomer, lowest: float) -> dict[str, Any]:

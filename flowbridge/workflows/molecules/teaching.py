@@ -40,7 +40,7 @@ class ImitationRequest:
 
     Attributes:
         database: of relaxed molecules.
-        output: model file to write; checkpoints lie beside it.
+        output: model file to write; checkpoints lie next to it.
         stage: of the training.
         configuration: of the builder.
         energy_scale: eV; a molecule that much above the lowest of its formula is shown 1/e as often; None for all alike.
@@ -113,12 +113,12 @@ class ReinforcementRequest:
 
     Attributes:
         model: file of the builder to begin with; the one that comes with flowbridge when None.
-        output: model file to write; checkpoint and evaluations lie beside it.
+        output: model file to write; checkpoint and evaluations lie next to it.
         formulas: that it is trained on.
         calculator: see :data:`~flowbridge.calculators.molecule_evaluator.CalculatorSource`; a string.
         relax: reward energies after a :data:`COARSE_RELAXATION`, some ten times the evaluations of single points.
         stage: of the training.
-        seed: of everything random.
+        seed: random seed.
     """
 
     model: Path | None

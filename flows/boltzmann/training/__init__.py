@@ -1,1 +1,1 @@
-"""How a Boltzmann generator is trained: objectives, their gradients, the stages."""
+"""Training of Boltzmann generators: objectives, their gradients, the stages."""

@@ -1,4 +1,4 @@
-"""Schedules and weights of training, as the TOML holds them."""
+"""Schedules and weights of training: the tables of the TOML file."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from ....core.compilation.programs import CompilationMode
 from ....core.configuration import StrictModel
+from ....core.training.objective import CosineStage
 
 
-class LikelihoodStage(StrictModel):
+class LikelihoodStage(CosineStage):
     """Maximum likelihood on the training frames, with force matching where its weight is positive.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: frames a step.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
         force_weight: weight of force matching in whitened latent coordinates (needs second derivatives).
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
-        patience: where frames are held out, stop after so many log intervals in which they got no likelier; 0 never stops.
+        patience: number of log intervals without a likelier held-out set after which training stops; 0 never stops.
     """
 
     steps: NonNegativeInt = 400
@@ -32,11 +28,10 @@ class LikelihoodStage(StrictModel):
     patience: NonNegativeInt = 3
 
 
-class RefinementStage(StrictModel):
+class RefinementStage(CosineStage):
     """Energy-based refinement on the flow's own samples.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: samples a step.
         path_weight: weight of the path-gradient loss.
         reverse_kl_weight: weight of the plain reverse Kullback-Leibler loss (its gradient has variance at the optimum).

@@ -1,4 +1,4 @@
-"""Keep rare basins in the training: find torsional wells in the data and raise the ones that are too rare.
+"""Coverage of rare basins in training: find torsional basins in the data and raise those that are too rare.
 
 Training on a flow's own samples forgets what it rarely samples. A basin that holds 0.3 % of the samples gives a batch of
 512 one or two of them; a mild bias that raises it keeps it learned, and the importance weights take the bias out again.
@@ -12,24 +12,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import fourier_gaussian
 
-from .target import TorsionBias
+from .target import CoverageBias
 
 _BINS = 72
-_BARRIER = 0.15  # a minimum separates two wells if its density is below this share of the lower maximum
-_FEWEST = 50  # frames that make a well
+_BARRIER = 0.15  # a minimum separates two basins if its density is below this share of the lower maximum
+_FEWEST = 50  # frames that make a basin
 
 
 @dataclass(frozen=True)
-class Well:
-    """One well of one circular coordinate.
+class Basin:
+    """One basin of one circular coordinate.
 
     Attributes:
         circular: index of the coordinate.
-        low: start of the well in turns.
+        low: start of the basin in turns.
         high: its end in turns, between low and low + 1.
         centre: circular mean of the data in it, turns.
-        concentration: of the von Mises bump that covers it smoothly.
+        concentration: concentration of the von Mises bump that covers it smoothly.
     """
 
     circular: int
@@ -39,13 +40,13 @@ class Well:
     concentration: float
 
     def holds(self, circular: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Return which rows of ``(F, T)`` turns lie in the well."""
+        """Return which rows of ``(F, T)`` turns lie in the basin."""
         return (circular[:, self.circular] - self.low) % 1.0 < self.high - self.low
 
 
-def find_wells(circular: NDArray[np.float64], count: int) -> list[Well]:
-    """Return the wells of the first ``count`` circular coordinates of data ``(F, T)`` in turns."""
-    wells: list[Well] = []
+def find_basins(circular: NDArray[np.float64], count: int) -> list[Basin]:
+    """Return the basins of the first ``count`` circular coordinates of data ``(F, T)`` in turns."""
+    basins: list[Basin] = []
     for index in range(count):
         turns = circular[:, index] % 1.0
         edges = _barriers(_smooth_histogram(turns))
@@ -55,20 +56,18 @@ def find_wells(circular: NDArray[np.float64], count: int) -> list[Well]:
                 mean = np.exp(2j * np.pi * turns[member]).mean()
                 spread = math.sqrt(max(-2.0 * math.log(max(abs(mean), 1e-12)), 1e-6))
                 centre = float(np.angle(mean) / (2.0 * np.pi)) % 1.0
-                wells.append(Well(index, low, high, centre, float(np.clip(0.2 / spread**2, 1.0, 4.0))))
-    return wells
+                basins.append(Basin(index, low, high, centre, float(np.clip(0.2 / spread**2, 1.0, 4.0))))
+    return basins
 
 
 def _smooth_histogram(turns: NDArray[np.float64]) -> NDArray[np.float64]:
     histogram = np.histogram(turns, _BINS, (0.0, 1.0))[0].astype(float)
-    frequencies = np.fft.rfftfreq(_BINS)
-    width = 2.0  # bins
-    kernel = np.exp(-2.0 * (np.pi * frequencies * width) ** 2)
-    return np.maximum(np.fft.irfft(np.fft.rfft(histogram) * kernel, _BINS), 0.0)
+    smooth = fourier_gaussian(np.fft.rfft(histogram), 2.0, n=_BINS)  # bins
+    return np.maximum(np.fft.irfft(smooth, _BINS), 0.0)
 
 
 def _barriers(density: NDArray[np.float64]) -> list[float]:
-    """Return the positions (turns) of the minima that separate wells, in increasing order."""
+    """Return the positions (turns) of the minima that separate basins, in increasing order."""
     floor = 1e-9 * density.max()  # the smoothed histogram carries rounding where there are no data
     peaks = [
         i
@@ -95,25 +94,25 @@ def _lowest(density: NDArray[np.float64], start: int, end: int) -> int:
 
 
 def coverage_biases(
-    wells: list[Well],
+    basins: list[Basin],
     circular: NDArray[np.floating[Any]],
     weights: NDArray[np.float64],
     least: float,
     limit: float,
-) -> tuple[TorsionBias, ...]:
-    """Return biases that raise wells below a population of ``least`` towards it.
+) -> tuple[CoverageBias, ...]:
+    """Return the biases that raise basins with a population below ``least`` towards it.
 
     Args:
-        wells: of the training data.
+        basins: basins of the training data.
         circular: ``(S, T)`` samples in turns.
         weights: their importance weights ``(S,)``.
-        least: the population aimed at; 0 for no bias.
-        limit: largest factor by which a well is raised.
+        least: smallest population allowed; 0 for no bias.
+        limit: largest factor by which a basin is raised.
     """
     biases = []
-    for well in wells:
-        population = float(weights[well.holds(circular)].sum() / weights.sum())
+    for basin in basins:
+        population = float(weights[basin.holds(circular)].sum() / weights.sum())
         if population < least:
             factor = min(least / max(population, 1e-12), limit)
-            biases.append(TorsionBias(well.circular, well.centre, well.concentration, math.log(factor)))
+            biases.append(CoverageBias(basin.circular, basin.centre, basin.concentration, math.log(factor)))
     return tuple(biases)

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....core.compilation.programs import resolved
 from ....core.energy import BatchedEnergy
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
+from ....core.training import trainer
+from ....core.training.processes import Processes
 from ..generator import BoltzmannGenerator
 from ..molecule_coordinates import Coordinates
+from .compiled_gradients import compilation_of
 from .configuration import TrainingConfiguration
-from .coverage import coverage_biases, find_wells
+from .coverage import coverage_biases, find_basins
 from .modules import LikelihoodTraining, RefinementTraining
-from .processes import Processes
-from .stage_training import run_stage
-from .target import TargetDensity, TorsionBias
+from .target import CoverageBias, TargetDensity
 
 _COVERAGE_SAMPLES = 20_000
-_LONG = 3000  # steps; compiling costs one or two minutes, and saves 10 to 30 milliseconds a step of alanine dipeptide
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Training curves by stage, the biases that kept rare basins covered, and the wells' populations."""
+    """Training curves by stage, the biases that kept rare basins covered, and the basins' populations."""
 
     curves: dict[str, list[dict[str, float]]]
-    biases: tuple[TorsionBias, ...] = field(default=())
+    biases: tuple[CoverageBias, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
@@ -101,30 +100,22 @@ def train(
     gradient = Coordinates(*(part.to(dtype) for part in value.gradient))
     likelihood = LikelihoodTraining(
         model.flow, settings.likelihood, frames, gradient, seed, settings.log_interval,
-        _compilation(settings, settings.likelihood.steps),
+        compilation_of(settings.compilation, settings.likelihood.steps),
         None if held_out is None else Coordinates(*(part.to(dtype) for part in model.coordinates.inverse(held_out)[0])),
     )  # fmt: skip
-    curves = {"likelihood": run_stage(likelihood, "likelihood", settings.checkpoint_interval, folder, show_progress)}
-    biases: tuple[TorsionBias, ...] = ()
+    interval = settings.checkpoint_interval
+    curves = {"likelihood": trainer.train(likelihood, folder / "likelihood", interval, show_progress)}
+    biases: tuple[CoverageBias, ...] = ()
     if settings.refinement.steps:
         # Every process has found them, but energies may round differently on another machine.
         biases = processes.agree(_coverage(model, coordinates, target, settings, seed))
         biased = TargetDensity(model.coordinates, energy, temperature, biases)
         refinement = RefinementTraining(
             model.flow, settings.refinement, biased, frames, seed, settings.log_interval,
-            _compilation(settings, settings.refinement.steps),
+            compilation_of(settings.compilation, settings.refinement.steps),
         )  # fmt: skip
-        curves["refinement"] = run_stage(refinement, "refinement", settings.checkpoint_interval, folder, show_progress)
+        curves["refinement"] = trainer.train(refinement, folder / "refinement", interval, show_progress)
     return TrainingResult(curves, biases)
-
-
-def _compilation(settings: TrainingConfiguration, steps: int) -> str:
-    """Return whether a stage is to be compiled: by default where it is long enough for the compiler's time to pay.
-
-    Not by what the cache holds: compiled and interpreted sums round differently, and a seed should give one model.
-    """
-    mode = resolved(settings.compilation)
-    return "never" if mode == "auto" and steps < _LONG else mode
 
 
 def _coverage(
@@ -133,10 +124,10 @@ def _coverage(
     target: TargetDensity,
     settings: TrainingConfiguration,
     seed: int,
-) -> tuple[TorsionBias, ...]:
-    """Return the biases that keep rare wells covered, from reweighted samples of the flow as it is."""
+) -> tuple[CoverageBias, ...]:
+    """Return the biases that keep rare basins covered, from reweighted samples of the flow as it is."""
     core = len(model.coordinates.layout.circular) - model.coordinates.layout.rotors
-    wells = find_wells(frames.circular.numpy(), core)
+    basins = find_basins(frames.circular.numpy(), core)
     with torch.no_grad():
         latent = model.flow.sample_latent(_COVERAGE_SAMPLES, torch.Generator().manual_seed(seed))
         samples, _ = model.flow(latent)
@@ -149,7 +140,7 @@ def _coverage(
         )
     weights = torch.exp(log_weights[finite] - log_weights[finite].max())
     return coverage_biases(
-        wells,
+        basins,
         samples.circular[finite].numpy(),
         weights.numpy(),
         settings.refinement.coverage,

@@ -3,7 +3,7 @@
 A loss that follows samples ``x(z; theta)`` at fixed latent variables needs ``u . dx/dtheta``. Differentiating the sampling
 direction would go through root finding. The closed-form direction ``z(x; theta)`` knows the same: along a path of fixed z,
 ``dx/dtheta = -(dz/dx)^-1 dz/dtheta``, hence ``u . dx/dtheta = -v . dz/dtheta`` with ``(dz/dx)^T v = u``. A layer that changes
-some coordinates and only looks at the others has a triangular derivative, and a linear layer knows its matrix, so that v takes
+some coordinates and reads the others has a triangular derivative, and a linear layer knows its matrix, so that v takes
 one backward pass of each layer, from data to latent variables, which gives the gradients of its parameters too (Vaitl et al.,
 "Fast and unified path gradient estimators for normalizing flows", arXiv 2403.15881).
 """
@@ -76,7 +76,7 @@ class LayerwiseFlow:
     def path_gradient(self, cotangent: Coordinates) -> list[tuple[nn.Parameter, Tensor]]:
         """Return, by parameter, the gradient of ``sum cotangent . x(z; theta)`` at fixed latent variables z.
 
-        Frees the graphs: the last question that can be asked.
+        This frees the graphs: call it last.
         """
         circular, stiff = (part.to(self._flow.dtype) for part in cotangent)
         first, context = _path(self._layers["stiff"], stiff)

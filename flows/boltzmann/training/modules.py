@@ -1,24 +1,20 @@
-"""Training stages as Lightning modules: each step is a function of the seed and the step number alone.
-
-A batch is drawn from a generator seeded with (seed, step), not from a running stream, so that a run that was killed and
-resumed from a checkpoint repeats the numbers of an undisturbed one.
-"""
+"""The objectives of a Boltzmann generator's two stages: maximum likelihood, and refinement on its own samples."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ....core.errors import ConvergenceError
+from ...transforms.merging import MergingObjective
 from ..compiled_functions import CompiledSampling
 from ..coordinate_flow import CoordinateFlow
 from ..molecule_coordinates import Coordinates
 from .compiled_gradients import GradientEvaluator, with_gradients
 from .configuration import LikelihoodStage, RefinementStage
-from .held_out import HeldOutLikelihood
 from .objectives import (
     effective_sample_fraction,
     force_matching_gradients,
@@ -26,17 +22,17 @@ from .objectives import (
     path_gradients,
     reverse_kl,
 )
-from .stage_training import StageTraining
 from .target import TargetDensity
 
+_MOST_HELD_OUT = 1024  # frames: the error of their mean is far below what over-training costs
 _NORMALISER_MEMORY = 0.95
 _LIKELIHOOD_OFFSET = 500_000_009  # separates the random streams of data batches and latent batches
 
 
-class FlowTraining(StageTraining):
+class FlowTraining(MergingObjective):
     """What the stages of a Boltzmann generator share: besides schedule and average, gradients of its likelihood."""
 
-    flow: CoordinateFlow
+    module: CoordinateFlow
 
     def __init__(
         self,
@@ -65,6 +61,9 @@ class LikelihoodTraining(FlowTraining):
     """
 
     stage: LikelihoodStage
+    held_out_name = "held_out_nll"
+    loss_name = "likelihood"
+    loss_advice = "lower learning_rate in [model.training.likelihood], take fewer steps, or give more frames"
 
     def __init__(
         self,
@@ -80,55 +79,34 @@ class LikelihoodTraining(FlowTraining):
         super().__init__(flow, stage, seed, log_interval, compilation)
         self.matching = GradientEvaluator(flow, force_matching_gradients, compilation)
         self.data, self.gradient = data, gradient
-        self.held_out = None if held_out is None else HeldOutLikelihood(held_out, stage.patience)
+        self.held_out: Coordinates | None = None
+        if held_out is not None:
+            # An even choice of them where there are many.
+            chosen = torch.linspace(0, len(held_out.stiff) - 1, min(len(held_out.stiff), _MOST_HELD_OUT)).round().long()
+            self.held_out = Coordinates(held_out.circular[chosen], held_out.stiff[chosen])
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of one batch; raises ConvergenceError where it is not finite."""
-        if self.held_out is not None and self.global_step and self.global_step % self.log_interval == 0:
-            self.curve.append(
-                {"step": float(self.global_step), "held_out_nll": self.held_out.look(self.averaged.module)}
-            )
-            if self.held_out.finished:
-                self.trainer.should_stop = True
-        loss = self._loss()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.global_step} is {loss.item()}: lower learning_rate in "
-                "[model.training.likelihood], take fewer steps, or give more frames"
-            )
-        return loss
+    def held_out_loss(self, module: nn.Module) -> float | None:
+        """Return ``-mean log q`` of the held-out frames."""
+        if self.held_out is None:
+            return None
+        if not isinstance(module, CoordinateFlow):
+            raise TypeError(f"expected a CoordinateFlow, got a {type(module).__name__}")
+        with torch.no_grad():
+            return float(-module.log_prob(self.held_out).double().mean())
 
-    def finish(self) -> None:
-        """Leave the averaged parameters in the flow: the last ones, or those that were best on held-out frames."""
-        super().finish()
-        if self.held_out is not None:
-            value = self.held_out.look(self.flow)
-            self.curve.append({"step": float(self.global_step), "held_out_nll": value})
-            self.held_out.restore(self.flow)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the held-out frames said besides the curve."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["held_out"] = None if self.held_out is None else self.held_out.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what the held-out frames said besides the curve."""
-        super().on_load_checkpoint(checkpoint)
-        if self.held_out is not None:
-            self.held_out.load_state_dict(checkpoint["held_out"])
-
-    def _loss(self) -> Tensor:
-        chosen = self.share(torch.randint(len(self.data.stiff), (self.stage.batch,), generator=self.generator()))
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the loss of one batch."""
+        chosen = self.processes.share(torch.randint(len(self.data.stiff), (self.stage.batch,), generator=generator))
         data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
         if self.stage.force_weight == 0.0:
             (loss,), slopes = self.likelihood(*data)
             self.record(nll=float(loss))
-            return with_gradients(loss, self.flow, slopes)
+            return with_gradients(loss, self.module, slopes)
         gradient = (self.gradient.circular[chosen], self.gradient.stiff[chosen])
         weight = data.stiff.new_tensor(self.stage.force_weight)
         (likelihood, force), slopes = self.matching(*data, *gradient, weight)
         self.record(nll=float(likelihood), force=float(force))
-        return with_gradients(likelihood + weight * force, self.flow, slopes)
+        return with_gradients(likelihood + weight * force, self.module, slopes)
 
 
 class RefinementTraining(FlowTraining):
@@ -162,12 +140,12 @@ class RefinementTraining(FlowTraining):
         self.target, self.data = target, data
         self.log_normaliser: float | None = None
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Return the (surrogate) loss of one batch."""
-        stage, progress = self.stage, self.global_step / self.stage.steps
+        stage, progress = self.stage, self.step / self.stage.steps
         late = stage.final_batch is not None and progress >= 1.0 - stage.final_share
         count = stage.final_batch if late and stage.final_batch else stage.batch
-        latent = Coordinates(*map(self.share, self.flow.sample_latent(count, self.generator())))
+        latent = Coordinates(*map(self.processes.share, self.module.sample_latent(count, generator)))
         total = latent.stiff.new_zeros(())
         if stage.path_weight > 0.0:
             # Reverse and forward Kullback-Leibler first; the chi-squared term, which is what the effective sample size
@@ -179,18 +157,18 @@ class RefinementTraining(FlowTraining):
             (log_weights,), slopes = self.path(
                 *samples, log_density, *gradient, log_density.new_tensor(normaliser), log_density.new_tensor(powers)
             )
-            log_weights = self.whole(log_weights)
+            log_weights = self.processes.whole(log_weights)
             self.record(effective_sample_fraction=float(effective_sample_fraction(log_weights)))
             self._follow(log_weights)
-            total = total + stage.path_weight * with_gradients(total.detach(), self.flow, slopes)
+            total = total + stage.path_weight * with_gradients(total.detach(), self.module, slopes)
         if stage.reverse_kl_weight > 0.0:
-            total = total + stage.reverse_kl_weight * reverse_kl(self.flow, latent, self.target)
+            total = total + stage.reverse_kl_weight * reverse_kl(self.module, latent, self.target)
         if stage.likelihood_weight > 0.0:
-            generator = self.generator(_LIKELIHOOD_OFFSET)
-            chosen = self.share(torch.randint(len(self.data.stiff), (count,), generator=generator))
+            drawn = torch.randint(len(self.data.stiff), (count,), generator=self.stream(_LIKELIHOOD_OFFSET))
+            chosen = self.processes.share(drawn)
             data = Coordinates(self.data.circular[chosen], self.data.stiff[chosen])
             (loss,), slopes = self.likelihood(*data)
-            total = total + stage.likelihood_weight * with_gradients(loss, self.flow, slopes)
+            total = total + stage.likelihood_weight * with_gradients(loss, self.module, slopes)
         return total
 
     def _follow(self, log_weights: Tensor) -> None:
@@ -201,12 +179,11 @@ class RefinementTraining(FlowTraining):
         memory = _NORMALISER_MEMORY
         self.log_normaliser = estimate if old is None else memory * old + (1.0 - memory) * estimate
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the running normaliser besides the curve."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["log_normaliser"] = self.log_normaliser
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running normaliser besides."""
+        return {**super().state_dict(), "log_normaliser": self.log_normaliser}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the running normaliser besides the curve."""
-        super().on_load_checkpoint(checkpoint)
-        self.log_normaliser = checkpoint["log_normaliser"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.log_normaliser = state["log_normaliser"]

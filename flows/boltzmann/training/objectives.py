@@ -1,6 +1,6 @@
-"""What training minimises: maximum likelihood, force matching, reverse Kullback-Leibler, path gradients.
+"""Training objectives: maximum likelihood, force matching, reverse Kullback-Leibler divergence, path gradients.
 
-All act on the trained flow in coordinates; the fixed map to positions drops out of every gradient.
+All of them act on the trained flow in coordinates; the fixed map to positions drops out of every gradient.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGEST_WEIGHT = 10.0
 _TURN_SCALE = 0.05  # a typical width of a torsion in turns, where stiff coordinates have width one
 
 
-class Gradients(NamedTuple):
-    """What a step needs to know of a batch.
+class LossGradients(NamedTuple):
+    """Losses of a batch and their gradients.
 
     Attributes:
-        losses: scalars, or values ``(B,)`` of the configurations, by what they are called in the function's docstring.
-        by_parameter: gradients of what is minimised, in the order of ``flow.parameters()``.
+        losses: scalars, or values ``(B,)`` of the configurations, in the order of the function's docstring.
+        by_parameter: gradients of the objective, in the order of ``flow.parameters()``.
     """
 
     losses: tuple[Tensor, ...]
@@ -40,7 +40,7 @@ class Gradients(NamedTuple):
 # evaluated with torch as they stand, or compiled: see compiled_gradients.
 
 
-def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> Gradients:
+def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) -> LossGradients:
     """Return ``-mean log q`` over data, and its gradient.
 
     Args:
@@ -50,7 +50,7 @@ def likelihood_gradients(flow: CoordinateFlow, circular: Tensor, stiff: Tensor) 
     """
     with torch.enable_grad():
         loss = -flow.log_prob(Coordinates(circular, stiff)).mean()
-        return Gradients((loss.detach(),), _gradients(loss, flow))
+        return LossGradients((loss.detach(),), _gradients(loss, flow))
 
 
 def force_matching_gradients(
@@ -60,7 +60,7 @@ def force_matching_gradients(
     circular_slope: Tensor,
     stiff_slope: Tensor,
     weight: Tensor,
-) -> Gradients:
+) -> LossGradients:
     """Return the negative log-likelihood, half the mean squared difference of log-density gradients, and the gradient.
 
     The difference is taken in standardised coordinates (torsions times 0.05 turns), each configuration limited to ten
@@ -71,8 +71,8 @@ def force_matching_gradients(
         circular: torsions ``(B, C)`` in turns.
         stiff: standardised stiff coordinates ``(B, S)``.
         circular_slope: gradient of the target's log-density in the torsions.
-        stiff_slope: and in the stiff coordinates.
-        weight: 0-dimensional; of the second loss in what is minimised.
+        stiff_slope: gradient in the stiff coordinates.
+        weight: 0-dimensional weight of the second loss.
     """
     with torch.enable_grad():
         leaves = Coordinates(circular.detach().requires_grad_(True), stiff.detach().requires_grad_(True))
@@ -83,7 +83,7 @@ def force_matching_gradients(
         limit = _FORCE_OUTLIER * error.detach().median()
         limited = error * (limit / error.detach().clamp_min(1e-30)).clamp(max=1.0)
         likelihood, force = -log_prob.mean(), 0.5 * limited.mean()
-        return Gradients((likelihood.detach(), force.detach()), _gradients(likelihood + weight * force, flow))
+        return LossGradients((likelihood.detach(), force.detach()), _gradients(likelihood + weight * force, flow))
 
 
 def path_gradients(
@@ -95,7 +95,7 @@ def path_gradients(
     stiff_slope: Tensor,
     log_normaliser: Tensor,
     powers: Tensor,
-) -> Gradients:
+) -> LossGradients:
     """Return log-weights ``(B,)`` of samples of the flow, NaN where not finite, and the path gradient of divergences.
 
     With ``delta = grad log q - grad log pi`` at samples x of the flow (parameters held), the gradient of KL(q|pi), KL(pi|q)
@@ -107,12 +107,12 @@ def path_gradients(
         flow: the flow.
         circular: torsions ``(B, C)`` of the samples, in turns.
         stiff: their standardised stiff coordinates ``(B, S)``.
-        log_density: of the target ``(B,)``, float64.
+        log_density: log-density of the target ``(B,)``, float64.
         circular_slope: gradient of the target's log-density in the torsions, float64.
-        stiff_slope: and in the stiff coordinates.
+        stiff_slope: gradient in the stiff coordinates, float64.
         log_normaliser: 0-dimensional float64; a running estimate of log Z that makes the mean weight one, or NaN for the
             batch's own.
-        powers: ``(3,)`` shares of 1, w and w^2 in c(w), float64.
+        powers: ``(3,)`` coefficients of 1, w and w^2 in c(w), float64.
     """
     layers = LayerwiseFlow(flow, Coordinates(circular, stiff))
     log_prob, score = layers.log_prob, layers.score()
@@ -138,14 +138,14 @@ def path_gradients(
         )
     found = {id(parameter): gradient for parameter, gradient in layers.path_gradient(pull)}
     none = torch.full_like(log_weights, torch.nan)
-    return Gradients(
+    return LossGradients(
         (torch.where(finite, log_weights, none),),
         tuple(found[id(p)] if id(p) in found else torch.zeros_like(p) for p in flow.parameters()),
     )
 
 
 def effective_sample_fraction(log_weights: Tensor) -> Tensor:
-    """Return the effective sample size of weights as a share of their number; NaN counts as no weight.
+    """Return the effective sample size of weights as a fraction of their number; NaN counts as no weight.
 
     Raises:
         NonFiniteEnergyError: where all are NaN.

@@ -1,4 +1,4 @@
-"""The Boltzmann distribution that a flow is trained towards, in the coordinates that the flow is trained in."""
+"""The Boltzmann distribution that a flow is trained towards, in the coordinates of the flow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TargetValue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TorsionBias:
+class CoverageBias:
     """A smooth bump that makes the neighbourhood of one torsion value more likely.
 
     Adds ``height * exp(concentration * (cos 2 pi (t - centre) - 1))`` to the log-density, t in turns.
@@ -30,7 +30,7 @@ class TorsionBias:
     Attributes:
         circular: index of the circular coordinate.
         centre: turns.
-        concentration: of the von Mises shape.
+        concentration: concentration of the von Mises shape.
         height: kT.
     """
 
@@ -60,7 +60,7 @@ class TargetDensity:
         coordinates: MoleculeCoordinates,
         energy: BatchedEnergy,
         temperature: float,
-        biases: tuple[TorsionBias, ...] = (),
+        biases: tuple[CoverageBias, ...] = (),
     ) -> None:
         self.coordinates = coordinates
         self.energy = energy
@@ -107,10 +107,10 @@ class TargetDensity:
         return TargetValue(log_density, Coordinates(circular, stiff))
 
 
-def _rotation(source: Tensor, target: Tensor) -> Tensor:
-    """Return rotations ``(B, 3, 3)`` that bring centred ``source`` onto ``target`` (Kabsch 1976)."""
+def _rotation(source: Tensor, reference: Tensor) -> Tensor:
+    """Return rotations ``(B, 3, 3)`` that bring centred ``source`` onto ``reference`` (Kabsch 1976)."""
     a = source - source.mean(1, keepdim=True)
-    b = target - target.mean(1, keepdim=True)
+    b = reference - reference.mean(1, keepdim=True)
     u, _, v = torch.linalg.svd(torch.einsum("bni,bnj->bij", b, a))
     sign = torch.linalg.det(u @ v).sign()
     flip = torch.ones(len(source), 3, dtype=source.dtype)

@@ -1,7 +1,8 @@
-"""A velocity field and its derivatives as compiled programs, for trainings that evaluate it a hundred thousand times."""
+"""A velocity field and its derivatives as compiled programs, for trainings that evaluate it some 100 000 times."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class CompiledField:
     batch is more work than the calls of torch: LJ13, not DW4.
 
     Args:
-        field: its parameters are read anew at every call.
+        field: its parameters are read at every call.
         mode: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
     """
 
@@ -31,8 +32,8 @@ class CompiledField:
         self._divergence = CompiledFlowFunction(field, velocity_and_divergence, mode)
         self._pulled = CompiledFlowFunction(field, velocity_and_gradient, mode)
         self._slopes = {
-            (with_divergence, of_parameters): CompiledFlowFunction(field, function, mode)
-            for (with_divergence, of_parameters), function in _SLOPES.items()
+            key: CompiledFlowFunction(field, _derivative(*key), mode)
+            for key in itertools.product((False, True), repeat=2)
         }
 
     def __call__(self, time: Tensor, x: Tensor) -> Tensor:
@@ -103,41 +104,16 @@ def velocity_and_gradient(field: VectorField, x: Tensor, time: Tensor, pull: Ten
     return tuple(field.pulled(time, x, pull))
 
 
-def velocity_by_positions(field: VectorField, x: Tensor, time: Tensor, pull: Tensor) -> tuple[Tensor, ...]:
-    """Return the derivative of ``sum(velocity pull)`` by positions."""
-    return _derivatives(field, x, time, (pull,), of_parameters=False)
+def _derivative(with_divergence: bool, of_parameters: bool) -> FlowFunction:
+    """Return the derivative of ``sum(value pull)`` by positions and, where asked, parameters, as a function to compile."""
 
+    def derivative(field: VectorField, x: Tensor, time: Tensor, *pulls: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            values = tuple(field.with_divergence(time, leaf)) if with_divergence else (field(time, leaf),)
+            parameters = list(field.parameters()) if of_parameters else []
+            return torch.autograd.grad(values, [leaf, *parameters], pulls, materialize_grads=True)
 
-def velocity_by_all(field: VectorField, x: Tensor, time: Tensor, pull: Tensor) -> tuple[Tensor, ...]:
-    """Return its derivatives by positions and parameters."""
-    return _derivatives(field, x, time, (pull,), of_parameters=True)
-
-
-def divergence_by_positions(
-    field: VectorField, x: Tensor, time: Tensor, pull: Tensor, weight: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the derivative of ``sum(velocity pull) + sum(divergence weight)`` by positions."""
-    return _derivatives(field, x, time, (pull, weight), of_parameters=False)
-
-
-def divergence_by_all(field: VectorField, x: Tensor, time: Tensor, pull: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """Return its derivatives by positions and parameters."""
-    return _derivatives(field, x, time, (pull, weight), of_parameters=True)
-
-
-_SLOPES: dict[tuple[bool, bool], FlowFunction] = {
-    (False, False): velocity_by_positions,
-    (False, True): velocity_by_all,
-    (True, False): divergence_by_positions,
-    (True, True): divergence_by_all,
-}
-
-
-def _derivatives(
-    field: VectorField, x: Tensor, time: Tensor, pulls: tuple[Tensor, ...], *, of_parameters: bool
-) -> tuple[Tensor, ...]:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        values = tuple(field.with_divergence(time, leaf)) if len(pulls) > 1 else (field(time, leaf),)
-        parameters = list(field.parameters()) if of_parameters else []
-        return torch.autograd.grad(values, [leaf, *parameters], pulls, materialize_grads=True)
+    value, variables = "divergence" if with_divergence else "velocity", "all" if of_parameters else "positions"
+    derivative.__name__ = f"{value}_by_{variables}"
+    return derivative

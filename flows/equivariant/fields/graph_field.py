@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ....core.configuration import StrictModel
-from .pair_geometry import PairGeometry
+from ...transforms.conditioners import normal_layer
+from .pair_geometry import FARTHEST, PairGeometry
 from .triangles import Triangles
 from .vector_fields import VectorField, Velocity
-
-_SOFTENING = 1e-6  # squared reduced length added to squared distances: keeps directions finite where two particles meet
-
-_FARTHEST = 40.0  # exponent of Gaussians: what underflows to denormal numbers takes processors ten times the time
 
 
 class GraphFieldSettings(StrictModel):
@@ -31,7 +28,7 @@ class GraphFieldSettings(StrictModel):
         longest: reduced distance that the Gaussians reach to.
         crowding: power of their spacing; 1 is uniform, 2 has them denser at short distances.
         width: standard deviation of each, in units of the distance to the next.
-        frequencies: of the time.
+        frequencies: number of frequencies of the time.
     """
 
     hidden: int = Field(default=32, ge=1)
@@ -45,7 +42,7 @@ class GraphFieldSettings(StrictModel):
 
 
 class _Pairs(NamedTuple):
-    """What the layers know of pairs: differences ``(P, B, D)``, distances ``(P, B, 1)``, radial features ``(P, B, K)``."""
+    """Inputs of the layers for pairs: differences ``(P, B, D)``, distances ``(P, B, 1)``, radial features ``(P, B, K)``."""
 
     difference: Tensor
     distance: Tensor
@@ -89,21 +86,20 @@ class GraphField(VectorField):
         self.register_buffer("centres", centres.float())
         self.register_buffer("widths", (settings.width * torch.gradient(centres)[0]).float())
         self.triangles = Triangles(count)
-        self.time = _linear(2 * settings.frequencies + 2, h, generator)
-        self.time_biases = _linear(h, 2 * f + c + 2 * h, generator)
+        self.time = normal_layer(2 * settings.frequencies + 2, h, generator)
+        self.time_biases = normal_layer(h, 2 * f + c + 2 * h, generator)
         # All that is linear in the Gaussians: messages, sides of triangles, pairs. So many of them overlap at a time.
-        self.radial = _linear(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
-        self.particle = _linear(f, f, generator, scale=1.0 / math.sqrt(count))
-        self.pair_particles = _linear(f, h, generator)
-        self.pair_products = _linear(f, h, generator)
-        self.pair_triangles = _linear(c, h, generator, scale=1.0 / math.sqrt(count))
-        self.pair_all = _linear(f, h, generator, scale=1.0 / count)
-        self.pair_hidden = _linear(h, h, generator)
+        self.radial = normal_layer(k, f + c + h, generator, scale=math.sqrt(k / (4.0 * settings.width)))
+        self.particle = normal_layer(f, f, generator, scale=1.0 / math.sqrt(count))
+        self.pair_particles = normal_layer(f, h, generator)
+        self.pair_products = normal_layer(f, h, generator)
+        self.pair_triangles = normal_layer(c, h, generator, scale=1.0 / math.sqrt(count))
+        self.pair_all = normal_layer(f, h, generator, scale=1.0 / count)
+        self.pair_hidden = normal_layer(h, h, generator)
         self.weight = nn.Parameter(torch.zeros(h))
-        self.kernels = _linear(h, k + 1, generator, scale=0.0)
+        self.kernels = normal_layer(h, k + 1, generator, scale=0.0)
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
         pairs, biases = self._pairs(x), self._time_biases(time, x)
         message, side, own = self.radial(pairs.radial).split(self.sizes, -1)
         received = self.geometry.gather(silu(message + biases.message))
@@ -152,10 +148,9 @@ class GraphField(VectorField):
         return Velocity(geometry.gather_signed(pairs.difference * phi).transpose(0, 1), divergence)
 
     def _pairs(self, x: Tensor) -> _Pairs:
-        difference = self.geometry.differences(x.transpose(0, 1))
-        distance = (difference.square().sum(-1, keepdim=True) + _SOFTENING).sqrt()
+        difference, distance = self.geometry.separations(x)
         exponents = 0.5 * ((distance - self.centres) / self.widths).square()
-        radial = torch.exp(-exponents.clamp(max=_FARTHEST))
+        radial = torch.exp(-exponents.clamp(max=FARTHEST))
         return _Pairs(difference, distance, radial)
 
     def _seen(self, own: Tensor, features: Tensor, received: Tensor, triangles: Tensor) -> Tensor:
@@ -185,11 +180,3 @@ def _silu_and_slope(value: Tensor) -> tuple[Tensor, Tensor]:
     gate = torch.sigmoid(value)
     result = value * gate
     return result, gate + result * (1.0 - gate)
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator, scale: float = 1.0) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    with torch.no_grad():
-        layer.weight.copy_(scale / math.sqrt(inputs) * torch.randn(outputs, inputs, generator=generator))
-        layer.bias.zero_()
-    return layer

@@ -9,11 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ....core.configuration import StrictModel
-from .pair_geometry import PairGeometry
+from .pair_geometry import FARTHEST, SOFTENING, PairGeometry
 from .vector_fields import VectorField, Velocity
-
-_SOFTENING = 1e-6  # of squared distances and of sums of kernels, as in the paper's code
-_FARTHEST = 40.0  # exponent of Gaussians: what underflows to denormal numbers takes processors ten times the time
 
 
 class KernelFieldSettings(StrictModel):
@@ -23,9 +20,9 @@ class KernelFieldSettings(StrictModel):
         distances: kernels of the distance.
         longest: reduced distance of the last one.
         crowding: power of their spacing; 1 is uniform (DW4), 2 has them denser at short distances (LJ13).
-        width: of each, in units of the distance between neighbours.
+        width: width of each, in units of the distance between neighbours.
         times: kernels of the time, uniform from 0 to 1.
-        time_width: of each, in units of time.
+        time_width: width of each, in units of time.
     """
 
     distances: int = Field(default=50, ge=2)
@@ -62,14 +59,13 @@ class KernelField(VectorField):
         self.biases = nn.Parameter(torch.zeros(settings.times))
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
-        difference, distance = self._pairs(x)
+        difference, distance = self.geometry.separations(x)
         kernels, _ = _normalised(distance, self.centres, self.log_widths)
         return self._moved(difference, self._combined(kernels, time, constant=True))
 
     def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
         """See :meth:`VectorField.with_divergence`; in closed form."""
-        difference, distance = self._pairs(x)
+        difference, distance = self.geometry.separations(x)
         kernels, slopes = _normalised(distance, self.centres, self.log_widths)
         phi = self._combined(kernels, time, constant=True)
         slope = self._combined(slopes, time, constant=False)
@@ -77,11 +73,6 @@ class KernelField(VectorField):
         stretch = difference.square().sum(-1) / distance.squeeze(-1)
         divergence = 2.0 * (stretch * slope + self.dimension * phi).sum(0)
         return Velocity(self._moved(difference, phi), divergence)
-
-    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return differences ``(P, B, D)`` and distances ``(P, B, 1)``."""
-        difference = self.geometry.differences(x.transpose(0, 1))
-        return difference, (difference.square().sum(-1, keepdim=True) + _SOFTENING).sqrt()
 
     def _moved(self, difference: Tensor, phi: Tensor) -> Tensor:
         return self.geometry.gather_signed(difference * phi.unsqueeze(-1)).transpose(0, 1)
@@ -98,8 +89,8 @@ def _normalised(value: Tensor, centres: Tensor, log_widths: Tensor) -> tuple[Ten
     """Return Gaussians of ``value`` ``(.., 1)`` divided by their sum, and their derivatives, both ``(.., K)``."""
     inverse = torch.exp(-log_widths)
     z = (value - centres) * inverse
-    gaussians = torch.exp(-z.square().clamp(max=_FARTHEST))
+    gaussians = torch.exp(-z.square().clamp(max=FARTHEST))
     slopes = -2.0 * z * inverse * gaussians
-    total = gaussians.sum(-1, keepdim=True) + _SOFTENING
+    total = gaussians.sum(-1, keepdim=True) + SOFTENING
     kernels = gaussians / total
     return kernels, (slopes - kernels * slopes.sum(-1, keepdim=True)) / total

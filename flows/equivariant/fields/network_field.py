@@ -1,15 +1,15 @@
-"""A velocity that knows no symmetry but the one of translation: what equivariant fields are compared with."""
+"""A velocity field without any symmetry but translation, for comparison with equivariant fields."""
 
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ....core.configuration import StrictModel
+from ...transforms.conditioners import normal_layer
 from .vector_fields import VectorField
 
 
@@ -37,18 +37,12 @@ class NetworkField(VectorField):
         self.settings, self.count, self.dimension = settings, count, dimension
         sizes = [count * dimension + 1] + [settings.hidden] * settings.layers + [count * dimension]
         modules: list[nn.Module] = []
-        last = len(sizes) - 2
-        for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            layer = nn.Linear(inputs, outputs)
-            with torch.no_grad():
-                noise = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
-                layer.weight.copy_(torch.zeros_like(noise) if number == last else noise)  # it starts at rest
-                layer.bias.zero_()
-            modules += [layer, nn.SiLU()]
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes), 2):
+            scale = 0.0 if number == len(sizes) else 1.0  # the field starts at rest
+            modules += [normal_layer(inputs, outputs, generator, scale), nn.SiLU()]
         self.network = nn.Sequential(*modules[:-1])
 
     def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
         t = time.to(x.dtype).expand(len(x)).unsqueeze(-1)
         centred = x - x.mean(1, keepdim=True)
         velocity = self.network(torch.cat([centred.flatten(1), t], 1)).view(x.shape)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SOFTENING = 1e-6
+"""Squared reduced length added to squared distances, which keeps directions finite where two particles meet."""
+
+FARTHEST = 40.0
+"""Largest exponent of Gaussians: denormal numbers take processors ten times the time."""
+
 
 class PairGeometry(nn.Module):
     """Differences of pairs, and sums over the pairs of each particle.
@@ -29,6 +35,11 @@ class PairGeometry(nn.Module):
     def differences(self, of_particles: Tensor) -> Tensor:
         """Return ``(P, ..)``, the value of the first of each pair minus that of the second, of ``(N, ..)``."""
         return _product(self.signed.to(of_particles.dtype), of_particles)
+
+    def separations(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return differences ``(P, B, D)`` and softened distances ``(P, B, 1)`` of positions ``(B, N, D)``."""
+        difference = self.differences(x.transpose(0, 1))
+        return difference, (difference.square().sum(-1, keepdim=True) + SOFTENING).sqrt()
 
     def sums(self, of_particles: Tensor) -> Tensor:
         """Return ``(P, ..)``, the sum of the values of both of each pair."""

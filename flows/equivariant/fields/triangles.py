@@ -1,4 +1,4 @@
-"""What two particles know of their distances to the same third one: sums over triangles, with their derivatives."""
+"""Sums over triangles of two particles and a third one, with their derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of velocities that move configurations, and the divergence of any of them."""
+"""The contract of velocity fields, and the exact divergence of any of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pulled(NamedTuple):
 
 
 class Velocities(Protocol):
-    """What solvers ask of a field: a :class:`VectorField`, or one in compiled form."""
+    """The interface that solvers use: a :class:`VectorField`, or its compiled form."""
 
     def __call__(self, time: Tensor, x: Tensor) -> Tensor:
         """Return velocities ``(B, N, D)``."""
@@ -89,51 +89,3 @@ def exact_divergence(field: Callable[[Tensor, Tensor], Tensor], time: Tensor, x:
         )
         divergence = (rows * units).sum((0, 2, 3))
     return Velocity(value, divergence) if differentiable else Velocity(value.detach(), divergence.detach())
-
-
-class HutchinsonField(VectorField):
-    """A field whose divergence is estimated from random directions, ``mean of e . d(v . e)/dx`` (arXiv 1810.01367).
-
-    Unbiased, at the price of noise. The directions stay the same until :meth:`draw` is called, so that the steps of one
-    solution belong to one ordinary differential equation.
-
-    Args:
-        field: the field itself.
-        probes: directions, whose estimates are averaged.
-    """
-
-    def __init__(self, field: VectorField, probes: int = 1) -> None:
-        super().__init__()
-        if probes < 1:
-            raise ValueError(f"the number of random directions must be positive, got {probes}")
-        self.field, self.probes = field, probes
-        self._directions: Tensor | None = None
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> None:
-        """Draw new directions of independent signs for configurations of the shape of ``x`` ``(B, N, D)``."""
-        signs = torch.randint(0, 2, (self.probes, *x.shape), generator=generator)
-        self._directions = (2 * signs - 1).to(x)
-
-    def forward(self, time: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`VectorField.forward`."""
-        velocity: Tensor = self.field(time, x)
-        return velocity
-
-    def with_divergence(self, time: Tensor, x: Tensor) -> Velocity:
-        """See :meth:`VectorField.with_divergence`; an estimate. Raises ValueError before :meth:`draw`."""
-        if self._directions is None or self._directions.shape[1:] != x.shape:
-            raise ValueError(f"draw(x, generator) directions for configurations of shape {tuple(x.shape)} first")
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            leaf = x if differentiable and x.requires_grad else x.detach().requires_grad_(True)
-            value = self.field(time, leaf)
-            (rows,) = torch.autograd.grad(
-                value,
-                leaf,
-                self._directions,
-                create_graph=differentiable,
-                is_grads_batched=True,
-                materialize_grads=True,
-            )
-            divergence = (rows * self._directions).sum((2, 3)).mean(0)
-        return Velocity(value, divergence) if differentiable else Velocity(value.detach(), divergence.detach())

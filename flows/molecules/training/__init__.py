@@ -1,1 +1,1 @@
-"""How a molecule builder learns: by imitation of molecules and by reinforcement with energies."""
+"""Training of a molecule builder: imitation of molecules and reinforcement by energies."""

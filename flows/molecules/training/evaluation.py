@@ -1,4 +1,4 @@
-"""What a builder knows of energies: a callable that evaluates molecules."""
+"""The contract of evaluators: callables that give a builder the energies of molecules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Geometry = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The verdict on one molecule.
+    """Evaluation of one molecule.
 
     Attributes:
-        energy: in eV; None where there is a fault.
-        positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from a evaluator that relaxes.
-        evaluations: energy evaluations that it took, now or when it was computed; 0 when it was seen to be hopeless.
+        energy: energy in eV; None where there is a fault.
+        positions: ``(N, 3)`` in nm, that the energy is of: relaxed ones from an evaluator that relaxes.
+        evaluations: number of energy evaluations, now or when it was first computed; 0 when a fault was found before.
         fault: why there is no energy, or None.
         known: whether it was looked up.
     """
@@ -36,5 +36,5 @@ class Evaluator(Protocol):
     """Evaluates molecules: any energy, relaxed or not. A molecule that cannot be evaluated is a fault, never an exception."""
 
     def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:
-        """Return one verdict a molecule, in their order."""
+        """Return one evaluation for each molecule, in their order."""
         ...

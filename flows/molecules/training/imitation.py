@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from ....core.configuration import StrictModel
-from ....core.errors import ConfigurationError, ConvergenceError
-from ...boltzmann.training.stage_training import StageTraining, run_stage
+from ....core.errors import ConfigurationError
+from ....core.training.objective import CosineStage, StageObjective
+from ....core.training.trainer import train
 from ..builder import MoleculeBuilder
 from ..molecule_sets import MoleculeSet
 
@@ -20,17 +19,12 @@ _TERMS = ("focus", "element", "distance", "angle", "torsion")
 _PARTS = 4  # of a batch, from small states to large ones, so that little is computed for rows of no atom
 
 
-class ImitationStage(StrictModel):
+class ImitationStage(CosineStage):
     """Maximum likelihood of single steps of random build orders.
 
-    Attributes:
-        steps: optimiser steps.
+    Attributes, besides those of :class:`~flowbridge.core.training.objective.CosineStage`:
         batch: partial molecules a step.
         heavy: share of them that place an atom other than hydrogen; the rest is drawn evenly from all steps.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end.
-        average: decay of the exponential moving average of the parameters.
-        gradient_clip: largest norm of the gradient.
     """
 
     steps: NonNegativeInt = 6000
@@ -42,11 +36,11 @@ class ImitationStage(StrictModel):
     gradient_clip: PositiveFloat = 10.0
 
 
-class ImitationTraining(StageTraining):
+class ImitationTraining(StageObjective):
     """One stage of imitation.
 
     Args:
-        flow: the builder, trained in place.
+        builder: trained in place.
         stage: its schedule.
         molecules: to imitate.
         weights: ``(B,)``, how often each is drawn.
@@ -55,39 +49,36 @@ class ImitationTraining(StageTraining):
     """
 
     stage: ImitationStage
-    flow: MoleculeBuilder
+    module: MoleculeBuilder
+    loss_name = "likelihood"
+    loss_advice = "lower the learning rate"
 
     def __init__(
         self,
-        flow: MoleculeBuilder,
+        builder: MoleculeBuilder,
         stage: ImitationStage,
         molecules: MoleculeSet,
         weights: Tensor,
         seed: int,
         log_interval: int,
     ) -> None:
-        super().__init__(flow, stage, seed, log_interval)
+        super().__init__(builder, stage, seed, log_interval)
         self.molecules = molecules
         self.weights = weights
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the mean negative log-likelihood of the choices of one batch; ConvergenceError where it is not finite."""
-        generator = self.generator()
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Return the mean negative log-likelihood of the choices of one batch."""
         chosen = torch.multinomial(self.weights, self.stage.batch, replacement=True, generator=generator)
         molecules = self.molecules.select(chosen)
         molecules = molecules.permuted(molecules.draw_orders(generator).rows)
         steps = self._steps(molecules, generator)
         by_size = steps.argsort()
         terms = sum(
-            imitation_terms(self.flow, molecules.select(rows), steps[rows], generator).sum(1)
+            imitation_terms(self.module, molecules.select(rows), steps[rows], generator).sum(1)
             for rows in by_size.chunk(_PARTS)
         )
         terms = -torch.as_tensor(terms) / self.stage.batch
         loss: Tensor = terms.sum()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(
-                f"the likelihood of step {self.global_step} is {loss.item()}: lower the learning rate"
-            )
         self.record(nll=float(loss.detach()), **dict(zip(_TERMS, terms.detach().tolist(), strict=True)))
         return loss
 
@@ -158,4 +149,4 @@ def imitate(
             f"weights must be {len(molecules.counts)} numbers, not negative and not all zero, got {tuple(weights.shape)}"
         )
     training = ImitationTraining(builder, stage, molecules, weights, seed, log_interval)
-    return run_stage(training, "imitation", checkpoint_interval, folder, show_progress)
+    return train(training, folder / "imitation", checkpoint_interval, show_progress)

@@ -1,4 +1,4 @@
-"""What an isomer's energy will be, guessed from its graph by Bayesian linear regression; each energy that comes in helps."""
+"""Energies of isomers predicted from their graphs by Bayesian linear regression, updated with every evaluated energy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROUNDS = 60  # of finding the noise
 
 
 class Guess(NamedTuple):
-    """Energies ``(B,)`` in eV that are expected, and their joint covariance ``(B, B)`` in eV²."""
+    """Expected energies ``(B,)`` in eV and their joint covariance ``(B, B)`` in eV²."""
 
     mean: Tensor
     covariance: Tensor
@@ -30,8 +30,8 @@ class Guess(NamedTuple):
 class IsomerEnergies(nn.Module):
     """Energies of relaxed molecules as sums over the parts of their graphs.
 
-    It costs nothing next to any calculator, and is as wrong as a sum of parts is: by some tenths of an eV, which is enough
-    to say which isomers are worth an evaluation.
+    Its cost is negligible next to any calculator. The error is some tenths of an eV, which is enough to choose the isomers
+    worth an evaluation.
 
     Args:
         features: names of the parts, see :func:`~flowbridge.flows.molecules.graph_features.graph_features`.
@@ -57,9 +57,9 @@ class IsomerEnergies(nn.Module):
         """Learn from relaxed molecules.
 
         Args:
-            formulas: of B molecules.
-            features: of each.
-            energies: of each, in eV.
+            formulas: formulas of B molecules.
+            features: graph features of each.
+            energies: energy of each in eV.
 
         Raises:
             ConfigurationError: for no molecules, or lists of different lengths.
@@ -71,22 +71,22 @@ class IsomerEnergies(nn.Module):
         seen = Counter(name for graph in features for name in graph)
         model = cls(sorted(name for name, count in seen.items() if count >= _FEWEST))
         counts = torch.tensor([formula.counts for formula in formulas], dtype=torch.float64)
-        target = torch.tensor(energies, dtype=torch.float64)
-        model.elements.copy_(torch.linalg.lstsq(counts, target.unsqueeze(1), driver="gelsd").solution.squeeze(1))
-        model._regress(model.design(features), target - counts @ model.elements)
+        response = torch.tensor(energies, dtype=torch.float64)
+        model.elements.copy_(torch.linalg.lstsq(counts, response.unsqueeze(1), driver="gelsd").solution.squeeze(1))
+        model._regress(model.design(features), response - counts @ model.elements)
         return model
 
-    def _regress(self, design: Tensor, target: Tensor) -> None:
-        noise = float(target.var()) if len(target) > 1 else 1.0
-        gram, moment = design.T @ design, design.T @ target
+    def _regress(self, design: Tensor, response: Tensor) -> None:
+        noise = float(response.var()) if len(response) > 1 else 1.0
+        gram, moment = design.T @ design, design.T @ response
         identity = torch.eye(len(gram), dtype=torch.float64)
         # Expectation maximisation of the evidence (Bishop, Pattern Recognition and Machine Learning, 9.3.4): where there are
         # fewer molecules than features the noise does not vanish with the residuals.
         for _ in range(_ROUNDS):
             covariance = torch.linalg.inv(gram / noise + identity / _PRIOR**2)
             weights = covariance @ moment / noise
-            residual = float((target - design @ weights).square().sum() + (gram * covariance).sum())
-            noise = max(residual / len(target), _LEAST_NOISE)
+            residual = float((response - design @ weights).square().sum() + (gram * covariance).sum())
+            noise = max(residual / len(response), _LEAST_NOISE)
         self.weights.copy_(weights)
         self.covariance.copy_(covariance)
         self.noise.fill_(noise)
@@ -101,8 +101,8 @@ class IsomerEnergies(nn.Module):
         """Return the energies of isomers, given those of some of them.
 
         Args:
-            formula: of all.
-            features: of B isomers.
+            formula: common formula.
+            features: graph features of B isomers.
             known: energies in eV that have been evaluated, None of isomers that have not.
         """
         design = self.design(features)

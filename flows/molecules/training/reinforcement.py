@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from ....core.configuration import StrictModel
-from ....core.errors import ConfigurationError, ConvergenceError
-from ...boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from ....core.errors import ConfigurationError
+from ....core.training.objective import Objective, Plan
+from ....core.training.trainer import Trainer
 from ..bonds import find_bonds
 from ..builder import BuiltMolecules, MoleculeBuilder
 from ..formulas import Formula
@@ -194,7 +195,7 @@ def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
 
 
-class Reinforcement:
+class Reinforcement(Objective):
     """Training of one builder on several formulas at once, in rounds.
 
     Args:
@@ -208,6 +209,9 @@ class Reinforcement:
     Raises:
         ConfigurationError: for no formulas, or fewer than two molecules of each.
     """
+
+    module: MoleculeBuilder
+    loss_advice = "lower the learning rate"
 
     def __init__(
         self,
@@ -224,13 +228,15 @@ class Reinforcement:
                 f"{stage.molecules} molecules a round for {len(formulas)} formulas: at least one formula is needed, and two "
                 "molecules of each"
             )
-        self.builder, self.evaluator, self.stage, self.seed = builder, evaluator, stage, seed
+        plan = Plan(stage.iterations, stage.learning_rate, gradient_clip=lambda step: stage.gradient_clip)
+        settings = {"stage": stage.model_dump(mode="json"), "formulas": [str(formula) for formula in formulas]}
+        super().__init__(builder, plan, seed, settings=settings)
+        self.evaluator, self.stage = evaluator, stage
         self.formulas = [formulas[index % len(formulas)] for index in range(stage.molecules)]
         self.imitated = deepcopy(builder).requires_grad_(False)
-        self.optimiser = torch.optim.Adam(builder.parameters(), lr=stage.learning_rate)
         self.references = References(references)
         self.visits = Visits(stage.novelty)
-        self.curve: list[Round] = []
+        self._trainer = Trainer(self)
 
     def run(self, checkpoint: Path | None = None) -> list[Round]:
         """Go through all rounds and return the curve; see :meth:`rounds`."""
@@ -248,61 +254,53 @@ class Reinforcement:
             ModelFileError: when the checkpoint is of another training.
         """
         if checkpoint is not None and checkpoint.exists():
-            progress = load_checkpoint(checkpoint, self.builder, self.optimiser)
-            self.curve = [Round(*values) for values in progress["curve"]]
-            self.references = References(progress["references"])
-            self.visits = Visits(self.stage.novelty, progress["visits"])
-        yield from list(self.curve)
-        while len(self.curve) < self.stage.iterations:
-            self.curve.append(self._round(len(self.curve)))
-            if checkpoint is not None:
-                progress = {
-                    "curve": [list(values) for values in self.curve],
-                    "references": self.references.energies,
-                    "visits": dict(self.visits.counts),
-                }
-                save_checkpoint(checkpoint, self.builder, self.optimiser, progress)
-            yield self.curve[-1]
+            self._trainer.resume(checkpoint)
+        yield from [_round(point) for point in self.curve]
+        for _ in self._trainer.steps(checkpoint, interval=1):
+            yield _round(self.curve[-1])
 
-    def _round(self, number: int) -> Round:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        self.builder.eval()
-        built = self.builder.sample(self.formulas, self.stage.molecules, generator)
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Build and evaluate molecules; yield the losses of what is learned from them, and record the round."""
+        self.module.eval()
+        built = self.module.sample(self.formulas, self.stage.molecules, generator)
         rewards = reward(built, self.formulas, self.evaluator, self.references, self.stage.energy_scale, self.visits)
-        divergence = self._learn(built, advantages(rewards.values, self.formulas), generator)
-        atoms = built.counts[rewards.valid]
-        lowest = torch.tensor([self.references.energies[str(f)] for f in self.formulas])[rewards.valid]
-        above = (rewards.energies[rewards.valid] - lowest) / atoms
-        return Round(
-            float(rewards.values.mean()),
-            float(rewards.valid.double().mean()),
-            float(above.mean()) if len(above) else math.inf,
-            divergence,
-        )
-
-    def _learn(self, built: BuiltMolecules, advantage: Tensor, generator: torch.Generator) -> float:
-        """Step along the gradient; return the mean divergence of a choice from the imitation in the last epoch, in nats."""
-        choices = Choices.of(built)
+        advantage, choices = advantages(rewards.values, self.formulas), Choices.of(built)
         with torch.no_grad():
             parts = torch.arange(len(choices.steps)).split(self.stage.batch)
             before = torch.cat([choices_log_probs(self.imitated, built, choices.select(part)) for part in parts])
-        divergences: list[Tensor] = []
+        divergences: list[Tensor] = []  # of a choice from the imitation, nats
         for _ in range(self.stage.epochs):
-            shuffled = torch.randperm(len(choices.steps), generator=generator).split(self.stage.batch)
-            divergences = [self._step(built, choices.select(p), advantage, before[p]) for p in shuffled]
-        return float(torch.stack(divergences).mean())
+            divergences = []
+            for part in torch.randperm(len(choices.steps), generator=generator).split(self.stage.batch):
+                now = choices_log_probs(self.module, built, choices.select(part))
+                yield self._loss(now, choices.select(part), advantage, before[part])
+                divergences.append((now - before[part]).detach().mean())
+        atoms = built.counts[rewards.valid]
+        lowest = torch.tensor([self.references.energies[str(f)] for f in self.formulas])[rewards.valid]
+        above = (rewards.energies[rewards.valid] - lowest) / atoms
+        self.record(
+            reward=float(rewards.values.mean()),
+            valid=float(rewards.valid.double().mean()),
+            above=float(above.mean()) if len(above) else math.inf,
+            divergence=float(torch.stack(divergences).mean()),
+        )
 
-    def _step(self, built: BuiltMolecules, choices: Choices, advantage: Tensor, before: Tensor) -> Tensor:
+    def _loss(self, now: Tensor, choices: Choices, advantage: Tensor, before: Tensor) -> Tensor:
         stage = self.stage
-        now = choices_log_probs(self.builder, built, choices)
         gain = clipped_objective((now - choices.log_probs).exp(), advantage[choices.molecules], stage.clip)
         # An estimate of the divergence that is never negative (Schulman's third); its ratio is of the imitated builder.
         divergence = (before - now).clamp(max=20.0).exp() - 1.0 - (before - now)
-        loss = -gain.mean() + stage.imitation * divergence.mean()
-        if not torch.isfinite(loss):
-            raise ConvergenceError(f"the loss of reinforcement is {loss.item()}: lower the learning rate")
-        self.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.builder.parameters(), stage.gradient_clip)
-        self.optimiser.step()
-        return (now - before).detach().mean()
+        return -gain.mean() + stage.imitation * divergence.mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reference energies, and how many molecules of each kind have been built."""
+        return {"references": self.references.energies, "visits": dict(self.visits.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.references = References(state["references"])
+        self.visits = Visits(self.stage.novelty, state["visits"])
+
+
+def _round(point: Mapping[str, float]) -> Round:
+    return Round(*(point[name] for name in Round._fields))

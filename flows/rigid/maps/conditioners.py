@@ -1,4 +1,4 @@
-"""What networks see of rigid bodies, and a transformer over them: blind to the signs of quaternions by construction."""
+"""Features of rigid bodies and a transformer over them, independent of the signs of quaternions by construction."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class BodyFeatures(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class _Block(nn.Module):
+class _AttentionBlock(nn.Module):
     """Attention between bodies, then a network for each."""
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -84,9 +84,9 @@ class BodyTransformer(nn.Module):
         features: number of features of a body.
         outputs: number of parameters of a body; zero before training.
         channels: width.
-        heads: of attention; a divisor of ``channels``.
+        heads: attention heads; a divisor of ``channels``.
         blocks: number of attention blocks.
-        generator: of initial weights.
+        generator: source of random numbers for initial weights.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class BodyTransformer(nn.Module):
         super().__init__()
         self.embedding = nn.Linear(features, channels)
         self.identity = nn.Parameter(torch.zeros(count, channels))  # the product of one-hot identities with a matrix
-        self.blocks = nn.ModuleList(_Block(channels, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_AttentionBlock(channels, heads) for _ in range(blocks))
         self.last = nn.LayerNorm(channels)
         self.output = nn.Linear(channels, outputs)
         with torch.no_grad():
@@ -124,7 +124,7 @@ class BodyTransformer(nn.Module):
 
 
 class ConstantParameters(nn.Module):
-    """The same parameters whatever the configuration: where there is nothing to see.
+    """Parameters that do not depend on the configuration, for conditioners without any input.
 
     Args:
         count: number of bodies M.

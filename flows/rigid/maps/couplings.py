@@ -23,7 +23,7 @@ class PositionCoupling(RigidBijection):
     form a group, several steps in a row would be one: more comes from more couplings.
 
     Args:
-        features: what the conditioner sees; with a box.
+        features: inputs of the conditioner; with a box.
         conditioner: six outputs for each body.
         moved: ``(M,)`` true for bodies to move; the first, which carries the frame, never moves.
     """
@@ -46,11 +46,9 @@ class PositionCoupling(RigidBijection):
         )
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         return self._moved(value, 1.0)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         return self._moved(value, -1.0)
 
     def _moved(self, value: CrystalCoordinates, direction: float) -> RigidMapResult:
@@ -66,7 +64,7 @@ class OrientationCoupling(RigidBijection):
     The conditioner sees all positions, and the orientations of the bodies that are not turned.
 
     Args:
-        features: what the conditioner sees.
+        features: inputs of the conditioner.
         conditioner: as many outputs for each body as the map has parameters.
         turned: ``(M,)`` true for bodies to turn.
         mapping: family of maps.
@@ -83,11 +81,9 @@ class OrientationCoupling(RigidBijection):
         self.register_buffer("shown", torch.stack([torch.ones_like(hidden), 1.0 - hidden], dim=-1), persistent=False)
 
     def forward(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.forward`."""
         return self._turned(value, self.mapping.forward)
 
     def inverse(self, value: CrystalCoordinates) -> RigidMapResult:
-        """See :meth:`RigidBijection.inverse`."""
         return self._turned(value, self.mapping.inverse)
 
     def _turned(self, value: CrystalCoordinates, mapping: Callable[[Tensor, Tensor], Transformed]) -> RigidMapResult:

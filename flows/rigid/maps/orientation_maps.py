@@ -72,9 +72,9 @@ class ConvexGradients:
 
     Args:
         components: quadratic forms of each function.
-        closed: which direction is closed form, ``"inverse"`` (data -> latent) or ``"forward"``.
-        seed: of what the quadratic forms start from: they must differ to become different.
-        first_exponent: of the power mean for zero parameters.
+        closed: direction in closed form, ``"inverse"`` (data -> latent) or ``"forward"``.
+        seed: random seed of the first quadratic forms, which must differ to become different.
+        first_exponent: exponent of the power mean for zero parameters.
         least_exponent: its lower bound, at least 1/2.
     """
 

@@ -1,4 +1,4 @@
-"""Unit quaternions as orientations: q and -q are one rotation, and everything here agrees for both.
+"""Unit quaternions as orientations: q and -q are one rotation, and all functions agree for both.
 
 Quaternions are ``(w, x, y, z)`` with the scalar first, and turn vectors of the body's frame into the laboratory's.
 Volumes of orientations are shares of all orientations (the Haar measure of SO(3), normalised to one), which is the area
@@ -15,7 +15,7 @@ from torch import Tensor
 from ....core.errors import CoordinateError
 
 NORM_TOLERANCE = 1e-4
-"""How far the norm of a quaternion may be from one: float32 arithmetic stays below, a vector that is none does not."""
+"""Largest deviation of the norm of a quaternion from one; float32 arithmetic stays below it."""
 
 CHART_LOG_VOLUME = -2.0 * math.log(math.pi)
 

@@ -1,1 +1,1 @@
-"""How private models learn: DP-MAC and DP-SGD, and the models that are trained by them."""
+"""Methods of private training, DP-MAC and DP-SGD, and the models that they train."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..units import UnitBatch
-from .clipping import Contributions, clipped_outer_sum
+from .clipping import Contributions, block_names, clipped_outer_sum, contributions_of
 from .feed_forward import FeedForwardNetwork, activate, activation_slope
 
 _DECAYS = (0.9, 0.999)
@@ -39,7 +39,7 @@ class AuxiliaryCoordinates:
     """Clipped coefficients of a feed-forward network's layers.
 
     Args:
-        network: whose ``dense_layers`` are trained.
+        network: network whose ``dense_layers`` are trained.
         order: 1, or 2 with curvatures.
         coordinate_steps: Adam steps on the z.
         coordinate_rate: their learning rate.
@@ -58,8 +58,7 @@ class AuxiliaryCoordinates:
     @property
     def blocks(self) -> list[str]:
         """Names of the coefficient tensors."""
-        layers = [f"layer {number}" for number in range(1, len(self.network.dense_layers) + 1)]
-        return layers + ([f"{name} curvature" for name in layers] if self.order == 2 else [])
+        return block_names(len(self.network.dense_layers), self.order)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -80,7 +79,7 @@ class AuxiliaryCoordinates:
             clipped_outer_sum(a, b, batch, threshold)
             for a, b, threshold in zip(factors, right, thresholds, strict=True)
         ]
-        return Contributions([f[0] for f in found], torch.tensor([f[1] for f in found]), max(f[2] for f in found))
+        return contributions_of(found)
 
     def assign(self, means: list[Tensor], damping: float) -> None:
         """Turn noisy mean coefficients into gradients of the parameters: ``b``, or ``b / (h + damping)``."""

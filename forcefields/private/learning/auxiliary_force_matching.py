@@ -44,17 +44,17 @@ from torch import Tensor, nn
 from ....core.errors import ConfigurationError
 from ...coarse_grained_force_field import CoarseGrainedForceField
 from ...networks.invariant_network import InvariantNetwork
-from ..units import UnitBatch, sum_by_unit
+from ..units import UnitBatch, mean_by_unit
 from .auxiliary_coordinates import damped
-from .clipping import Contributions, clipped_sum
+from .clipping import Contributions, block_names, clipped_sum, contributions_of
 
 
 class AuxiliaryForceMatching:
     """Clipped coefficients of the layers of a force field's network on invariant features.
 
     Args:
-        force_field: whose network is trained; from :func:`.force_matching.public_force_field`.
-        coordinate_steps: on the auxiliary coordinates; None for one each hidden layer.
+        force_field: force field whose network is trained; from :func:`.force_matching.public_force_field`.
+        coordinate_steps: steps on the auxiliary coordinates; None for one each hidden layer.
         coordinate_rate: their size.
         order: 1, or 2 with curvatures.
         length: l above, nm: public, about one over the size of force labels in kT/nm.
@@ -88,8 +88,7 @@ class AuxiliaryForceMatching:
     @property
     def blocks(self) -> list[str]:
         """Names of the coefficient tensors."""
-        layers = [f"layer {number}" for number in range(1, len(self._layers) + 1)]
-        return layers + ([f"{name} curvature" for name in layers] if self.order == 2 else [])
+        return block_names(len(self._layers), self.order)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -114,9 +113,9 @@ class AuxiliaryForceMatching:
         if self.order == 2:
             tensors += [self._curvature(state, k) for k, state in enumerate(states)]
         found = [
-            clipped_sum(sum_by_unit(t, batch), threshold) for t, threshold in zip(tensors, thresholds, strict=True)
+            clipped_sum(mean_by_unit(t, batch), threshold) for t, threshold in zip(tensors, thresholds, strict=True)
         ]
-        return Contributions([f[0] for f in found], torch.tensor([f[1] for f in found]), max(f[2] for f in found))
+        return contributions_of(found)
 
     def assign(self, means: list[Tensor], damping: float) -> None:
         """Turn noisy mean coefficients into gradients of the parameters: ``B``, or ``B / (curvature + damping)``."""

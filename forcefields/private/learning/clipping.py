@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..noise import NoiseSource
-from ..units import UnitBatch, sum_by_unit
+from ..units import UnitBatch, mean_by_unit
 
 COUNT_SHARE = 0.01
 """Share of the noise budget, as a sum of s_k^2, that counts for adaptive clipping take."""
@@ -36,6 +36,18 @@ class Contributions(NamedTuple):
     sums: list[Tensor]
     within: Tensor
     non_finite: int
+
+
+def contributions_of(found: list[tuple[Tensor, int, int]]) -> Contributions:
+    """Return the contributions of all blocks, from :func:`clipped_sum` of each."""
+    sums, within, broken = zip(*found, strict=True)
+    return Contributions(list(sums), torch.tensor(within), max(broken))
+
+
+def block_names(layers: int, order: int) -> list[str]:
+    """Return the names of the coefficient tensors of DP-MAC: one for each layer, then one for each curvature."""
+    names = [f"layer {number}" for number in range(1, layers + 1)]
+    return names + ([f"{name} curvature" for name in names] if order == 2 else [])
 
 
 def clip_factors(norms: Tensor, threshold: float) -> tuple[Tensor, int]:
@@ -68,7 +80,7 @@ def clipped_outer_sum(left: Tensor, right: Tensor, batch: UnitBatch, threshold: 
         good = factors > 0.0
         weighted = torch.where(good[:, None], left * factors[:, None].to(left.dtype), 0.0)
         return weighted.T @ torch.where(good[:, None], right, 0.0), int((norms <= threshold).sum()), broken
-    return clipped_sum(sum_by_unit(left[:, :, None] * right[:, None, :], batch), threshold)
+    return clipped_sum(mean_by_unit(left[:, :, None] * right[:, None, :], batch), threshold)
 
 
 def noise_shares(blocks: int, adaptive: bool) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ....core.configuration import StrictModel
 from ....core.errors import ConfigurationError
-from ....core.potential import Particles, Potential, PotentialMetadata
+from ....core.model import Model
 
 Activation = Literal["relu", "tanh", "softplus"]
 
@@ -36,19 +36,19 @@ class FeedForwardConfiguration(StrictModel):
     seed: int = 0
 
 
-class FeedForwardNetwork(Potential):
-    """Dense layers with one activation. It is kept like a potential, and is none: it has no particles and gives no energy.
+class FeedForwardNetwork(Model):
+    """Dense layers with one activation.
 
     ``standardise`` sets a fixed linear map of the inputs, which is where private statistics go.
     """
 
     kind: ClassVar[str] = "feed_forward_network"
+    description: ClassVar[str] = "a network that classifies or regresses, which has no energy of positions"
     shift: Tensor
     projection: Tensor
 
     def __init__(self, configuration: FeedForwardConfiguration) -> None:
         super().__init__()
-        self.metadata = PotentialMetadata(Particles((), (), ()))
         self.settings = configuration
         generator = torch.Generator().manual_seed(configuration.seed)
         self.layers = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(configuration.widths))
@@ -94,12 +94,12 @@ class FeedForwardNetwork(Potential):
         return result
 
     def configuration(self) -> dict[str, Any]:
-        """See :meth:`Potential.configuration`."""
+        """See :meth:`Model.configuration`."""
         return self.settings.model_dump(mode="json")
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """See :meth:`Potential.from_configuration`."""
+        """See :meth:`Model.from_configuration`."""
         return cls(FeedForwardConfiguration.model_validate(configuration))
 
 

@@ -37,11 +37,11 @@ def public_force_field(
     """Return an untrained force field that has seen no frames.
 
     Args:
-        prior: from public knowledge (bond lengths of a standard force field, another data set); a prior fitted to the private
-            frames is not covered by any ledger.
+        prior: prior from public knowledge (bond lengths of a standard force field, another data set); a prior fitted to
+            the private frames is not covered by any ledger.
         network: its sizes; without a Lipschitz bound, which this training does not keep. Graphs are trained by DP-SGD.
         start: a public structure of the beads ``(n, 3)`` nm, from which the prior's dynamics starts.
-        seed: of that dynamics.
+        seed: random seed of that dynamics.
 
     Raises:
         ConfigurationError: for a prior without a temperature, or a Lipschitz bound.
@@ -67,8 +67,9 @@ def trajectory_units(
     """Return private data: positions, and what the prior leaves of the forces in kT/nm.
 
     Args:
-        force_field: from :func:`public_force_field`.
-        frames: with forces in kJ/mol/nm; weights are refused, as a weight of a frame that depends on others breaks the units.
+        force_field: force field from :func:`public_force_field`.
+        frames: frames with forces in kJ/mol/nm; weights are refused, since a weight that depends on other frames breaks
+            the units.
         trajectories: number ``(F,)`` of the trajectory of each frame.
         per_step: frames of a trajectory in a step.
 

@@ -1,4 +1,4 @@
-"""What can be trained privately, and by which learner."""
+"""The contract of learners, and the choice of one for a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from ....core.errors import ConfigurationError
-from ....core.potential import Potential
+from ....core.model import Model
 from ...coarse_grained_force_field import CoarseGrainedForceField
 from ..configuration import PrivateTraining
 from ..units import UnitBatch, UnitData
@@ -21,13 +21,13 @@ from .sample_gradients import SampleGradients
 
 
 class Learner(Protocol):
-    """What is trained, seen as clipped sums: :class:`.AuxiliaryCoordinates`, :class:`.AuxiliaryForceMatching` or
+    """A trained model as a source of clipped sums: :class:`.AuxiliaryCoordinates`, :class:`.AuxiliaryForceMatching` or
     :class:`.SampleGradients`.
     """
 
     @property
     def method(self) -> Literal["dp_mac", "dp_sgd"]:
-        """What the ledger calls it."""
+        """Name of the method in the ledger."""
 
     @property
     def blocks(self) -> Sequence[str]:
@@ -44,7 +44,7 @@ class Learner(Protocol):
         """Turn noisy means into ``grad`` of the parameters."""
 
 
-def learner_of(model: Potential, data: UnitData, settings: PrivateTraining) -> Learner:
+def learner_of(model: Model, data: UnitData, settings: PrivateTraining) -> Learner:
     """Return how units contribute to the training of a model.
 
     Raises:

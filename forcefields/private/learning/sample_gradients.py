@@ -23,8 +23,8 @@ class SampleGradients:
     """Clipped sums of gradients of any module whose loss is a sum over samples.
 
     Args:
-        module: whose parameters are trained.
-        loss: of one sample; evaluated under ``torch.func.vmap``, so without control flow that depends on values.
+        module: trained module.
+        loss: loss of one sample; evaluated under ``torch.func.vmap``, so without control flow that depends on values.
 
     Raises:
         ConfigurationError: naming the layers that mix samples (batch normalisation).

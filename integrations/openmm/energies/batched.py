@@ -1,33 +1,34 @@
-"""Energies and forces of many configurations of one System, at the speed of the cores."""
+"""Energies and forces of many configurations of one System, on all cores."""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import openmm
 
 from ....core.errors import ConfigurationError
-from .frames import FloatArray, Frames
-from .plans import Choices, Plan, WorkerKind, choose, remembered
-from .teams import SingleTeam, Team
+from .batch import ConfigurationBatch, FloatArray
+from .context_pools import ContextPool, SingleContext
+from .plans import EvaluationPlan, PlanConstraints, WorkerKind, fastest_plan, stored_plan
 
 _FEW = 16  # configurations that are done before a second worker is awake
-_PATIENCE = 1.0  # seconds of work with a single Context before plans are tried out
-_SAMPLE = 200  # configurations that plans are tried with
+_PATIENCE = 1.0  # seconds of work with a single Context before plans are timed
+_SAMPLE = 200  # configurations that plans are timed with
 
 
 class EnergyEvaluation(NamedTuple):
-    """What a batch gave.
+    """Results of a batch.
 
     Attributes:
         energies: ``(B,)`` kJ/mol, NaN where there is none.
         forces: ``(B, N, 3)`` kJ/mol/nm, NaN where the energy is.
-        failures: for every configuration without an energy, by its index, the reason.
+        failures: reason for every missing energy, by index.
     """
 
     energies: FloatArray
@@ -35,48 +36,22 @@ class EnergyEvaluation(NamedTuple):
     failures: dict[int, str]
 
 
-class OpenMMEnergy:
-    """Batched energies of an OpenMM System: several Contexts at once, raw buffers, no unit objects.
-
-    Two implicit-solvent models of one molecule can want opposite platforms (an OBC model that OpenMM has as a force of its
-    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), and threads scale only where a
-    configuration takes long enough, so by default the possible plans are tried out after the first second of work; the
-    fastest is remembered for this System and machine in the user's cache folder. Reference works in double precision, the
-    CPU platform in single (about 1e-4 kJ/mol).
-
-    An evaluator may be used from several threads, which take turns.
+class SystemEnergy(ABC):
+    """Batched energies of one System; subclasses decide where they are computed.
 
     Args:
-        system: the System; not changed, and not kept in sync with later changes.
-        platform: name of the OpenMM platform; tried out where None.
-        workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
-        kind: whether several Contexts are in ``"threads"`` of this process or in ``"processes"`` of their own; tried out
-            where None. Processes need no ``if __name__ == "__main__"`` in scripts. A single one, where it and the platform are
-            asked for, keeps a crash of OpenMM away from this process.
+        system: the System; later changes are not seen.
     """
 
-    def __init__(
-        self,
-        system: openmm.System,
-        platform: str | None = None,
-        workers: int | None = None,
-        kind: WorkerKind | None = None,
-    ) -> None:
-        self._choices = Choices(platform, workers, kind)
+    def __init__(self, system: openmm.System) -> None:
+        self._system = system
         self.particles: int = system.getNumParticles()
         self.periodic: bool = system.usesPeriodicBoundaryConditions()
-        self._system = system
-        self._plan = self._choices.only()
-        self._asked = self._plan is not None
-        self._single: SingleTeam | None = None
-        self._team: Team | None = None
-        self._spent = 0.0
         self._lock = threading.Lock()
 
-    @property
-    def plan(self) -> Plan | None:
-        """What was chosen; None before plans were tried out."""
-        return self._plan
+    def energies(self, positions: FloatArray, cell: FloatArray | None = None) -> FloatArray:
+        """Return energies ``(B,)`` kJ/mol without evaluating forces; arguments and NaN as for :meth:`evaluate`."""
+        return self.evaluated(positions, cell, forces=False).energies
 
     def energies_and_forces(
         self, positions: FloatArray, cell: FloatArray | None = None
@@ -102,120 +77,151 @@ class OpenMMEnergy:
             positions: ``(B, N, 3)`` nm.
             cell: for a periodic System, box vectors ``(B, 3, 3)`` or ``(3, 3)`` nm, row vectors in OpenMM's reduced form;
                 the System's default where None.
-            progress: called with the number of configurations done and their total as they get done. What it raises ends
-                the evaluation; so does Ctrl-C.
-            stop: set it, from another thread, a signal handler or ``progress``, and what is done is returned at once, the
-                rest as failures.
+            progress: function of the number of configurations done and their total, called as results arrive. An exception
+                from it ends the evaluation; so does Ctrl-C.
+            stop: event that another thread, a signal handler or ``progress`` may set: the results so far are returned at
+                once, the rest as failures.
 
         Raises:
             ConfigurationError: for positions or cells of another shape, or a cell for a System without one.
-            WorkerError: when worker processes were asked for and cannot work.
+            WorkerError: when requested worker processes cannot work.
         """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
-        done = np.zeros(len(frames), dtype=bool)
-        with self._lock, closing(self._work(frames)) as work:
+        batch = self.evaluated(positions, cell, progress=progress, stop=stop)
+        forces = cast(FloatArray, batch.forces)
+        return EnergyEvaluation(batch.energies, forces, dict(sorted(batch.failures.items())))
+
+    def evaluated(
+        self,
+        positions: FloatArray,
+        cell: FloatArray | None = None,
+        *,
+        forces: bool = True,
+        progress: Callable[[int, int], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> ConfigurationBatch:
+        """Return configurations with their results, without forces if ``forces`` is False; see :meth:`evaluate`."""
+        batch = ConfigurationBatch.checked(positions, cell, self.particles, self.periodic, forces)
+        done = np.zeros(len(batch), dtype=bool)
+        with self._lock, closing(self._work(batch)) as work:
             for first, last in work:
                 done[first:last] = True
                 if progress is not None:
-                    progress(int(done.sum()), len(frames))
+                    progress(int(done.sum()), len(batch))
                 if stop is not None and stop.is_set():
                     break
         for index in np.flatnonzero(~done):
-            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
-        return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
+            batch.fail(int(index), "not evaluated: the evaluation was stopped before")
+        return batch
+
+    @abstractmethod
+    def _work(self, batch: ConfigurationBatch) -> Generator[tuple[int, int], None, None]:
+        """Evaluate a batch; yield each range when it is done."""
+
+
+class OpenMMEnergy(SystemEnergy):
+    """Batched energies of an OpenMM System: several Contexts at once, raw buffers, no unit objects.
+
+    Two implicit-solvent models of one molecule can want opposite platforms (an OBC model that OpenMM has as a force of its
+    own is fastest on Reference, one built from CustomGBForce ten times faster on CPU), and threads scale only where a
+    configuration takes long enough. The possible plans are therefore timed after the first second of work, and the fastest
+    is stored for this System and machine in the user's cache folder. Reference works in double precision, the CPU platform in
+    single (about 1e-4 kJ/mol).
+
+    An evaluator may be used from several threads, which take turns.
+
+    Args:
+        system: the System; later changes are not seen.
+        platform: name of the OpenMM platform; the fastest where None.
+        workers: number of Contexts; where None, as many as there are cores, or one where that is faster.
+        kind: ``"threads"`` of this process or ``"processes"`` of their own for several Contexts; the faster where None.
+            Processes need no ``if __name__ == "__main__"`` in scripts. A single process, where it and the platform are named,
+            protects this process from a crash of OpenMM.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        platform: str | None = None,
+        workers: int | None = None,
+        kind: WorkerKind | None = None,
+    ) -> None:
+        super().__init__(system)
+        self._constraints = PlanConstraints(platform, workers, kind)
+        self._plan = self._constraints.only_plan()
+        self._looked_up = self._plan is not None
+        self._single: SingleContext | None = None
+        self._pool: ContextPool | None = None
+        self._spent = 0.0
+
+    @property
+    def plan(self) -> EvaluationPlan | None:
+        """The chosen plan; None before plans were timed."""
+        return self._plan
 
     def settle(self, positions: FloatArray, cell: FloatArray | None = None) -> None:
-        """Look for a plan now, with these configurations, so that all that follows is computed in the same way.
+        """Choose the plan now, with these configurations, so that all later ones are computed in the same way.
 
         Arguments and errors as for :meth:`evaluate`.
         """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
+        batch = ConfigurationBatch.checked(positions, cell, self.particles, self.periodic)
         with self._lock:
-            self._remember()
+            self._look_up()
             if self._plan is None:
-                self._look_for_a_plan(frames)
+                self._choose_plan(batch)
 
     def close(self) -> None:
-        """End worker processes; they also end with this object, and are started again when they are needed."""
-        if self._team is not None:
-            self._team.close()
+        """End worker processes; they also end with this object, and the next evaluation starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
 
     def __reduce__(self) -> tuple[type[OpenMMEnergy], tuple[object, ...]]:
-        """Copy and pickle as the System and the choices: Contexts belong to their process."""
-        choices = self._choices
-        return type(self), (self._system, choices.platform, choices.workers, choices.kind)
+        """Copy and pickle as the System and the arguments: Contexts belong to their process."""
+        given = self._constraints
+        return type(self), (self._system, given.platform, given.workers, given.kind)
 
-    def _work(self, frames: Frames) -> Generator[tuple[int, int], None, None]:
-        """Evaluate frames by the plan, or in this thread until there has been work enough to look for one."""
-        self._remember()
+    def _work(self, batch: ConfigurationBatch) -> Generator[tuple[int, int], None, None]:
+        """Evaluate by the plan, or in this thread until enough work was done to time the plans."""
+        self._look_up()
         done = 0
-        if self._plan is None or (len(frames) < _FEW and not self._plan.apart):
+        if self._plan is None or (len(batch) < _FEW and not self._plan.isolated):
             begin = time.perf_counter()
-            for first, last in self._alone().run(frames):
+            for first, last in self._single_context().evaluate(batch):
                 done = last
                 yield first, last
                 self._spent += time.perf_counter() - begin
                 begin = time.perf_counter()
                 if self._plan is None and self._spent > _PATIENCE:
-                    self._look_for_a_plan(frames)
+                    self._choose_plan(batch)
                     break
-        if done < len(frames):
-            yield from self._all().run(frames, done)
+        if done < len(batch):
+            yield from self._planned_pool().evaluate(batch, done)
 
-    def _remember(self) -> None:
-        if not self._asked:
-            self._asked, self._plan = True, remembered(self._system, self._choices)
+    def _look_up(self) -> None:
+        if not self._looked_up:
+            self._looked_up, self._plan = True, stored_plan(self._system, self._constraints)
 
-    def _look_for_a_plan(self, frames: Frames) -> None:
-        usable = np.flatnonzero(np.isfinite(frames.positions).all((1, 2)))[:_SAMPLE]
-        if len(usable):
-            cells = None if frames.cells is None else frames.cells[usable]
-            self._plan = choose(self._system, self._choices, Frames.waiting(frames.positions[usable], cells))
+    def _choose_plan(self, batch: ConfigurationBatch) -> None:
+        sample = batch.usable_sample(_SAMPLE)
+        if len(sample):
+            self._plan = fastest_plan(self._system, self._constraints, sample)
             self._single = None  # perhaps on another platform
 
-    def _alone(self) -> SingleTeam:
+    def _single_context(self) -> SingleContext:
         if self._single is None:
-            plan = self._plan or self._choices.first()
-            self._single = SingleTeam(self._system, plan.platform)
+            plan = self._plan or self._constraints.default_plan()
+            self._single = SingleContext(self._system, plan.platform)
         return self._single
 
-    def _all(self) -> Team:
-        if self._plan is None or (self._plan.workers == 1 and not self._plan.apart):
-            return self._alone()
-        if self._team is None:
-            self._team = self._plan.team(self._system)
-        return self._team
+    def _planned_pool(self) -> ContextPool:
+        if self._plan is None or (self._plan.workers == 1 and not self._plan.isolated):
+            return self._single_context()
+        if self._pool is None:
+            self._pool = self._plan.pool(self._system)
+        return self._pool
 
 
-def frames_of(positions: FloatArray, cell: FloatArray | None, particles: int, periodic: bool) -> Frames:
-    """Return configurations of a System as frames that wait for their results.
-
-    Args:
-        positions: ``(B, N, 3)`` nm.
-        cell: ``(B, 3, 3)`` or ``(3, 3)`` nm, or None.
-        particles: number of particles N of the System.
-        periodic: whether it has a cell.
-
-    Raises:
-        ConfigurationError: for other shapes, or a cell for a System without one.
-    """
-    given = np.ascontiguousarray(positions, dtype=np.float64)
-    if given.ndim != 3 or given.shape[1:] != (particles, 3):
-        raise ConfigurationError(f"positions have shape {given.shape}, expected (configurations, {particles}, 3)")
-    if cell is None:
-        return Frames.waiting(given, None)
-    if not periodic:
-        raise ConfigurationError("a cell was given for a System that is not periodic: leave it out")
-    vectors = np.asarray(cell, dtype=np.float64)
-    if vectors.shape not in ((3, 3), (len(given), 3, 3)):
-        raise ConfigurationError(
-            f"the cell has shape {vectors.shape}, expected (3, 3) or ({len(given)}, 3, 3): row vectors in nm"
-        )
-    return Frames.waiting(given, np.ascontiguousarray(np.broadcast_to(vectors, (len(given), 3, 3))))
-
-
-def energy_from_openmm(target: object) -> OpenMMEnergy:
+def energy_from_openmm(system: object) -> OpenMMEnergy:
     """Return an evaluator for an ``openmm.System``; raises ConfigurationError for anything else of OpenMM."""
-    if not isinstance(target, openmm.System):
-        raise ConfigurationError(f"cannot evaluate energies of an openmm.{type(target).__name__}: give the System")
-    return OpenMMEnergy(target)
+    if not isinstance(system, openmm.System):
+        raise ConfigurationError(f"cannot evaluate energies of an openmm.{type(system).__name__}: give the System")
+    return OpenMMEnergy(system)

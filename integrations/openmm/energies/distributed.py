@@ -1,141 +1,91 @@
-"""Energies and forces of many configurations of one System, spread over processes or machines."""
+"""Energies and forces of many configurations of one System, computed by the workers of an executor."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import openmm
 
 from ....core.errors import ConfigurationError
 from ....core.execution.executors import Executor
-from .batched import EnergyEvaluation, OpenMMEnergy, frames_of
-from .frames import FloatArray, Frames
-from .plans import Choices, choose
+from .batch import ConfigurationBatch, FloatArray
+from .batched import OpenMMEnergy, SystemEnergy
+from .plans import PlanConstraints, fastest_plan
 
-_PIECES = 4  # for each job that runs at the same time: what one is slower at, others take over
-_SMALLEST, _LARGEST = 64, 4096  # configurations of a job: worth the journey, and not too much to lose
-_SAMPLE = 50  # configurations that platforms are tried with
+_JOBS_PER_WORKER = 4  # so that fast workers take over from slow ones
+_SMALLEST, _LARGEST = 64, 4096  # configurations of a job: worth sending, and not too much to lose
+_SAMPLE = 50  # configurations that platforms are timed with
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Configurations on their way to a worker."""
+class _Job:
+    """Configurations for a worker; ``start`` is the index of the first in the batch."""
 
     start: int
     system_xml: str
     platform: str
     positions: FloatArray
     cells: FloatArray | None
-
-
-@dataclass(frozen=True)
-class _Evaluated:
-    """What a worker sends back."""
-
-    start: int
-    energies: FloatArray
-    forces: FloatArray
-    failures: dict[int, str]
+    forces: bool
 
 
 @lru_cache(maxsize=4)
 def _evaluator(system_xml: str, platform: str) -> OpenMMEnergy:
-    """Return this process's evaluator of a System; in a process of its own, so that a crash costs one configuration."""
+    """Return this worker's evaluator of a System; in a process of its own, so that a crash costs one configuration."""
     return OpenMMEnergy(openmm.XmlSerializer.deserialize(system_xml), platform, workers=1, kind="processes")
 
 
-def _evaluate(piece: _Piece) -> _Evaluated:
-    evaluation = _evaluator(piece.system_xml, piece.platform).evaluate(piece.positions, piece.cells)
-    return _Evaluated(piece.start, *evaluation)
+def _evaluate(job: _Job) -> tuple[int, FloatArray, FloatArray | None, dict[int, str]]:
+    done = _evaluator(job.system_xml, job.platform).evaluated(job.positions, job.cells, forces=job.forces)
+    return job.start, done.energies, done.forces, done.failures
 
 
-class DistributedEnergy:
+class DistributedEnergy(SystemEnergy):
     """Batched energies of an OpenMM System on other machines; the interface of :class:`OpenMMEnergy`.
 
-    All workers use one platform, so the numbers are those of ``OpenMMEnergy(system, platform)``, however many there are. A
-    worker that dies loses nothing: its configurations are evaluated again by another.
+    All workers use one platform, so the numbers are those of ``OpenMMEnergy(system, platform)`` for any number of workers. The
+    configurations of a worker that dies are evaluated again by another.
 
     Args:
         system: the System, without forces written in Python that cannot be serialised; later changes are not seen.
-        executor: where to evaluate, for instance a :class:`~flowbridge.integrations.dask.DaskExecutor`.
-        platform: name of the OpenMM platform, which the workers have to have; the one that is fastest here where None.
+        executor: executor of the jobs, for instance a :class:`~flowbridge.integrations.dask.DaskExecutor`.
+        platform: name of an OpenMM platform that all workers have; the one that is fastest here where None.
     """
 
     def __init__(self, system: openmm.System, executor: Executor, platform: str | None = None) -> None:
-        self._choices = Choices(platform, 1)
-        self.particles: int = system.getNumParticles()
-        self.periodic: bool = system.usesPeriodicBoundaryConditions()
-        self._system = system
+        super().__init__(system)
+        self._constraints = PlanConstraints(platform, 1)
         self._system_xml: str = openmm.XmlSerializer.serialize(system)
         self._executor = executor
         self.platform = platform
 
-    def energies_and_forces(
-        self, positions: FloatArray, cell: FloatArray | None = None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return energies ``(B,)`` kJ/mol and forces ``(B, N, 3)`` kJ/mol/nm; arguments and NaN as for :meth:`evaluate`."""
-        energies, forces, _ = self.evaluate(positions, cell)
-        return energies, forces
+    def _work(self, batch: ConfigurationBatch) -> Generator[tuple[int, int], None, None]:
+        # A generator in fact, whose closing cancels what is not done.
+        with closing(self._executor(_evaluate, self._jobs(batch))) as results:  # type: ignore[type-var]
+            for start, energies, forces, failures in results:
+                batch.take(start, energies, forces)
+                batch.failures.update({start + index: reason for index, reason in failures.items()})
+                yield start, start + len(energies)
 
-    def evaluate(
-        self,
-        positions: FloatArray,
-        cell: FloatArray | None = None,
-        *,
-        progress: Callable[[int, int], object] | None = None,
-        stop: threading.Event | None = None,
-    ) -> EnergyEvaluation:
-        """Evaluate configurations; arguments, results and errors as for :meth:`OpenMMEnergy.evaluate`.
-
-        Raises:
-            WorkerError: when the workers cannot do it at all.
-        """
-        frames = frames_of(positions, cell, self.particles, self.periodic)
-        done = np.zeros(len(frames), dtype=bool)
-        # A generator in fact, whose closing calls off what is not done.
-        with closing(self._executor(_evaluate, self._pieces(frames))) as results:  # type: ignore[type-var]
-            for piece in results:
-                last = piece.start + len(piece.energies)
-                frames.energies[piece.start : last] = piece.energies
-                frames.forces[piece.start : last] = piece.forces
-                frames.failures.update({piece.start + index: reason for index, reason in piece.failures.items()})
-                done[piece.start : last] = True
-                if progress is not None:
-                    progress(int(done.sum()), len(frames))
-                if stop is not None and stop.is_set():
-                    break
-        for index in np.flatnonzero(~done):
-            frames.fail(int(index), "not evaluated: the evaluation was stopped before")
-        return EnergyEvaluation(frames.energies, frames.forces, dict(sorted(frames.failures.items())))
-
-    def _pieces(self, frames: Frames) -> list[_Piece]:
-        if not len(frames):
+    def _jobs(self, batch: ConfigurationBatch) -> list[_Job]:
+        if not len(batch):
             return []
         if self.platform is None:
-            self.platform = self._fastest_platform(frames)
-        slots = self._executor.workers
-        size = min(max(_SMALLEST, -(-len(frames) // (_PIECES * slots))), _LARGEST)
+            self.platform = self._fastest_platform(batch)
+        size = min(max(_SMALLEST, -(-len(batch) // (_JOBS_PER_WORKER * self._executor.workers))), _LARGEST)
+        parts = [(start, batch.part(start, start + size)) for start in range(0, len(batch), size)]
+        forces = batch.forces is not None
         return [
-            _Piece(
-                start,
-                self._system_xml,
-                self.platform,
-                frames.positions[start : start + size],
-                None if frames.cells is None else frames.cells[start : start + size],
-            )
-            for start in range(0, len(frames), size)
+            _Job(start, self._system_xml, self.platform, part.positions, part.cells, forces) for start, part in parts
         ]
 
-    def _fastest_platform(self, frames: Frames) -> str:
-        usable = np.flatnonzero(np.isfinite(frames.positions).all((1, 2)))[:_SAMPLE]
-        if not len(usable):
+    def _fastest_platform(self, batch: ConfigurationBatch) -> str:
+        sample = batch.usable_sample(_SAMPLE)
+        if not len(sample):
             raise ConfigurationError(
                 "no configuration of the first batch has finite positions to try OpenMM's platforms with: name one by platform="
             )
-        cells = None if frames.cells is None else frames.cells[usable]
-        return choose(self._system, self._choices, Frames.waiting(frames.positions[usable], cells)).platform
+        return fastest_plan(self._system, self._constraints, sample).platform

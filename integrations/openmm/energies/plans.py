@@ -1,4 +1,4 @@
-"""How to evaluate batches of a System on this machine: found by a short trial, remembered in the user's cache folder."""
+"""The fastest way to evaluate batches of a System on this machine: timed once, stored in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import openmm
 from ....core.cache import Cache, cache_folder
 from ....core.errors import ConfigurationError, WorkerError
 from ....core.execution.machine import machine
-from .frames import Frames
-from .processes import ProcessTeam
-from .teams import SingleTeam, Team, ThreadTeam
+from .batch import ConfigurationBatch
+from .context_pools import ContextPool, SingleContext, ThreadPool
+from .process_pool import ProcessPool
 
 WorkerKind = Literal["threads", "processes"]
 
@@ -28,20 +28,20 @@ _PLATFORMS = ("Reference", "CPU", "CUDA", "HIP", "OpenCL")
 _SHARED = ("Reference", "CPU")  # a GPU is shared by its Contexts: more of them would only wait for each other
 _SECONDS = 0.15  # that a plan is timed for
 _ROUNDS = 3
-_HOPELESS = 3.0  # times the fastest single Context: more workers would not make up for it
-# Several workers are chosen where they are this much faster than one. Threads hand one interpreter back and forth: what they
-# gain in a short trial, with all cores awake and nothing else to do, they often do not gain later.
+_HOPELESS = 3.0  # times the fastest single Context: more workers do not make up for it
+# Several workers are chosen where they are this much faster than one. Threads share one interpreter lock: their gain in a short
+# trial, with all cores awake and nothing else to do, is often lost later.
 _WORTH: dict[WorkerKind, float] = {"processes": 1.05, "threads": 1.25}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How configurations are evaluated.
+class EvaluationPlan:
+    """A way to evaluate configurations.
 
     Attributes:
         platform: name of the OpenMM platform.
         workers: number of Contexts.
-        kind: where they are, when there are several.
+        kind: kind of workers, where there are several.
     """
 
     platform: str
@@ -49,20 +49,20 @@ class Plan:
     kind: WorkerKind = "threads"
 
     @property
-    def apart(self) -> bool:
-        """Whether this process is kept out of it, so that a crash does not reach it."""
+    def isolated(self) -> bool:
+        """Whether another process does all the work, so that a crash does not reach this one."""
         return self.workers == 1 and self.kind == "processes"
 
-    def team(self, system: openmm.System) -> Team:
-        """Return who carries it out."""
-        if self.workers == 1 and not self.apart:
-            return SingleTeam(system, self.platform)
-        return (ThreadTeam if self.kind == "threads" else ProcessTeam)(system, self.platform, self.workers)
+    def pool(self, system: openmm.System) -> ContextPool:
+        """Return the Contexts of the plan."""
+        if self.workers == 1 and not self.isolated:
+            return SingleContext(system, self.platform)
+        return (ThreadPool if self.kind == "threads" else ProcessPool)(system, self.platform, self.workers)
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What a plan may be: None where it is free."""
+class PlanConstraints:
+    """Constraints of the user on a plan; None where it is free."""
 
     platform: str | None = None
     workers: int | None = None
@@ -73,7 +73,7 @@ class Choices:
             raise ConfigurationError(f"workers must be at least 1, got {self.workers}")
         if self.kind not in (None, "threads", "processes"):
             raise ConfigurationError(f"kind must be 'threads', 'processes' or None, got {self.kind!r}")
-        if self.kind == "processes" and not ProcessTeam.possible():
+        if self.kind == "processes" and not ProcessPool.possible():
             raise ConfigurationError("worker processes need a POSIX system here: use kind='threads'")
         if self.platform is not None and self.platform not in _registered():
             raise ConfigurationError(
@@ -81,81 +81,84 @@ class Choices:
             )
 
     def platforms(self) -> list[str]:
-        """Return the platforms to try."""
+        """Return the platforms to time."""
         return [name for name in _PLATFORMS if name in _registered()] if self.platform is None else [self.platform]
 
-    def first(self) -> Plan:
-        """Return a plan that works everywhere, for the time before anything was tried."""
-        return Plan(self.platform or "Reference")
+    def default_plan(self) -> EvaluationPlan:
+        """Return a plan that works everywhere, for the time before plans were timed."""
+        return EvaluationPlan(self.platform or "Reference")
 
-    def only(self) -> Plan | None:
-        """Return the plan where these choices leave just one."""
+    def only_plan(self) -> EvaluationPlan | None:
+        """Return the plan where the constraints leave just one."""
         if self.platform is None or self.workers is None or (self.workers > 1 and self.kind is None):
             return None
-        return Plan(self.platform, self.workers, self.kind or "threads")
+        return EvaluationPlan(self.platform, self.workers, self.kind or "threads")
 
-    def shared(self, platform: str, system: openmm.System) -> list[Plan]:
+    def pooled_plans(self, platform: str, system: openmm.System) -> list[EvaluationPlan]:
         """Return the plans with several Contexts on a platform."""
         workers = (os.cpu_count() or 1) if self.workers is None else self.workers
         if workers == 1 or platform not in _SHARED:
             return []
         kinds: list[WorkerKind] = ["threads", "processes"] if self.kind is None else [self.kind]
-        if not ProcessTeam.possible() or _serialised(system) is None:
+        if not ProcessPool.possible() or _serialised(system) is None:
             kinds = [kind for kind in kinds if kind == "threads"]
-        return [Plan(platform, workers, kind) for kind in kinds]
+        return [EvaluationPlan(platform, workers, kind) for kind in kinds]
 
 
-def remembered(system: openmm.System, choices: Choices) -> Plan | None:
-    """Return the plan that was found for this System on this machine, if it was."""
-    description = _describe(system, choices)
+def stored_plan(system: openmm.System, constraints: PlanConstraints) -> EvaluationPlan | None:
+    """Return the stored plan for this System on this machine, or None."""
+    description = _describe(system, constraints)
     folder = None if description is None else Cache(cache_folder(_KIND)).find(description)
-    return None if folder is None else Plan(**json.loads((folder / _FILE).read_text()))
+    return None if folder is None else EvaluationPlan(**json.loads((folder / _FILE).read_text()))
 
 
-def choose(system: openmm.System, choices: Choices, sample: Frames) -> Plan:
-    """Time the possible plans with configurations of the System, and remember the fastest."""
-    singles: dict[Plan, float] = {}
-    for platform in choices.platforms():
-        # A platform without its device, or without a kernel for one of the forces, is none of the possible ones.
+def fastest_plan(system: openmm.System, constraints: PlanConstraints, sample: ConfigurationBatch) -> EvaluationPlan:
+    """Time the possible plans with configurations of the System, and store the fastest.
+
+    Raises:
+        ConfigurationError: when no platform can evaluate the System.
+    """
+    singles: dict[EvaluationPlan, float] = {}
+    for platform in constraints.platforms():
+        # A platform without its device, or without a kernel for one of the forces, is skipped.
         with contextlib.suppress(openmm.OpenMMException):
-            plan = Plan(platform)
-            singles[plan] = _seconds(plan.team(system), sample, min(singles.values(), default=np.inf))
+            plan = EvaluationPlan(platform)
+            singles[plan] = _seconds(plan.pool(system), sample, min(singles.values(), default=np.inf))
     if not singles:
-        raise ConfigurationError(f"OpenMM cannot evaluate this System on any of {', '.join(choices.platforms())}")
+        raise ConfigurationError(f"OpenMM cannot evaluate this System on any of {', '.join(constraints.platforms())}")
     fastest = min(singles.values())
-    times: dict[Plan, float] = {}
+    times: dict[EvaluationPlan, float] = {}
     for single, seconds in singles.items():
-        for plan in choices.shared(single.platform, system) if seconds < _HOPELESS * fastest else []:
-            team = plan.team(system)
+        for plan in constraints.pooled_plans(single.platform, system) if seconds < _HOPELESS * fastest else []:
+            pool = plan.pool(system)
             try:
-                times[plan] = _WORTH[plan.kind] * _seconds(team, sample, fastest)
+                times[plan] = _WORTH[plan.kind] * _seconds(pool, sample, fastest)
             except WorkerError as error:
                 warnings.warn(f"batches of this System are evaluated without worker processes: {error}", stacklevel=5)
             finally:
-                team.close()
-    if choices.workers is None or not times:
+                pool.close()
+    if constraints.workers is None or not times:
         times.update(singles)
     best = min(times, key=lambda plan: times[plan])
-    description = _describe(system, choices)
+    description = _describe(system, constraints)
     if description is not None:
-        # Where nothing can be kept, plans are timed once a process.
+        # Where nothing can be stored, plans are timed once per process.
         with contextlib.suppress(OSError), Cache(cache_folder(_KIND)).making(description) as folder:
             (folder / _FILE).write_text(json.dumps(asdict(best)))
     return best
 
 
-def _seconds(team: Team, sample: Frames, fastest: float) -> float:
-    """Return the seconds of a configuration; after one that is hopelessly slow nothing more is tried."""
+def _seconds(pool: ContextPool, sample: ConfigurationBatch, fastest: float) -> float:
+    """Return the seconds per configuration; a plan that is hopelessly slow is timed with one only."""
 
     def timed(count: int) -> float:
-        chosen = np.arange(count) % len(sample)
-        frames = Frames.waiting(sample.positions[chosen], None if sample.cells is None else sample.cells[chosen])
+        batch = sample.selected(np.arange(count) % len(sample))
         begin = time.perf_counter()
-        for _ in team.run(frames):
+        for _ in pool.evaluate(batch):
             pass
         return (time.perf_counter() - begin) / count
 
-    timed(1)  # the first call sets things up
+    timed(1)  # the first call includes the set-up
     once = timed(1)
     if once > 2 * _HOPELESS * fastest and once > _SECONDS:
         return once
@@ -177,15 +180,15 @@ def _serialised(system: openmm.System) -> str | None:
     return xml
 
 
-def _describe(system: openmm.System, choices: Choices) -> dict[str, Any] | None:
-    """Return what the best plan depends on; None for a System that cannot be serialised, whose plan is not kept."""
+def _describe(system: openmm.System, constraints: PlanConstraints) -> dict[str, Any] | None:
+    """Return what the best plan depends on; None for a System that cannot be serialised, whose plan is not stored."""
     xml = _serialised(system)
     if xml is None:
         return None
     return {
         "system": hashlib.sha256(xml.encode()).hexdigest(),
-        "choices": asdict(choices),
-        "platforms": choices.platforms(),
+        "choices": asdict(constraints),
+        "platforms": constraints.platforms(),
         "machine": machine(),
         "cores": os.cpu_count(),
         "openmm": openmm.version.version,

@@ -1,4 +1,4 @@
-"""An OpenMM System as a potential: its energies in torch, with the analytic forces of OpenMM as their gradient."""
+"""An OpenMM System as a potential: energies in torch, with OpenMM's analytic forces as their gradient."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .batched import OpenMMEnergy
 
 
 class SystemPotential(Potential):
-    """A force field of OpenMM where a :class:`~flowbridge.core.potential.Potential` is expected.
+    """A force field of OpenMM as a :class:`~flowbridge.core.potential.Potential`.
 
-    Energies can be differentiated once, with respect to positions: OpenMM gives forces, and nothing beyond them. A
+    Energies can be differentiated once, with respect to positions: OpenMM gives forces and no second derivatives. A
     configuration for which OpenMM has no energy gives NaN in energy and gradient.
 
     Args:
         system: the System; later changes to it are not seen.
-        topology: of the same particles.
-        energy: evaluator of the same System, to share its workers; one of its own where None.
+        topology: topology of the same particles.
+        energy: evaluator of the same System, to share its workers; a new one where None.
 
     Raises:
         ConfigurationError: when System and topology differ in their number of particles.
@@ -46,24 +46,24 @@ class SystemPotential(Potential):
         """Return energies ``(B,)`` kJ/mol; see :meth:`Potential.forward`.
 
         Raises:
-            ConfigurationError: for global parameters, or a cell that wants a gradient: OpenMM computes no virial.
+            ConfigurationError: for global parameters, or a cell that requires a gradient: OpenMM computes no virial.
             RuntimeError: when the gradient is differentiated again.
         """
         _refuse(global_parameters)
         if cell is not None and cell.requires_grad:
             raise ConfigurationError("OpenMM gives no derivative with respect to the cell: pass cell.detach()")
-        result: Tensor = _Energy.apply(positions, cell, self.energy)
+        result: Tensor = _EnergyFunction.apply(positions, cell, self.energy)
         return result
 
     def energy_and_forces(
         self, positions: Tensor, cell: Tensor | None = None, **global_parameters: float
     ) -> EnergyAndForces:
-        """See :meth:`Potential.energy_and_forces`; without a detour through autograd."""
+        """See :meth:`Potential.energy_and_forces`; computed without autograd."""
         _refuse(global_parameters)
         return _evaluate(positions, cell, self.energy)
 
 
-class _Energy(torch.autograd.Function):
+class _EnergyFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: Tensor, cell: Tensor | None, energy: OpenMMEnergy) -> Tensor:
         values = _evaluate(positions, cell, energy)
@@ -73,10 +73,10 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         positions, forces = ctx.saved_tensors
-        return _Gradient.apply(gradients[0], positions, forces), None, None
+        return _GradientFunction.apply(gradients[0], positions, forces), None, None
 
 
-class _Gradient(torch.autograd.Function):
+class _GradientFunction(torch.autograd.Function):
     """The gradient of the energy, which cannot be differentiated.
 
     torch's ``once_differentiable`` only complains where the gradient from above is differentiable, and lets a constant one

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import openmm
 import torch
 from openmm import app, unit
 
-from ....core.compilation.building import accelerated
-from ....core.errors import ConfigurationError, MissingDependencyError
-from ....core.model_files.files import load, matches_its_file
-from ....core.potential import Potential, PotentialMetadata
-from .computation import UNSAVED, EvaluationOptions, PotentialComputation, computation_from_file
-from .matching import (
-    check_boundaries,
-    check_elements,
-    check_masses,
-    check_mechanics,
-    check_rigidity,
-    selected_particles,
-)
+from ....core.errors import ConfigurationError
+from ....core.evaluator import EvaluationOptions
+from ....core.potential import Potential
+from .computation import UNSAVED, OpenMMEvaluator, PotentialComputation
+from .matching import matching_particles
 from .torchforce import torch_force
 
-BACKENDS = ("python", "torchforce", "pythontorch")
+BACKENDS = ("python", "torchforce")
 
 
 def add_potential(
@@ -70,17 +60,11 @@ def add_potential(
             ``"flow_scale"``; without it the force has none, which spares reading it at every step. Forces of one System
             that share the name share the parameter.
         backend: ``"python"`` is ``openmm.PythonForce``. ``"torchforce"`` is ``openmmtorch.TorchForce``, TorchScript within
-            the System: the XML holds the model itself, no path. ``"pythontorch"`` is ``openmmtorch.PythonTorchForce``, in
-            openmmtorch newer than 1.5. ``"auto"`` takes ``"python"``, which works everywhere and is the fastest by far
-            with a compiled model, except where ``parameter_derivatives`` ask for ``"torchforce"``.
-        dtype: floating type to convert parameters and positions to, say ``"float32"``; None keeps the
-            parameters and passes float64 positions.
-        device: torch device to evaluate on; None keeps an object where it is and puts a file's model on the
-            CPU.
-        compilation: ``"auto"`` compiles the model of a file to machine code once and keeps that in the user's cache
-            (what ``$FLOWBRIDGE_COMPILE`` says where it is set); an object stays as it is. ``"always"`` compiles, or
-            fails; an object is then frozen in its present state. ``"cached"`` uses what is in the cache,
-            ``"never"`` evaluates with torch.
+            the System: the XML holds the model itself, no path. ``"auto"`` takes ``"python"``, which works everywhere and
+            is the fastest by far with a compiled model, except where ``parameter_derivatives`` ask for ``"torchforce"``.
+        dtype: floating type; see :class:`~flowbridge.core.evaluator.EvaluationOptions`, as for the next two.
+        device: torch device.
+        compilation: whether to compile.
         parameter_derivatives: names of global parameters by which a Context is to give derivatives of the energy;
             ``"torchforce"`` only.
 
@@ -100,28 +84,36 @@ def add_potential(
             force; and of a TorchForce whose XML this OpenMM could write but not read.
     """
     backend = _chosen_backend(backend, parameter_derivatives)
-    _check_numbers(replicas, force_group)
+    if not 0 <= force_group <= 31:
+        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
     if backend == "torchforce":
         if device is not None:
             raise ConfigurationError("backend='torchforce' runs on the device of OpenMM's platform: leave device out")
         compilation = "never"  # TorchScript takes the place of the program
-    options = EvaluationOptions(replicas, scale_parameter, _dtype_name(dtype), device, compilation)
-    computation = _computation(potential, options)
-    metadata = computation.potential.metadata
-    chosen = _matching_particles(system, metadata, topology, particles, replicas)
-    parameters = _parameters(metadata, scale_parameter)
+    evaluator = OpenMMEvaluator.of(potential, EvaluationOptions(replicas, scale_parameter, dtype, device, compilation))
+    chosen = matching_particles(system, evaluator.metadata, topology, particles, replicas)
     if backend == "torchforce":
-        total = system.getNumParticles()
-        force = torch_force(computation.potential, options, chosen, total, parameters, parameter_derivatives)
+        force = torch_force(evaluator, chosen, system.getNumParticles(), parameter_derivatives)
     else:
-        # OpenMM takes an empty list to mean all particles, which spares it a gather at every step.
-        force = openmm.PythonForce(computation, parameters, [] if particles is None else chosen)
-        force.setUsesPeriodicBoundaryConditions(metadata.periodic)
-        if computation.source is None:
+        force = python_force(evaluator, [] if particles is None else chosen)
+        if evaluator.source is None:
             warnings.warn(UNSAVED, stacklevel=2)
-    force.setName("FlowbridgePotential")
     force.setForceGroup(force_group)
     system.addForce(force)
+    return force
+
+
+def python_force(evaluator: OpenMMEvaluator, particles: Sequence[int] = ()) -> openmm.PythonForce:
+    """Return a PythonForce of a potential, compared with no System and not yet in one.
+
+    Args:
+        evaluator: of the potential.
+        particles: indices in the System, in the order of the potential; all where there are none, which spares OpenMM a
+            gather at every step.
+    """
+    force = openmm.PythonForce(PotentialComputation(evaluator), evaluator.global_parameters, particles)
+    force.setUsesPeriodicBoundaryConditions(evaluator.metadata.periodic)
+    force.setName("FlowbridgePotential")
     return force
 
 
@@ -141,8 +133,8 @@ def particle_system(
             mass along.
         ModelFileError: when the model file cannot be read.
     """
-    _check_numbers(replicas)
-    molecule = (potential if isinstance(potential, Potential) else load(potential)).metadata.particles
+    EvaluationOptions(replicas)
+    molecule = Potential.of(potential).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
@@ -166,66 +158,6 @@ def particle_system(
     return system
 
 
-def _computation(potential: Potential | str | os.PathLike[str], options: EvaluationOptions) -> PotentialComputation:
-    if not isinstance(potential, Potential):
-        if not isinstance(potential, str | os.PathLike):
-            raise ConfigurationError(
-                f"potential must be a flowbridge Potential or the path of a model file, not a "
-                f"{type(potential).__name__}"
-            )
-        return computation_from_file(Path(potential), options)
-    source = None
-    if matches_its_file(potential) and potential.model_file is not None:
-        source = (str(potential.model_file.path), potential.model_file.digest)
-    if options.dtype is not None or options.device is not None:
-        potential = options.place(copy.deepcopy(potential))
-    mode = "never" if options.compilation == "auto" else options.compilation
-    if mode != "never":
-        potential = copy.deepcopy(potential).requires_grad_(False)
-    potential = accelerated(potential, mode=mode, batch=options.replicas, dtype=options.positions_dtype)
-    return PotentialComputation(potential, options, source)
-
-
-def _matching_particles(
-    system: openmm.System,
-    metadata: PotentialMetadata,
-    topology: app.Topology | None,
-    particles: Sequence[int] | None,
-    replicas: int,
-) -> list[int]:
-    """Return the indices that the potential acts on, after everything about them was compared with its metadata."""
-    chosen = selected_particles(system, metadata.particles, particles, replicas)
-    if metadata.rigid:
-        check_rigidity(system, chosen)
-    else:
-        check_mechanics(system, chosen)
-    if topology is None:
-        check_masses(system, metadata.particles, chosen)
-    else:
-        check_elements(topology, metadata.particles, chosen, system.getNumParticles())
-    check_boundaries(system, metadata.particles, metadata.periodic, chosen)
-    return chosen
-
-
-def _parameters(metadata: PotentialMetadata, scale_parameter: str | None) -> dict[str, float]:
-    """Return the force's global parameters and their defaults."""
-    parameters = dict(metadata.global_parameters)
-    if scale_parameter is None:
-        return parameters
-    if scale_parameter in parameters:
-        raise ConfigurationError(
-            f"the potential has a global parameter {scale_parameter!r} of its own: choose another scale_parameter"
-        )
-    return {**parameters, scale_parameter: 1.0}
-
-
-def _check_numbers(replicas: int, force_group: int = 0) -> None:
-    if replicas < 1:
-        raise ConfigurationError(f"replicas must be at least 1, got {replicas}")
-    if not 0 <= force_group <= 31:
-        raise ConfigurationError(f"force_group must be between 0 and 31, got {force_group}")
-
-
 def _chosen_backend(backend: str, derivatives: Sequence[str]) -> str:
     """Return the backend that ``auto`` stands for, and any other that exists as it is."""
     if backend not in ("auto", *BACKENDS):
@@ -238,18 +170,4 @@ def _chosen_backend(backend: str, derivatives: Sequence[str]) -> str:
         raise ConfigurationError(
             f"backend {backend!r} gives no derivatives by global parameters: use backend='torchforce'"
         )
-    if backend == "pythontorch":
-        raise MissingDependencyError(
-            "backend='pythontorch' needs openmmtorch.PythonTorchForce, which no published openmmtorch has (1.5 is the newest): "
-            "use backend='python', which evaluates the same, compiled"
-        )
     return backend
-
-
-def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in ("float32", "float64"):
-        raise ConfigurationError(f"dtype must be float32, float64 or None, got {dtype!r}")
-    return name

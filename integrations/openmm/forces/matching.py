@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import openmm
-from openmm import app, unit
+from openmm import app
 
 from ....core.errors import ConfigurationError, MoleculeMismatchError
-from ....core.potential import Particles
+from ....core.matching import check_particles, selected_particles
+from ....core.potential import Particles, PotentialMetadata
+from .particles import particles_from_system, particles_from_topology
 
-MASS_TOLERANCE = 0.1
-"""amu: force fields round masses differently by less than this, and elements differ by more."""
 
-
-def selected_particles(
-    system: openmm.System, molecule: Particles, particles: Sequence[int] | None, replicas: int
+def matching_particles(
+    system: openmm.System,
+    metadata: PotentialMetadata,
+    topology: app.Topology | None,
+    particles: Sequence[int] | None,
+    replicas: int = 1,
 ) -> list[int]:
-    """Return the indices a potential acts on, all of the System's where ``particles`` is None.
+    """Return the indices that a potential acts on, after everything about them was compared with its metadata.
+
+    Args:
+        system: the System that holds the particles.
+        metadata: the potential's.
+        topology: where elements and bonds are compared; without it masses are.
+        particles: indices in the potential's order; all where None.
+        replicas: number of copies of the molecule.
 
     Raises:
-        ConfigurationError: for indices that are out of range or repeated.
-        MoleculeMismatchError: when there are not ``replicas`` times as many as the potential has.
+        MoleculeMismatchError: when number, elements, bonds or masses of the particles are not the potential's.
+        ConfigurationError: for indices, constraints, virtual sites or boundaries that the potential cannot act on.
     """
-    expected = replicas * len(molecule)
-    total = system.getNumParticles()
-    copies = "" if replicas == 1 else f" ({replicas} replicas of {len(molecule)})"
-    if particles is None:
-        if total != expected:
-            raise MoleculeMismatchError(
-                f"the potential acts on {expected} particles{copies} but the System has {total}: name the "
-                "ones it acts on with particles=, in the order of the potential"
-            )
-        return list(range(total))
-    chosen = [int(index) for index in particles]
-    if any(index != given for index, given in zip(chosen, particles, strict=True)):
-        raise ConfigurationError("particles must be whole numbers")
-    if len(chosen) != expected:
+    molecule, total = metadata.particles, system.getNumParticles()
+    chosen = selected_particles(total, molecule, particles, replicas)
+    if metadata.rigid:
+        _check_rigidity(system, chosen)
+    else:
+        _check_mechanics(system, chosen)
+    if topology is None:
+        check_particles(particles_from_system(system, chosen), molecule, "masses", replicas=replicas, indices=chosen)
+    elif topology.getNumAtoms() != total:
         raise MoleculeMismatchError(
-            f"particles names {len(chosen)} particles but the potential acts on {expected}{copies}"
+            f"the topology has {topology.getNumAtoms()} atoms but the System has {total} particles"
         )
-    outside = [index for index in chosen if not 0 <= index < total]
-    if outside:
-        raise ConfigurationError(f"particle {outside[0]} is outside the System, which has particles 0..{total - 1}")
-    repeated = [index for index, count in Counter(chosen).items() if count > 1]
-    if repeated:
-        raise ConfigurationError(f"particle {repeated[0]} is named more than once in particles")
+    else:
+        wording = "particle {index} of the topology ({name} of {residue}) has {element}"
+        given = particles_from_topology(topology, system, chosen)
+        check_particles(given, molecule, replicas=replicas, indices=chosen, wording=wording)
+    _check_boundaries(system, molecule, metadata.periodic, chosen)
     return chosen
 
 
-def check_mechanics(system: openmm.System, chosen: Sequence[int]) -> None:
+def _check_mechanics(system: openmm.System, chosen: Sequence[int]) -> None:
     """Refuse constraints between and virtual sites among the chosen particles (ConfigurationError)."""
     inside = set(chosen)
     constrained = []
@@ -73,7 +76,7 @@ def check_mechanics(system: openmm.System, chosen: Sequence[int]) -> None:
             )
 
 
-def check_rigidity(system: openmm.System, chosen: Sequence[int]) -> None:
+def _check_rigidity(system: openmm.System, chosen: Sequence[int]) -> None:
     """Refuse particles among the chosen that nothing holds (ConfigurationError): the potential is of rigid bodies."""
     held = {index for index in chosen if system.isVirtualSite(index)}
     for index in range(system.getNumConstraints()):
@@ -86,84 +89,7 @@ def check_rigidity(system: openmm.System, chosen: Sequence[int]) -> None:
         )
 
 
-def check_elements(topology: app.Topology, molecule: Particles, chosen: Sequence[int], total: int) -> None:
-    """Refuse particles whose elements or bonds in ``topology`` are not those of the potential.
-
-    Bonds are compared where both sides know them: each bond of the topology within the chosen particles must
-    be one of the potential's, which notices molecules with the same elements in another order.
-
-    Raises:
-        MoleculeMismatchError: naming the first particle or bond that differs.
-    """
-    atoms = list(topology.atoms())
-    if len(atoms) != total:
-        raise MoleculeMismatchError(f"the topology has {len(atoms)} atoms but the System has {total} particles")
-    place = {index: position for position, index in enumerate(chosen)}
-    size = len(molecule)
-    for index, position in place.items():
-        expected = molecule.atomic_numbers[position % size]
-        element = atoms[index].element
-        if expected == 0 and atoms[index].name == molecule.names[position % size]:
-            continue  # a bead: file formats guess elements from names, so the name is what counts
-        if (0 if element is None else element.atomic_number) != expected:
-            wanted = "no element" if expected == 0 else app.Element.getByAtomicNumber(expected).symbol
-            given = "no element" if element is None else element.symbol
-            raise MoleculeMismatchError(
-                f"particle {index} of the topology ({atoms[index].name} of {atoms[index].residue.name}) has "
-                f"{given} where the potential has {wanted}, {molecule.label(position % size)}: the "
-                "potential was made for another molecule or another order of its atoms"
-            )
-    if not molecule.bonds:
-        return
-    known = {frozenset(bond) for bond in molecule.bonds}
-    for bond in topology.bonds():
-        i, j = bond.atom1.index, bond.atom2.index
-        if i not in place or j not in place:
-            continue
-        a, b = place[i], place[j]
-        if a // size != b // size or frozenset((a % size, b % size)) not in known:
-            raise MoleculeMismatchError(
-                f"the topology bonds particles {i} ({bond.atom1.name}) and {j} ({bond.atom2.name}), which "
-                f"the potential knows as {molecule.label(a % size)} and {molecule.label(b % size)} and does "
-                "not bond: the order of the atoms differs"
-            )
-
-
-def check_masses(system: openmm.System, molecule: Particles, chosen: Sequence[int]) -> None:
-    """Refuse particles whose masses are not those of the potential: the check left when there is no topology.
-
-    Masses may be shifted from heavy atoms to their hydrogens; each heavy atom must still weigh the same
-    together with them. Massless (frozen) particles tell nothing and are left out.
-
-    Raises:
-        MoleculeMismatchError: naming the first particle whose mass differs.
-    """
-    size = len(molecule)
-    hydrogens: dict[int, list[int]] = {}
-    for i, j in molecule.bonds:
-        for heavy, light in ((i, j), (j, i)):
-            if molecule.atomic_numbers[light] == 1 and molecule.atomic_numbers[heavy] > 1:
-                hydrogens.setdefault(heavy, []).append(light)
-    attached = {light for lights in hydrogens.values() for light in lights}
-    for start in range(0, len(chosen), size):
-        copy = chosen[start : start + size]
-        masses = [system.getParticleMass(index).value_in_unit(unit.dalton) for index in copy]
-        for head in range(size):
-            group = [head, *hydrogens.get(head, [])]
-            if head in attached or any(masses[member] == 0 for member in group):
-                continue
-            given = sum(masses[member] for member in group)
-            expected = sum(molecule.masses[member] for member in group)
-            if abs(given - expected) > MASS_TOLERANCE:
-                raise MoleculeMismatchError(
-                    f"particle {copy[head]} (with its hydrogens) weighs {given:.3f} amu but "
-                    f"{molecule.label(head)} of the potential weighs {expected:.3f} amu: the potential was "
-                    "made for another molecule or another order of its atoms. If only the masses are "
-                    "unusual, give topology= and the elements are compared instead"
-                )
-
-
-def check_boundaries(system: openmm.System, molecule: Particles, periodic: bool, chosen: Sequence[int]) -> None:
+def _check_boundaries(system: openmm.System, molecule: Particles, periodic: bool, chosen: Sequence[int]) -> None:
     """Refuse a potential whose idea of the periodic box contradicts the System's (ConfigurationError).
 
     A potential of an open molecule needs it whole. OpenMM wraps and scales (barostat) molecules, which it

@@ -1,4 +1,4 @@
-"""Prior terms of coarse-grained force fields as OpenMM's own forces."""
+"""Prior terms of coarse-grained force fields as native forces of OpenMM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 import openmm
 
 from ....core.errors import ConfigurationError
-from ....core.model_files.files import load
-from ....core.potential import Potential
 from ....forcefields.coarse_grained_force_field import CoarseGrainedForceField
 from ....forcefields.prior_terms import PriorEnergy, PriorTerm
 from .add_potential import add_potential
@@ -21,16 +19,16 @@ from .add_potential import add_potential
 def add_prior_forces(
     system: openmm.System, prior: PriorEnergy, *, particles: Sequence[int] | None = None, force_group: int = 0
 ) -> list[openmm.Force]:
-    """Add the terms of a prior to a System, one native force a term, and return the forces.
+    """Add the terms of a prior to a System, one native force per term, and return the forces.
 
     Args:
-        system: with the beads among its particles.
-        prior: of the beads.
-        particles: index of each bead in the System; as they are where None.
-        force_group: of all of them.
+        system: System with the beads among its particles.
+        prior: prior of the beads.
+        particles: index of each bead in the System; 0, 1, ... where None.
+        force_group: force group of all of them.
 
     Raises:
-        ConfigurationError: for another number of particles than beads, or a term that has no native force.
+        ConfigurationError: for a wrong number of particles, or a term without a native force.
     """
     beads = len(prior.metadata.particles)
     place = list(range(beads)) if particles is None else [int(index) for index in particles]
@@ -60,21 +58,19 @@ def add_coarse_grained_force_field(
     force_group: int = 0,
     compilation: str = "auto",
 ) -> list[openmm.Force]:
-    """Add a coarse-grained force field to a System with its prior as native forces and its network alone in Python.
+    """Add a coarse-grained force field to a System, its prior as native forces and only its network in Python.
 
-    The energy is that of ``add_potential(system, force_field)``. The network alone is in no file, so that OpenMM can run
-    but not serialise it: use ``add_potential`` where a System is to be stored.
+    The energy is that of ``add_potential(system, force_field)``. The network alone is in no file, so OpenMM can run it but not
+    serialise it: use ``add_potential`` for a System that is to be stored.
 
     Args:
-        system: with the beads among its particles.
-        force_field: the force field, or the path of its model file.
-        particles: index of each bead in the System.
-        force_group: of all forces.
-        compilation: see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
+        system: System with the beads among its particles.
+        force_field: force field, or the path of its model file.
+        particles: index of each bead in the System; 0, 1, ... where None.
+        force_group: force group of all forces.
+        compilation: compilation mode; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
     """
-    model: Potential = force_field if isinstance(force_field, Potential) else load(force_field)
-    if not isinstance(model, CoarseGrainedForceField):
-        raise ConfigurationError(f"expected a coarse-grained force field, got a {type(model).__name__}")
+    model = CoarseGrainedForceField.of(force_field)
     forces = add_prior_forces(system, model.prior, particles=particles, force_group=force_group)
     if model.network is not None:
         with warnings.catch_warnings():
@@ -86,25 +82,26 @@ def add_coarse_grained_force_field(
     return forces
 
 
-def _values(term: PriorTerm) -> list[np.ndarray[Any, Any]]:
-    return [getattr(term, name).cpu().numpy() for name in term.parameter_names]
-
-
-def _rows(term: PriorTerm, place: list[int]) -> list[list[int]]:
-    return [[place[int(bead)] for bead in row] for row in term.beads]
+def _rows(term: PriorTerm, place: list[int]) -> list[list[Any]]:
+    """Return for each entry of a term its particles, then its parameters."""
+    parameters = [getattr(term, name).cpu().numpy() for name in term.parameter_names]
+    return [
+        [place[int(bead)] for bead in beads] + [float(value) for value in np.hstack(values)]
+        for beads, *values in zip(term.beads, *parameters, strict=True)
+    ]
 
 
 def _harmonic_bonds(term: PriorTerm, place: list[int]) -> openmm.Force:
     force = openmm.HarmonicBondForce()
-    for (i, j), length, stiffness in zip(_rows(term, place), *_values(term), strict=True):
-        force.addBond(i, j, float(length), float(stiffness))
+    for row in _rows(term, place):
+        force.addBond(*row)
     return force
 
 
 def _harmonic_angles(term: PriorTerm, place: list[int]) -> openmm.Force:
     force = openmm.HarmonicAngleForce()
-    for (i, j, k), centre, stiffness in zip(_rows(term, place), *_values(term), strict=True):
-        force.addAngle(i, j, k, float(centre), float(stiffness))
+    for row in _rows(term, place):
+        force.addAngle(*row)
     return force
 
 
@@ -112,8 +109,8 @@ def _pair_force(expression: str, names: tuple[str, ...], term: PriorTerm, place:
     force = openmm.CustomBondForce(expression)
     for name in names:
         force.addPerBondParameter(name)
-    for (i, j), *values in zip(_rows(term, place), *_values(term), strict=True):
-        force.addBond(i, j, [float(value) for value in values])
+    for i, j, *values in _rows(term, place):
+        force.addBond(i, j, values)
     return force
 
 
@@ -126,16 +123,14 @@ def _repulsion(term: PriorTerm, place: list[int]) -> openmm.Force:
 
 
 def _fourier_torsions(term: PriorTerm, place: list[int]) -> openmm.Force:
-    """Return a sum of OpenMM's ``k (1 + cos(n t - phase))``, whose constants are taken out by CustomTorsionForce's formula."""
-    count = _values(term)[0].shape[1]
-    parts = [f"c{n}*cos({n}*theta)+s{n}*sin({n}*theta)" for n in range(1, count + 1)]
-    force = openmm.CustomTorsionForce("+".join(parts))
-    for n in range(1, count + 1):
-        force.addPerTorsionParameter(f"c{n}")
-        force.addPerTorsionParameter(f"s{n}")
-    for (i, j, k, m), cosines, sines in zip(_rows(term, place), *_values(term), strict=True):
-        pairs = np.stack([cosines, sines], 1).ravel()
-        force.addTorsion(i, j, k, m, [float(value) for value in pairs])
+    """Return Fourier series without the constants that OpenMM's ``k (1 + cos(n t - phase))`` would add."""
+    orders = range(1, term.get_buffer("cosines").shape[1] + 1)
+    force = openmm.CustomTorsionForce("+".join(f"c{n}*cos({n}*theta)+s{n}*sin({n}*theta)" for n in orders))
+    for letter in "cs":
+        for n in orders:
+            force.addPerTorsionParameter(f"{letter}{n}")
+    for i, j, k, m, *values in _rows(term, place):
+        force.addTorsion(i, j, k, m, values)
     return force
 
 

@@ -1,4 +1,4 @@
-"""A prior of beads that no frame was looked at for: bonds and angles as an all-atom force field has them."""
+"""A prior of beads that needs no frames: bonds and angles of an all-atom force field."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ....forcefields.prior_terms import HarmonicAngles, HarmonicBonds, PriorEner
 def public_prior(system: openmm.System, mapping: Mapping, temperature: float) -> PriorEnergy:
     """Return the harmonic bonds and angles of a System that lie between beads.
 
-    For force fields that learn from private data: parameters of a published force field give nothing away about what was
-    simulated with it, where those that :func:`~flowbridge.forcefields.prior_statistics.fit_prior` finds do.
+    For force fields that learn from private data: parameters of a published force field reveal nothing about a simulation, in
+    contrast to those of :func:`~flowbridge.forcefields.prior_statistics.fit_prior`.
 
     Args:
-        system: of the atoms, with ``HarmonicBondForce`` and ``HarmonicAngleForce``; bonds that are constrained may have no
-            term, so give a System without constraints.
-        mapping: to beads of one atom each.
-        temperature: K, of the force field that the prior is for.
+        system: System of the atoms with ``HarmonicBondForce`` and ``HarmonicAngleForce``, without constraints, since
+            constrained bonds may have no term.
+        mapping: mapping to beads of one atom each.
+        temperature: temperature of the coarse-grained force field, K.
 
     Raises:
-        ConfigurationError: for beads of several atoms, and where bonded beads have no bond term.
+        ConfigurationError: for beads of several atoms, and for bonded beads without a bond term.
     """
     members = [mapping.members(bead) for bead in range(len(mapping.beads))]
     if any(len(one) != 1 for one in members):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openmm
 import torch
@@ -21,10 +21,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ....core.errors import ConfigurationError, MissingDependencyError
-from ....core.potential import Potential
-
-if TYPE_CHECKING:
-    from .computation import EvaluationOptions
+from ....core.evaluator import Evaluator
 
 _INSTALL = (
     "pip install torch==2.9.1 openmmtorch==1.5, in an environment of their own (it needs the torch it was built for)"
@@ -39,39 +36,34 @@ _UNREADABLE = (
 
 
 def torch_force(
-    potential: Potential,
-    options: EvaluationOptions,
-    particles: Sequence[int],
-    total: int,
-    parameters: dict[str, float],
-    derivatives: Sequence[str] = (),
+    evaluator: Evaluator, particles: Sequence[int], total: int, derivatives: Sequence[str] = ()
 ) -> openmm.Force:
     """Return a TorchForce of a potential, not yet in a System.
 
     Args:
-        potential: in the dtype it is to be evaluated in; its present parameters become constants.
-        options: replicas, scale parameter and dtype.
+        evaluator: of the potential, not compiled; its present parameters become constants.
         particles: indices in the System, in the order of the potential; of all replicas.
         total: number of particles of the System.
-        parameters: names and defaults of the force's global parameters.
-        derivatives: names of them by which the energy is to be differentiated.
+        derivatives: names of global parameters by which the energy is to be differentiated.
 
     Raises:
         MissingDependencyError: where openmmtorch is not installed, or does not load with this torch.
         ConfigurationError: for a potential that cannot be recorded, or a derivative by something else.
     """
     package = _openmmtorch()
+    parameters = evaluator.global_parameters
     unknown = sorted(set(derivatives) - set(parameters))
     if unknown:
         raise ConfigurationError(
             f"there is no global parameter {unknown[0]!r} to differentiate by; there are: {', '.join(parameters) or 'none'}"
         )
-    module = _Evaluation(potential, options, particles, total, list(parameters), energy_only=bool(derivatives))
+    module = _Evaluation(evaluator, particles, total, energy_only=bool(derivatives))
     if Version(openmm.__version__) >= Version("8.6") and Version(version("openmmtorch")) <= Version("1.5"):
         warnings.warn(_UNREADABLE, stacklevel=3)
-    force = package.TorchForce(traced(module, parameters))
+    force = package.TorchForce(traced(module))
+    force.setName("FlowbridgePotential")
     force.setOutputsForces(not derivatives)
-    force.setUsesPeriodicBoundaryConditions(potential.metadata.periodic)
+    force.setUsesPeriodicBoundaryConditions(evaluator.metadata.periodic)
     for name, value in parameters.items():
         force.addGlobalParameter(name, value)
     for name in derivatives:
@@ -79,12 +71,12 @@ def torch_force(
     return force
 
 
-def traced(module: _Evaluation, parameters: dict[str, float]) -> torch.jit.ScriptModule:
+def traced(module: _Evaluation) -> torch.jit.ScriptModule:
     """Return TorchScript of ``(positions[, box], *parameters) -> energy`` or ``(energy, forces)``, forces of all particles.
 
     Raises ConfigurationError, with the reason, for a potential whose evaluation depends on data in ways no graph can hold.
     """
-    inputs = module.example(parameters)
+    inputs = module.example()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own internals
@@ -107,21 +99,13 @@ def traced(module: _Evaluation, parameters: dict[str, float]) -> torch.jit.Scrip
 class _Evaluation:
     """What TorchForce is to compute, as a function of its inputs."""
 
-    def __init__(
-        self,
-        potential: Potential,
-        options: EvaluationOptions,
-        particles: Sequence[int],
-        total: int,
-        names: list[str],
-        *,
-        energy_only: bool,
-    ) -> None:
-        self.potential, self.options, self.energy_only, self.names = potential, options, energy_only, names
+    def __init__(self, evaluator: Evaluator, particles: Sequence[int], total: int, *, energy_only: bool) -> None:
+        self.potential, self.options, self.energy_only = evaluator.potential, evaluator.options, energy_only
+        self.parameters = evaluator.global_parameters
         self.particles, self.total = torch.tensor(list(particles), dtype=torch.long), total
-        self.periodic = potential.metadata.periodic
+        self.periodic = evaluator.metadata.periodic
 
-    def example(self, parameters: dict[str, float]) -> list[Tensor]:
+    def example(self) -> list[Tensor]:
         """Return inputs to record with."""
         generator = torch.Generator().manual_seed(20_260)
         drawn = self.potential.example_positions(self.options.replicas, generator).double().reshape(-1, 3)
@@ -129,14 +113,14 @@ class _Evaluation:
         positions[self.particles] = drawn
         edge = 2.0 * float(drawn.max() - drawn.min())
         box = [edge * torch.eye(3, dtype=torch.float64)] if self.periodic else []
-        return [positions, *box, *(torch.tensor(value, dtype=torch.float64) for value in parameters.values())]
+        return [positions, *box, *(torch.tensor(value, dtype=torch.float64) for value in self.parameters.values())]
 
     def evaluate(self, positions: Tensor, *rest: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the energy (kJ/mol) of all replicas, and the forces on every particle of the System."""
         replicas, dtype = self.options.replicas, self.options.positions_dtype
         batch = positions.index_select(0, self.particles).reshape(replicas, -1, 3).to(dtype)
         cell = rest[0].to(dtype).expand(replicas, 3, 3) if self.periodic else None
-        values: dict[str, Any] = dict(zip(self.names, rest[1:] if self.periodic else rest, strict=True))
+        values: dict[str, Any] = dict(zip(self.parameters, rest[1:] if self.periodic else rest, strict=True))
         scale = values.pop(self.options.scale_parameter, 1.0) if self.options.scale_parameter else 1.0
         if self.energy_only:
             return scale * self.potential(batch, cell, **values).double().sum()

@@ -1,8 +1,8 @@
-"""OpenMM as the engine of stochastic flows: Langevin dynamics from a Boltzmann generator to a force field, exactly weighted.
+"""Annealed importance sampling with OpenMM's Langevin dynamics, from a Boltzmann generator to a force field.
 
-Samples of a flow that is good but not perfect are carried on by short Langevin dynamics whose forces turn, rung by rung, from
-the flow's into the force field's. Every path has an exact weight whatever the time step, because what the integrator does wrong
-is counted (the shadow work of Sivak, Chodera, Crooks 2013).
+Short Langevin dynamics starts from samples of an imperfect flow; its forces change, step by step, from the flow's to the force
+field's. Every path has an exact weight for any time step, because the weight includes the shadow work of the integrator
+(Sivak, Chodera, Crooks 2013).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from openmm import unit
 from torch import Tensor
 
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
-from ....core.model_files.files import load
 from ....core.potential import Potential
 from ....core.samples import WeightedSamples
 from ....core.units import thermal_energy
@@ -40,22 +39,22 @@ class OpenMMLangevinKernel(Kernel):
     """Langevin dynamics in OpenMM as a kernel over Cartesian positions ``(B, 3 N)`` in nm.
 
     The splitting is kick, drift, heat bath, drift, kick (Leimkuhler and Matthews 2013); velocities are drawn at the start and
-    dropped at the end. Kicks and drifts keep volume, the heat bath is in balance with the velocities, so the log-ratio is minus
-    the kinetic energy that kicks have brought in, over kT. Forces are ``fraction`` times the System's plus ``1 - fraction``
-    times the prior's; the energy that a stochastic flow hands to the kernel is not evaluated, only its fraction is read. Not
-    differentiable, so it is for sampling, not for training.
+    discarded at the end. Kicks and drifts preserve volume and the heat bath preserves the distribution of velocities, so the
+    log-ratio is minus the kinetic energy that kicks add, over kT. Forces are ``fraction`` times the System's plus
+    ``1 - fraction`` times the prior's; only the fraction of the stochastic flow's energy is read. The kernel is not
+    differentiable: it serves sampling, not training.
 
     Args:
-        system: the target; not changed. No constraints, no virtual sites.
-        temperature: K.
-        step_ps: time step.
+        system: target System without constraints and virtual sites; not changed.
+        temperature: temperature, K.
+        step_ps: time step, ps.
         steps: number of steps.
-        friction: 1/ps.
-        prior: potential at fraction 0, or the path of its model file; without one the fraction has to be 1 always.
-        compilation: of the prior; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
+        friction: friction, 1/ps.
+        prior: potential at fraction 0, or the path of its model file; without one the fraction must be 1.
+        compilation: compilation mode of the prior; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
 
     Raises:
-        ConfigurationError: for constraints, massless particles, or numbers that make no sense.
+        ConfigurationError: for constraints, massless particles, or numbers that are not positive.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class OpenMMLangevinKernel(Kernel):
         """See :meth:`Kernel.forward`.
 
         Raises:
-            NonFiniteEnergyError: when OpenMM cannot go on from a configuration.
+            NonFiniteEnergyError: when OpenMM cannot continue from a configuration.
             ConfigurationError: when gradients are being recorded, or a fraction below 1 needs a prior.
         """
         if torch.is_grad_enabled() and value.requires_grad:
@@ -107,7 +106,7 @@ class OpenMMLangevinKernel(Kernel):
     def _run(
         self, positions: np.ndarray[Any, Any], velocities: np.ndarray[Any, Any], fraction: float, seed: int
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return positions at the end ``(B, N, 3)`` nm and the work of kicks ``(B,)`` kJ/mol."""
+        """Return final positions ``(B, N, 3)`` nm and the work of kicks ``(B,)`` kJ/mol."""
         integrator = self._integrator(fraction)
         integrator.setRandomNumberSeed(seed)
         context = reference_context(self._system, integrator)
@@ -177,46 +176,50 @@ def annealed_samples(
     resampling: Resampling | None = None,
     compilation: str = "auto",
 ) -> WeightedSamples:
-    """Draw samples of a Boltzmann generator and carry them to a force field by Langevin dynamics; weights are exact.
+    """Draw samples of a Boltzmann generator and anneal them to a force field by Langevin dynamics, with exact weights.
 
     Args:
         model: the generator, or the path of its model file.
-        system: the target, at the generator's temperature; of the same particles, without constraints.
+        system: target System of the same particles, without constraints, at the generator's temperature.
         count: number of paths; each costs ``rungs * steps`` evaluations of both forces, one after the other on one core.
-        fractions: of the target's energy on each rung, increasing; or how many rungs.
-        steps: time steps on each rung.
-        step_ps: time step; what it makes wrong is in the weights, so a long one costs effective samples and nothing else.
-        friction: 1/ps.
-        seed: of all random numbers.
+        fractions: increasing fractions of the target's energy, one per rung; or the number of rungs.
+        steps: number of time steps on each rung.
+        step_ps: time step, ps; its error is in the weights, so a long step only lowers the effective sample size.
+        friction: friction, 1/ps.
+        seed: random seed.
         resampling: see :meth:`~flowbridge.flows.stochastic.stochastic_flow.StochasticFlow.sample`.
-        compilation: of the generator; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
+        compilation: compilation mode of the generator; see :func:`~flowbridge.integrations.openmm.forces.add_potential`.
 
     Raises:
         ConfigurationError: for constraints, or a model without a temperature or that is no Boltzmann generator.
-        NonFiniteEnergyError: when dynamics cannot go on, or no path has a weight.
-        MoleculeMismatchError: when model and System are not of the same particles.
+        NonFiniteEnergyError: when dynamics cannot continue, or no path has a weight.
+        MoleculeMismatchError: when model and System have different particles.
     """
-    generator = model if isinstance(model, BoltzmannGenerator) else load(model)
-    if not isinstance(generator, BoltzmannGenerator) or generator.metadata.temperature is None:
-        raise ConfigurationError("annealing begins with a Boltzmann generator that has a temperature")
-    temperature = generator.metadata.temperature
+    generator = BoltzmannGenerator.of(model)
+    temperature = generator.temperature
     kernel = OpenMMLangevinKernel(system, temperature, step_ps, steps, friction, prior=model, compilation=compilation)
-    target = PositionEnergy(OpenMMEnergy(system), temperature)
+    energy = OpenMMEnergy(system)
+    target = PositionEnergy(energy, temperature)
     ladder = annealed_importance_sampling(GeneratorPrior(generator), target, lambda _: kernel, fractions)
     paths = ladder.sample(count, torch.Generator().manual_seed(seed), resampling)
     with torch.no_grad():
-        reduced = target(paths.value)
-    positions = paths.value.unflatten(1, (-1, 3))
+        work = paths.log_weights.double() + target(paths.value)
     settings = {"fractions": list(ladder.schedule.given), "steps": steps, "step_ps": step_ps, "friction": friction}
     return samples_of_paths(
-        paths, positions, reduced, generator.metadata.particles, temperature, {"seed": seed, "annealing": settings}
+        paths,
+        paths.value.unflatten(1, (-1, 3)),
+        work,
+        energy,
+        generator.metadata.particles,
+        temperature,
+        {"seed": seed, "annealing": settings},
     )
 
 
 def _masses(system: openmm.System) -> np.ndarray[Any, np.dtype[np.float64]]:
     if system.getNumConstraints():
         raise ConfigurationError(
-            f"the System has {system.getNumConstraints()} constraints, and path weights are known without them only: create "
+            f"the System has {system.getNumConstraints()} constraints, and path weights need a System without them: create "
             "it with constraints=None"
         )
     masses = [system.getParticleMass(index).value_in_unit(unit.dalton) for index in range(system.getNumParticles())]

@@ -1,4 +1,4 @@
-"""Moves of a Boltzmann generator within a simulation: its conformations, accepted by the rule of Metropolis and Hastings."""
+"""Monte Carlo moves within a simulation: conformations of a Boltzmann generator, accepted by Metropolis-Hastings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import torch
 from openmm import app, unit
 
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
-from ....core.model_files.files import load
 from ....core.units import thermal_energy
 from ....flows.boltzmann.generator import BoltzmannGenerator
 from ....flows.boltzmann.latent_proposals import LatentProposals
-from ..forces.matching import check_boundaries, check_elements, check_masses, check_mechanics, selected_particles
+from ..forces.matching import matching_particles
 from .dynamics import copy_vectors
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -29,12 +28,12 @@ _SAME_TEMPERATURE = 1e-3  # K
 
 @dataclass
 class MoveStatistics:
-    """What became of proposals.
+    """Counts of proposals.
 
     Attributes:
         proposed: number of proposals.
-        accepted: of them accepted.
-        not_finite: of them rejected because the energy was not finite.
+        accepted: number of accepted proposals.
+        not_finite: number of proposals rejected because their energy was not finite.
     """
 
     proposed: int = 0
@@ -43,7 +42,7 @@ class MoveStatistics:
 
     @property
     def acceptance(self) -> float:
-        """Share of proposals that were accepted; NaN before the first."""
+        """Fraction of proposals that were accepted; NaN before the first."""
         return self.accepted / self.proposed if self.proposed else math.nan
 
 
@@ -52,33 +51,32 @@ class BoltzmannMove:
 
     A proposal is accepted with probability ``min(1, exp(-(U' - U)/kT) q(x) / q(x'))``, U the energy of the whole Context and q
     the flow's density of the molecule's conformation: the distribution that the Context samples at temperature T (and, with a
-    barostat, at its pressure) stays what it is. The proposed conformation is superposed on the present one, which is a motion
-    whose reverse is proposed from there: positions and orientations need no factor of their own. After an accepted move all
-    velocities are drawn anew.
+    barostat, at its pressure) is unchanged. The proposed conformation is superposed on the present one; this motion is
+    reversible, so positions and orientations contribute no factor. After an accepted move all velocities are redrawn.
 
     Args:
-        context: with positions set, and forces that hold the molecule together; the flow adds no energy.
+        context: Context with positions, and forces that hold the molecule together; the flow adds no energy.
         model: a Boltzmann generator, or the path of its file.
-        topology: where elements and bonds are compared with the model's; without it masses are compared.
+        topology: topology whose elements are compared with the model's; masses are compared where None.
         particles: indices of the molecule, in the model's order; all particles where None.
-        temperature: K; that of the Context's integrator where None.
-        scale: 1 for proposals that do not depend on the present conformation, less for steps in latent space; see
+        temperature: temperature, K; that of the Context's integrator where None.
+        scale: 1 for proposals independent of the present conformation, less for steps in latent space; see
             :class:`~flowbridge.flows.boltzmann.latent_proposals.LatentProposals`.
         anchors: indices within the molecule of the atoms to superpose, all (by mass) where None.
-        seed: of all random numbers.
-        compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode` of the sampling; ``"cached"`` compiles
+        seed: random seed.
+        compilation: :data:`~flowbridge.core.compilation.programs.CompilationMode` of the sampling; ``"cached"`` compiles
             nothing.
 
     Attributes:
-        statistics: counts since the beginning.
+        statistics: counts of all proposals so far.
 
     Raises:
-        MoleculeMismatchError: where the particles are not the model's.
-        ConfigurationError: for constraints, virtual sites or fixed particles in the molecule, an unknown or contradicting
-            temperature, or another argument that cannot be used.
+        MoleculeMismatchError: when the particles are not the model's.
+        ConfigurationError: for constraints, virtual sites or fixed particles in the molecule, an unknown or contradictory
+            temperature, or another unusable argument.
 
     Warns:
-        UserWarning: where the model was trained for another temperature: exact, with fewer acceptances.
+        UserWarning: when the model was trained for another temperature: moves stay exact, with fewer acceptances.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class BoltzmannMove:
         seed: int = 0,
         compilation: str = "cached",
     ) -> None:
-        self.model = _generator(model)
+        self.model = BoltzmannGenerator.of(model).requires_grad_(False)
         system = context.getSystem()
         self.particles = np.array(_molecule(system, self.model, topology, particles))
         self.context = context
@@ -109,8 +107,8 @@ class BoltzmannMove:
         """Make ``proposals`` proposals one after the other; return how many were accepted.
 
         Raises:
-            NonFiniteEnergyError: where the present energy is not finite; nothing is changed.
-            ConfigurationError: where the molecule is broken across the periodic box.
+            NonFiniteEnergyError: when the present energy is not finite; nothing is changed.
+            ConfigurationError: when the molecule is broken across the periodic box.
         """
         state = self.context.getState(positions=True, energy=True)
         energy = _energy(state)
@@ -139,17 +137,17 @@ class BoltzmannMove:
         return accepted
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the moves need to go on with the same numbers; the Context has its own checkpoint."""
+        """Return the state from which moves continue with the same numbers; the Context has its own checkpoint."""
         return {"statistics": asdict(self.statistics), "proposals": self._proposals.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Continue from a result of :meth:`state_dict`."""
         self.statistics = MoveStatistics(**state["statistics"])
         self._proposals.load_state_dict(state["proposals"])
 
     def _decide(self, log_ratio: float) -> bool:
         self.statistics.proposed += 1
-        # Drawn for every proposal, so that the numbers of a run do not depend on how the arithmetic of one rounds.
+        # Drawn for every proposal, so that later random numbers do not depend on rounding in this one.
         threshold = math.log(
             max(float(torch.rand((), generator=self._proposals.generator, dtype=torch.float64)), 1e-300)
         )
@@ -187,7 +185,7 @@ class BoltzmannMove:
 
 
 class BoltzmannMover:
-    """Alternates molecular dynamics of an ``openmm.app.Simulation`` with moves of a Boltzmann generator.
+    """Alternation of molecular dynamics of an ``openmm.app.Simulation`` with moves of a Boltzmann generator.
 
     Example::
 
@@ -196,11 +194,11 @@ class BoltzmannMover:
         print(mover.statistics.acceptance)
 
     Args:
-        simulation: with positions set.
+        simulation: Simulation with positions.
         model: a Boltzmann generator, or the path of its file.
-        interval: steps of dynamics between moves.
-        proposals: proposals of one move, one after the other.
-        **options: of :class:`BoltzmannMove`: particles, temperature, scale, anchors, seed, compilation.
+        interval: number of steps of dynamics between moves.
+        proposals: number of proposals of one move, one after the other.
+        **options: options of :class:`BoltzmannMove`: particles, temperature, scale, anchors, seed, compilation.
     """
 
     def __init__(
@@ -236,28 +234,20 @@ class BoltzmannMover:
 def superposed(moved: FloatArray, reference: FloatArray, weights: FloatArray) -> FloatArray:
     """Return ``moved`` ``(N, 3)`` rotated and shifted onto ``reference`` with the least weighted square deviation.
 
-    Kabsch, Acta Cryst. A 32, 922 (1976); never a reflection.
+    Kabsch, Acta Cryst. A 32, 922 (1976), without reflections.
 
     Args:
         moved: configuration to move.
-        reference: where to.
-        weights: ``(N,)``, not negative.
+        reference: configuration to superpose it on.
+        weights: weights ``(N,)``, not negative.
     """
-    shares = weights / weights.sum()
-    a, b = shares @ moved, shares @ reference
-    u, _, vt = np.linalg.svd((moved - a).T @ (shares[:, None] * (reference - b)))
+    fractions = weights / weights.sum()
+    a, b = fractions @ moved, fractions @ reference
+    # SciPy's Rotation.align_vectors warns for linear molecules.
+    u, _, vt = np.linalg.svd((moved - a).T @ (fractions[:, None] * (reference - b)))
     turn = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     result: FloatArray = (moved - a) @ (u @ turn @ vt) + b
     return result
-
-
-def _generator(model: BoltzmannGenerator | str | os.PathLike[str]) -> BoltzmannGenerator:
-    found = model if isinstance(model, BoltzmannGenerator) else load(model)
-    if not isinstance(found, BoltzmannGenerator):
-        raise ConfigurationError(
-            f"moves need a Boltzmann generator, which can be sampled; {model!r} holds a {type(found).__name__}"
-        )
-    return found.requires_grad_(False)
 
 
 def _molecule(
@@ -266,18 +256,13 @@ def _molecule(
     topology: app.Topology | None,
     particles: Sequence[int] | None,
 ) -> list[int]:
-    """Return the indices of the molecule, after it was compared with the model."""
-    metadata = model.metadata
-    chosen = selected_particles(system, metadata.particles, particles, 1)
-    check_mechanics(system, chosen)
+    """Return the indices of the molecule after comparing it with the model."""
+    chosen = matching_particles(system, model.metadata, topology, particles)
     fixed = [index for index in chosen if system.getParticleMass(index).value_in_unit(unit.dalton) == 0]
     if fixed:
-        raise ConfigurationError(f"particle {fixed[0]} has mass 0, so OpenMM keeps it in place: a move would not")
-    if topology is None:
-        check_masses(system, metadata.particles, chosen)
-    else:
-        check_elements(topology, metadata.particles, chosen, system.getNumParticles())
-    check_boundaries(system, metadata.particles, metadata.periodic, chosen)
+        raise ConfigurationError(
+            f"particle {fixed[0]} has mass 0 and stays in place in OpenMM, but a move would move it"
+        )
     return chosen
 
 

@@ -1,13 +1,12 @@
-"""Trajectories in raw buffers, many at once over processes, each with its own seed and its own file.
+"""Langevin trajectories in raw buffers, many at the same time in processes, each with its own seed and file.
 
-Work is spread over processes rather than threads because OpenMM's Reference platform draws the random numbers of all
-Contexts of a process from one generator: two Contexts stepping side by side would not repeat their numbers.
+Processes are used rather than threads because OpenMM's Reference platform draws the random numbers of all Contexts of a
+process from one generator: two Contexts that step at the same time would not repeat their numbers.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from ....core.atomic_files import write_whole
 from ....core.errors import NonFiniteEnergyError
 from ....core.execution.executors import Executor
 
@@ -34,21 +34,21 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class LangevinRun:
-    """One Langevin trajectory, complete enough to be run in another process.
+    """A Langevin trajectory, complete enough to be run in another process.
 
     Attributes:
         system_xml: serialised System.
-        positions: ``(N, 3)`` nm, where it starts.
-        temperature: K.
-        step_ps: time step.
-        friction: 1/ps.
-        equilibration_steps: steps before the first frame.
-        frame_interval: steps between frames.
+        positions: starting positions ``(N, 3)`` nm.
+        temperature: temperature, K.
+        step_ps: time step, ps.
+        friction: friction, 1/ps.
+        equilibration_steps: number of steps before the first frame.
+        frame_interval: number of steps between frames.
         frames: number of frames.
-        seed: of the velocities and of the noise.
-        file: where the frames go (npz).
-        energy_groups: force groups whose energy and forces are kept; all where None.
-        kept: frames hold so many particles, the first ones; all where None.
+        seed: random seed of velocities and noise.
+        file: npz file of the frames.
+        energy_groups: force groups whose energy and forces are saved; all where None.
+        saved_particles: number of particles, from the first, that frames hold; all where None.
         platform: name of the OpenMM platform; ``CPU`` on one thread.
     """
 
@@ -63,7 +63,7 @@ class LangevinRun:
     seed: int
     file: Path
     energy_groups: frozenset[int] | None = None
-    kept: int | None = None
+    saved_particles: int | None = None
     platform: str = "Reference"
 
 
@@ -76,7 +76,7 @@ def _context(run: LangevinRun, integrator: openmm.Integrator) -> openmm.Context:
     system = openmm.XmlSerializer.deserialize(run.system_xml)
     if run.platform == "Reference":
         return reference_context(system, integrator)
-    # One thread a process: runs side by side share the cores between them.
+    # One thread per process: runs at the same time share the cores.
     properties = {"Threads": "1", "DeterministicForces": "true"} if run.platform == "CPU" else {}
     return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(run.platform), properties)
 
@@ -92,8 +92,8 @@ def run_langevin(run: LangevinRun) -> Trajectory:
     context.setPositions(run.positions)
     context.setVelocitiesToTemperature(run.temperature, run.seed)
     integrator.step(run.equilibration_steps)
-    kept = len(run.positions) if run.kept is None else run.kept
-    shape = (run.frames, kept, 3)
+    count = len(run.positions) if run.saved_particles is None else run.saved_particles
+    shape = (run.frames, count, 3)
     positions, forces, energies = np.empty(shape), np.empty(shape), np.empty(run.frames)
     all_positions, all_forces = np.empty_like(run.positions), np.empty_like(run.positions)
     arguments = {} if run.energy_groups is None else {"groups": set(run.energy_groups)}
@@ -101,7 +101,7 @@ def run_langevin(run: LangevinRun) -> Trajectory:
         integrator.step(run.frame_interval)
         state = context.getState(getPositions=True, getForces=True, getEnergy=True, **arguments)
         copy_vectors(state, all_positions, all_forces)
-        positions[frame], forces[frame] = all_positions[:kept], all_forces[:kept]
+        positions[frame], forces[frame] = all_positions[:count], all_forces[:count]
         energies[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     if not np.isfinite(energies).all():
         first = int(np.flatnonzero(~np.isfinite(energies))[0])
@@ -115,8 +115,7 @@ def run_langevin(run: LangevinRun) -> Trajectory:
 def copy_vectors(state: openmm.State, positions: FloatArray, forces: FloatArray | None = None) -> None:
     """Copy positions (nm) and forces (kJ/mol/nm) of a State into C-contiguous ``(N, 3)`` float64 buffers.
 
-    Uses the buffer route of OpenMM's Python layer, which makes neither unit objects nor Vec3 lists; where an OpenMM
-    does not have it, the public one.
+    OpenMM's own buffer copy makes neither unit objects nor Vec3 lists; an OpenMM without it uses the public route.
     """
     fast = getattr(state, "_getVectorAsNumpy", None)
     if fast is not None:
@@ -136,16 +135,13 @@ def _run_for_file(run: LangevinRun) -> tuple[Path, Trajectory]:
 def save_arrays(file: Path, **arrays: np.ndarray[Any, Any]) -> None:
     """Write an npz file atomically: readers see the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(name, file)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    write_whole(file.absolute(), stream.getvalue())
 
 
 def load_trajectory(file: Path) -> Trajectory:
-    """Read the frames that a run wrote."""
+    """Read the frames of a run."""
     with np.load(file, allow_pickle=False) as data:
         return Trajectory(data["positions"], data["energies"], data["forces"])
 
@@ -156,9 +152,9 @@ def save_trajectory(file: Path, trajectory: Trajectory) -> None:
 
 
 def run_all(runs: Sequence[LangevinRun], executor: Executor) -> Iterator[Path]:
-    """Run trajectories, spread over processes or machines; yield each file as it is finished.
+    """Run trajectories on an executor; yield each file when it is written.
 
-    Frames come back here and are written here, so that the machines need no disk in common. Files that exist are not run again.
+    Frames are written by this process, so that machines need no common disk. Files that exist are not run again.
     """
     for file, trajectory in executor(_run_for_file, [run for run in runs if not run.file.is_file()]):
         save_trajectory(file, trajectory)

@@ -1,4 +1,4 @@
-"""A smooth bias on one torsion as a Fourier series: native in OpenMM, and known in closed form for reweighting."""
+"""A smooth bias on one torsion as a Fourier series: a native force of OpenMM, in closed form for reweighting."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from ....core.errors import ConfigurationError
 from .steering import Torsion
-from .torsion_bias import FloatArray, torsion_angles
-
-BIAS_GROUP = 31
-"""Force group of the bias: forces and energies of all other groups are those of the unbiased System."""
+from .torsion_bias import BIAS_GROUP, FloatArray, torsion_angles
 
 
 @dataclass(frozen=True)
@@ -23,9 +20,9 @@ class FourierBias:
     """``sum_n a_n cos(n t) + b_n sin(n t)`` in kJ/mol on a torsion t.
 
     Attributes:
-        torsion: four atoms.
-        cosines: a, n = 1, 2, ...
-        sines: b.
+        torsion: indices of four atoms.
+        cosines: coefficients a of n = 1, 2, ...
+        sines: coefficients b.
     """
 
     torsion: Torsion
@@ -36,7 +33,7 @@ class FourierBias:
     def fit(cls, torsion: Torsion, grid: NDArray[np.float64], harmonics: int) -> FourierBias:
         """Return the series closest to values on a grid of ``[-pi, pi]`` whose last point repeats the first.
 
-        Raises ConfigurationError for more harmonics than the grid can tell apart.
+        Raises ConfigurationError for more harmonics than the grid can resolve.
         """
         points = np.linspace(-math.pi, math.pi, len(grid))[:-1]
         if not 0 < harmonics <= (len(points) - 1) // 2:

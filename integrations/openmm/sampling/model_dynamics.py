@@ -17,9 +17,10 @@ import torch
 from openmm import app, unit
 
 from ....core.errors import ConfigurationError, NonFiniteEnergyError
-from ....core.model_files.files import load
-from ....core.potential import Particles, Potential
-from ..forces.add_potential import add_potential, particle_system
+from ....core.potential import Particles
+from ..forces.add_potential import particle_system, python_force
+from ..forces.computation import OpenMMEvaluator
+from ..forces.matching import matching_particles
 from .dynamics import save_arrays
 
 _COLUMNS = "step,time (ps),potential energy (kJ/mol),kinetic energy (kJ/mol),temperature (K)\n"
@@ -99,14 +100,15 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
         ConfigurationError: for settings that cannot be used, or files of another run under the same name.
         NonFiniteEnergyError: when energy or positions stop being finite; the frames before are in the files.
     """
-    potential = load(run.model)
-    simulation, temperature = _simulation(run, potential)
-    before = _restored(run, simulation) if run.file(".checkpoint.npz").is_file() else None
+    evaluator = OpenMMEvaluator.of(run.model)
+    settings = _settings(run, evaluator)
+    simulation, temperature = _simulation(run, evaluator)
+    before = _restored(run, simulation, settings) if run.file(".checkpoint.npz").is_file() else None
     step = 0 if before is None else before
     if before is None:
         _start(run, simulation, temperature)
     progress = Progress(step, 0, *_energies(simulation)[::2])
-    with _opened(run, simulation, potential, appending=before is not None) as files:
+    with _opened(run, simulation, evaluator.metadata.particles, appending=before is not None) as files:
         unsaved = 0
         while step < run.steps:
             try:
@@ -116,38 +118,40 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
                 reason = str(error).partition("\n\nTraceback")[0].rstrip(".")  # OpenMM appends where Python was
                 raise NonFiniteEnergyError(
                     f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. In the last good frame "
-                    f"{potential.describe_strain(torch.from_numpy(files.last))}. "
+                    f"{evaluator.potential.describe_strain(torch.from_numpy(files.last))}. "
                     f"The {step // run.frame_interval} frames before are in {run.file('.dcd')}; "
                     "shorten the time step, or start from a relaxed structure (minimise)"
                 ) from error
             step += run.frame_interval
             unsaved += 1
             if unsaved == _CHECKPOINT_EVERY or step >= run.steps:
-                files.checkpoint(run, simulation, step)
+                files.checkpoint(run, simulation, step, settings)
                 unsaved = 0
             announce(progress)
     return progress
 
 
-def _simulation(run: ModelDynamics, potential: Potential) -> tuple[app.Simulation, float]:
-    temperature = run.temperature if run.temperature is not None else potential.metadata.temperature
+def _simulation(run: ModelDynamics, evaluator: OpenMMEvaluator) -> tuple[app.Simulation, float]:
+    metadata = evaluator.metadata
+    temperature = run.temperature if run.temperature is not None else metadata.temperature
     if temperature is None:
         raise ConfigurationError(f"{run.model} names no temperature: give one")
     if not run.structure.is_file():
         raise ConfigurationError(f"the structure file {run.structure} does not exist")
     reader = app.PDBxFile if run.structure.suffix.lower() in (".cif", ".mmcif") else app.PDBFile
     structure = reader(str(run.structure))
-    system = particle_system(potential, hydrogen_mass=run.hydrogen_mass)
+    system = particle_system(evaluator.potential, hydrogen_mass=run.hydrogen_mass)
     if structure.topology.getNumAtoms() != system.getNumParticles():
         raise ConfigurationError(
             f"{run.structure} has {structure.topology.getNumAtoms()} particles, {run.model} {system.getNumParticles()}"
         )
     box = structure.topology.getPeriodicBoxVectors()
-    if potential.metadata.periodic and box is None:
+    if metadata.periodic and box is None:
         raise ConfigurationError(f"{run.model} is periodic, and {run.structure} has no box (CRYST1)")
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*box)
-    add_potential(system, run.model, topology=structure.topology)
+    matching_particles(system, metadata, structure.topology, None)
+    system.addForce(python_force(evaluator))
     if run.friction_per_ps is None:
         integrator: openmm.Integrator = openmm.VerletIntegrator(run.step_fs / 1000.0)
     else:
@@ -174,21 +178,20 @@ def _start(run: ModelDynamics, simulation: app.Simulation, temperature: float) -
     simulation.context.setVelocitiesToTemperature(temperature, run.seed)
 
 
-def _settings(run: ModelDynamics) -> str:
+def _settings(run: ModelDynamics, evaluator: OpenMMEvaluator) -> str:
     """Return what must be the same for a run to be continued."""
     free = ("steps", "output", "model", "structure")
     settings = {key: str(value) for key, value in dataclasses.asdict(run).items() if key not in free}
-    header = load(run.model).model_file
-    digest = None if header is None else header.digest
+    digest = None if evaluator.source is None else evaluator.source.digest
     return json.dumps({**settings, "model": digest, "openmm": openmm.__version__}, sort_keys=True)
 
 
-def _restored(run: ModelDynamics, simulation: app.Simulation) -> int:
+def _restored(run: ModelDynamics, simulation: app.Simulation, settings: str) -> int:
     """Bring the simulation and its files to the last checkpoint, and return the step."""
     file = run.file(".checkpoint.npz")
     with np.load(file, allow_pickle=False) as stored:
         about, state = json.loads(str(stored["about"])), stored["state"].tobytes()
-    if about["settings"] != _settings(run):
+    if about["settings"] != settings:
         raise ConfigurationError(
             f"{file} is of a run with other settings or another model: give another output, or remove its files to start anew"
         )
@@ -269,12 +272,12 @@ class _Files:
         self.table.flush()
         return Progress(step, done_now, potential, temperature)
 
-    def checkpoint(self, run: ModelDynamics, simulation: app.Simulation, step: int) -> None:
+    def checkpoint(self, run: ModelDynamics, simulation: app.Simulation, step: int, settings: str) -> None:
         """Write the checkpoint atomically; the files beside it may be longer by then, never shorter."""
         self.stream.flush()
         about = {
             "step": step,
-            "settings": _settings(run),
+            "settings": settings,
             "bytes": {ending: run.file(ending).stat().st_size for ending in (".dcd", ".csv")},
         }
         state: np.ndarray[Any, Any] = np.frombuffer(simulation.context.createCheckpoint(), dtype=np.uint8)
@@ -283,7 +286,7 @@ class _Files:
 
 @contextmanager
 def _opened(
-    run: ModelDynamics, simulation: app.Simulation, potential: Potential, *, appending: bool
+    run: ModelDynamics, simulation: app.Simulation, particles: Particles, *, appending: bool
 ) -> Iterator[_Files]:
     """Open the trajectory and the table, new or at their ends."""
     dcd, csv = run.file(".dcd"), run.file(".csv")
@@ -296,4 +299,4 @@ def _opened(
         )  # fmt: skip
         state = simulation.context.getState(positions=True)
         start = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
-        yield _Files(trajectory, stream, table, potential.metadata.particles, start)
+        yield _Files(trajectory, stream, table, particles, start)

@@ -1,4 +1,4 @@
-"""Short dynamics from many structures at once: what makes frames of a constrained or rounded trajectory typical of a System."""
+"""Short dynamics from many structures, which relaxes frames of a constrained or rounded trajectory to a System."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .dynamics import FloatArray, Trajectory, copy_vectors, reference_context
 
 @dataclass(frozen=True)
 class RelaxationRun:
-    """Langevin dynamics from each of several structures, of which only the last frames are kept.
+    """Langevin dynamics from each of several structures, of which only the last frames are saved.
 
     Attributes:
         system_xml: serialised System.
-        positions: ``(F, N, 3)`` nm, where it starts.
-        temperature: K.
-        step_ps: time step.
-        friction: 1/ps.
-        steps: steps from each structure.
-        seed: of the velocities and of the noise.
-        file: where the frames are to go (npz).
+        positions: starting structures ``(F, N, 3)`` nm.
+        temperature: temperature, K.
+        step_ps: time step, ps.
+        friction: friction, 1/ps.
+        steps: number of steps from each structure.
+        seed: random seed of velocities and noise.
+        file: npz file of the frames, written by the caller.
     """
 
     system_xml: str
@@ -38,9 +38,9 @@ class RelaxationRun:
 
 
 def run_relaxation(run: RelaxationRun) -> tuple[Path, Trajectory]:
-    """Relax every structure; return the run's file, which is left to the caller to write, and the frames.
+    """Relax every structure; return the run's file and the frames.
 
-    A structure that dynamics cannot start from (atoms on top of each other) keeps a NaN energy and its own positions.
+    A structure from which dynamics cannot start (overlapping atoms) keeps its positions and has a NaN energy.
     """
     integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
     integrator.setRandomNumberSeed(run.seed)

@@ -1,7 +1,7 @@
-"""Biased sampling of torsions: metadynamics makes a bias, independent runs under the fixed bias are reweighted.
+"""Biased sampling of torsions: metadynamics builds a bias, independent runs under the fixed bias are reweighted.
 
-The bias makes every torsional basin equally likely, so that a run crosses between them in tens of picoseconds, and the
-spread between runs from independent starts is an honest error: it holds whatever slow motion the bias missed.
+The bias makes every torsional basin equally likely, so that a run crosses between them in tens of picoseconds. The standard
+deviation between runs from independent starts is a realistic error: it includes slow motions that the bias missed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from ..systems.topologies import molecule_topology
 from .dynamics import copy_vectors, reference_context, save_arrays
-from .steering import Torsion, steer
+from .steering import SteeringRun, Torsion, run_steering
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
-_GRID = 73  # points a torsion, 5 degrees apart; the last repeats the first
+_GRID = 73  # points per torsion, 5 degrees apart; the last repeats the first
 _HILL_WIDTH = 0.25  # radians
 _HILL_INTERVAL = 250  # steps
-_BIAS_GROUP = 31
+
+BIAS_GROUP = 31
+"""Force group of a bias: forces and energies of all other groups are those of the unbiased System."""
 
 
 @dataclass(frozen=True)
 class MetadynamicsRun:
-    """One well-tempered metadynamics run that shares its hills with others through ``folder``."""
+    """A well-tempered metadynamics run that shares its hills with others through ``folder``."""
 
     system_xml: str
     positions: FloatArray
@@ -60,7 +63,7 @@ def build_bias(run: MetadynamicsRun) -> FloatArray:
     )  # fmt: skip
     integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
     integrator.setRandomNumberSeed(run.seed)
-    topology = _bare_topology(system.getNumParticles())
+    topology = molecule_topology(["C"] * system.getNumParticles(), [])
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
     simulation.context.setPositions(run.positions)
     simulation.context.setVelocitiesToTemperature(run.temperature, run.seed)
@@ -70,17 +73,9 @@ def build_bias(run: MetadynamicsRun) -> FloatArray:
     return np.asarray(energy.max() - energy, dtype=np.float64)
 
 
-def _bare_topology(atoms: int) -> app.Topology:
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    for _ in range(atoms):
-        topology.addAtom("X", None, residue)
-    return topology
-
-
 @dataclass(frozen=True)
 class BiasedRun:
-    """One run under a fixed torsion bias, started from the torsions ``start`` (radians)."""
+    """A run under a fixed torsion bias, started from the torsions ``start`` (radians)."""
 
     system_xml: str
     positions: FloatArray
@@ -101,13 +96,13 @@ def run_biased(run: BiasedRun) -> Path:
     """Run under the bias; write ``angles`` (F, torsions) in radians and ``bias`` (F,) in kJ/mol, and return the file."""
     system = openmm.XmlSerializer.deserialize(run.system_xml)
     force = _bias_force(run.bias, run.torsions)
-    force.setForceGroup(_BIAS_GROUP)
+    force.setForceGroup(BIAS_GROUP)
     system.addForce(force)
     integrator = openmm.LangevinMiddleIntegrator(run.temperature, run.friction, run.step_ps)
     integrator.setRandomNumberSeed(run.seed)
     context = reference_context(system, integrator)
-    start = steer(run.system_xml, run.positions, run.torsions, run.start, run.temperature, run.seed)
-    context.setPositions(start)
+    steering = SteeringRun(0, run.system_xml, run.positions, run.torsions, run.start, run.temperature, run.seed)
+    context.setPositions(run_steering(steering)[1])
     context.setVelocitiesToTemperature(run.temperature, run.seed)
     integrator.step(run.discarded_steps)
     frames = run.steps // run.frame_interval
@@ -115,7 +110,7 @@ def run_biased(run: BiasedRun) -> Path:
     bias = np.empty(frames)
     for frame in range(frames):
         integrator.step(run.frame_interval)
-        state = context.getState(getPositions=True, getEnergy=True, groups={_BIAS_GROUP})
+        state = context.getState(getPositions=True, getEnergy=True, groups={BIAS_GROUP})
         copy_vectors(state, positions[frame])
         bias[frame] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     angles = np.stack([torsion_angles(positions, torsion) for torsion in run.torsions], axis=1)

@@ -1,1 +1,1 @@
-"""Systems and topologies: from input files, sequences and chemical structures."""
+"""Systems and topologies from input files, sequences and chemical structures."""

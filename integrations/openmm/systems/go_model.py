@@ -1,24 +1,24 @@
-"""Structure-based models of proteins: one bead a residue, and a native structure at the bottom of the energy.
+"""Structure-based models of proteins: one bead per residue, with the native structure as energy minimum.
 
 The alpha-carbon model of Clementi, Nymeyer and Onuchic, J. Mol. Biol. 298, 937 (2000): harmonic bonds and angles, torsions of
 one and three minima, ``5 (s/r)^12 - 6 (s/r)^10`` between native contacts, repulsion between all others. It folds and unfolds in
-milliseconds of computer time, and what it does is known: a test case for coarse-graining that is always there.
+milliseconds of computer time and its behaviour is known, so it serves as a test case for coarse-graining.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openmm
-from openmm import app, unit
+from openmm import app
 
 from ....core.errors import ConfigurationError
 from ....core.potential import Particles
-from ...mdtraj.bead_selections import openmm_topology
 from ..sampling.torsion_bias import torsion_angles
+from .topologies import openmm_topology, read_structure
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -32,12 +32,12 @@ class GoModel:
     """A structure-based model of a chain of residues.
 
     Attributes:
-        beads: one a residue.
+        beads: one bead per residue.
         native: positions ``(n, 3)`` in nm.
-        epsilon: kJ/mol, the unit of the energy.
+        epsilon: unit of energy, kJ/mol.
         contacts: pairs that attract each other.
-        contact_strength: of each contact, in epsilon.
-        repulsive_range: nm, of pairs that are no contacts.
+        contact_strength: strength of each contact, in epsilon.
+        repulsive_range: range of the repulsion between other pairs, nm.
     """
 
     beads: Particles
@@ -54,24 +54,20 @@ class GoModel:
         """Return the model of the alpha carbons of a PDB or mmCIF file.
 
         Args:
-            structure: the file; one chain.
-            epsilon: kJ/mol.
+            structure: file with one chain.
+            epsilon: unit of energy, kJ/mol.
             contact_cutoff: nm; residues three or more apart whose alpha carbons are closer than this are in contact.
-            contact_strength: of each contact, in epsilon.
+            contact_strength: strength of each contact, in epsilon.
 
         Raises:
             ConfigurationError: when the file is missing or has fewer than five alpha carbons, or no contact.
         """
-        if not structure.is_file():
-            raise ConfigurationError(f"the structure file {structure} does not exist")
-        reader = app.PDBxFile if structure.suffix.lower() in (".cif", ".mmcif") else app.PDBFile
-        file = reader(str(structure))
-        chosen = [atom for atom in file.topology.atoms() if atom.name == "CA"]
+        topology, positions = read_structure(structure)
+        chosen = [atom for atom in topology.atoms() if atom.name == "CA"]
         if len(chosen) < 5:
             raise ConfigurationError(
                 f"{structure} has {len(chosen)} alpha carbons (CA): a chain of at least five is needed"
             )
-        positions = np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
         native = positions[[atom.index for atom in chosen]]
         beads = Particles(
             names=("CA",) * len(chosen),
@@ -91,10 +87,6 @@ class GoModel:
         if not contacts:
             raise ConfigurationError(f"{structure} has no contacts within {contact_cutoff} nm: nothing would fold")
         return cls(beads, native, epsilon, contacts, contact_strength)
-
-    def with_epsilon(self, epsilon: float) -> GoModel:
-        """Return the model with another unit of energy."""
-        return replace(self, epsilon=epsilon)
 
     def topology(self) -> app.Topology:
         """Return the OpenMM Topology of the beads."""
@@ -133,21 +125,19 @@ class GoModel:
         return force
 
     def _contacts(self) -> openmm.Force:
-        force = openmm.CustomBondForce("strength*(5*(sigma/r)^12-6*(sigma/r)^10)")
-        force.addPerBondParameter("strength")
-        force.addPerBondParameter("sigma")
-        for i, j in self.contacts:
-            sigma = float(np.linalg.norm(self.native[i] - self.native[j]))
-            force.addBond(i, j, [self.contact_strength * self.epsilon, sigma])
-        return force
+        lengths = {(i, j): float(np.linalg.norm(self.native[i] - self.native[j])) for i, j in self.contacts}
+        return _pair_force("strength*(5*(sigma/r)^12-6*(sigma/r)^10)", self.contact_strength * self.epsilon, lengths)
 
     def _repulsion(self) -> openmm.Force:
-        force = openmm.CustomBondForce("strength*(sigma/r)^12")
-        force.addPerBondParameter("strength")
-        force.addPerBondParameter("sigma")
-        near = set(self.contacts)
-        for i in range(len(self.beads)):
-            for j in range(i + _SMALLEST_SEPARATION + 1, len(self.beads)):
-                if (i, j) not in near:
-                    force.addBond(i, j, [self.epsilon, self.repulsive_range])
-        return force
+        count, near = len(self.beads), set(self.contacts)
+        pairs = [(i, j) for i in range(count) for j in range(i + _SMALLEST_SEPARATION + 1, count) if (i, j) not in near]
+        return _pair_force("strength*(sigma/r)^12", self.epsilon, dict.fromkeys(pairs, self.repulsive_range))
+
+
+def _pair_force(expression: str, strength: float, lengths: dict[tuple[int, int], float]) -> openmm.Force:
+    force = openmm.CustomBondForce(expression)
+    force.addPerBondParameter("strength")
+    force.addPerBondParameter("sigma")
+    for (i, j), sigma in lengths.items():
+        force.addBond(i, j, [strength, sigma])
+    return force

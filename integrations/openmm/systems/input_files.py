@@ -1,8 +1,7 @@
-"""A molecule as OpenMM sees it: topology, System and starting positions, from the files users have."""
+"""A molecule for OpenMM: topology, System and starting positions from input files."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from openmm import app, unit
 
 from ....core.errors import ConfigurationError, MissingDependencyError
 from .peptides import peptide
+from .topologies import molecule_topology, read_structure
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -51,7 +51,7 @@ class MolecularSystem:
 
     @property
     def system_xml(self) -> str:
-        """The System, serialised: what worker processes receive and what a digest covers."""
+        """The serialised System, for worker processes and digests."""
         return str(openmm.XmlSerializer.serialize(self.system))
 
     def torsion_atoms(self, atoms: tuple[int | str, ...]) -> tuple[int, int, int, int]:
@@ -99,7 +99,7 @@ def load_system(
             :func:`~flowbridge.integrations.openmm.systems.peptides.peptide`); it is relaxed with the force field.
         force_field: OpenMM force-field XML files, by path or by the names OpenMM ships.
         system_file: a System serialised by ``openmm.XmlSerializer``, instead of a force field.
-        folder: where relative paths start.
+        folder: folder of relative paths.
 
     Raises:
         ConfigurationError: for missing, contradicting or unusable input.
@@ -111,7 +111,7 @@ def load_system(
     if bool(force_field) == (system_file is not None):
         raise ConfigurationError("give exactly one of force_field (XML files) and system (a serialised System)")
     if structure is not None:
-        topology, positions = _from_structure(folder / structure)
+        topology, positions = read_structure(folder / structure)
     else:
         topology, positions = peptide(sequence) if sequence is not None else _from_smiles(str(smiles))
     if system_file is not None:
@@ -135,23 +135,12 @@ def load_system(
 
 
 def _relaxed(system: openmm.System, positions: FloatArray) -> FloatArray:
-    """Return positions near the next minimum of the energy; on one platform, so that a file means one molecule."""
+    """Return positions near the next energy minimum; always on the Reference platform, so that they are reproducible."""
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context, _RELAXED_FORCE)
     state = context.getState(positions=True)
     return np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
-
-
-def _from_structure(path: Path) -> tuple[app.Topology, FloatArray]:
-    if not path.is_file():
-        raise ConfigurationError(f"the structure file {path} does not exist")
-    reader = app.PDBxFile if re.fullmatch(r"\.(cif|mmcif)", path.suffix.lower()) else app.PDBFile
-    try:
-        file = reader(str(path))
-    except Exception as error:
-        raise ConfigurationError(f"OpenMM cannot read {path}: {error}") from error
-    return file.topology, np.asarray(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=np.float64)
 
 
 def _from_smiles(smiles: str) -> tuple[app.Topology, FloatArray]:
@@ -166,16 +155,7 @@ def _from_smiles(smiles: str) -> tuple[app.Topology, FloatArray]:
     molecule = Chem.AddHs(parsed)
     if rdDistGeom.EmbedMolecule(molecule, randomSeed=1) != 0:
         raise ConfigurationError(f"RDKit finds no three-dimensional structure for {smiles!r}; give a PDB file instead")
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    counts: dict[str, int] = {}
-    atoms = []
-    for rdkit_atom in molecule.GetAtoms():
-        symbol = rdkit_atom.GetSymbol()
-        counts[symbol] = counts.get(symbol, 0) + 1
-        element = app.Element.getBySymbol(symbol)
-        atoms.append(topology.addAtom(f"{symbol}{counts[symbol]}", element, residue))
-    for bond in molecule.GetBonds():
-        topology.addBond(atoms[bond.GetBeginAtomIdx()], atoms[bond.GetEndAtomIdx()])
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    topology = molecule_topology([atom.GetSymbol() for atom in molecule.GetAtoms()], bonds)
     angstrom = unit.angstrom.conversion_factor_to(unit.nanometer)
     return topology, np.asarray(molecule.GetConformer().GetPositions()) * angstrom

@@ -10,6 +10,7 @@ import openmm
 from openmm import app, unit
 
 from ....core.errors import ConfigurationError, MissingDependencyError
+from .topologies import molecule_topology
 
 try:
     from rdkit import Chem
@@ -17,21 +18,20 @@ try:
 except ImportError as error:
     raise MissingDependencyError("MMFF94 needs RDKit: pip install 'flowbridge[molecules]'") from error
 
-_KCAL = 4.184  # kJ
+_KCAL = unit.kilocalorie.conversion_factor_to(unit.kilojoule)
 _STRETCH = 143.9325  # kcal/mol for a force constant of 1 md/Å at 1 Å
 _BEND = 0.043844  # kcal/mol for 1 md Å/rad^2 at one degree
 _STRETCH_BEND = 2.51210  # kcal/mol
 _COULOMB = 332.0716  # kcal Å/mol
 _NEAR_SCALE = 0.75  # of charges three bonds apart
 _LINEAR = 179.99  # degrees; the reference angle of atoms that MMFF calls linear
-_DEGREE = math.pi / 180.0
 
 
 def mmff_system(molecule: Chem.Mol) -> openmm.System:
     """Return MMFF94 of one molecule without cutoff or constraints (Halgren, J. Comput. Chem. 17, 490 (1996), equations 2 to 8).
 
     Args:
-        molecule: with all hydrogens.
+        molecule: molecule with all hydrogens.
 
     Raises:
         ConfigurationError: when MMFF94 has no parameters for it.
@@ -57,15 +57,9 @@ def mmff_system(molecule: Chem.Mol) -> openmm.System:
 
 def mmff_topology(molecule: Chem.Mol) -> app.Topology:
     """Return the topology of a molecule as one residue ``MOL``, with unique atom names."""
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    atoms = []
-    for index, atom in enumerate(molecule.GetAtoms(), 1):
-        element = app.Element.getByAtomicNumber(atom.GetAtomicNum())
-        atoms.append(topology.addAtom(f"{element.symbol}{index}", element, residue))
-    for bond in molecule.GetBonds():
-        topology.addBond(atoms[bond.GetBeginAtomIdx()], atoms[bond.GetEndAtomIdx()])
-    return topology
+    symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    return molecule_topology(symbols, bonds, names=[f"{symbol}{index}" for index, symbol in enumerate(symbols, 1)])
 
 
 def _stretches(molecule: Chem.Mol, properties: Any) -> openmm.Force:
@@ -82,13 +76,13 @@ def _stretches(molecule: Chem.Mol, properties: Any) -> openmm.Force:
 
 def _bends(molecule: Chem.Mol, properties: Any) -> tuple[openmm.Force, openmm.Force, openmm.Force]:
     """Equations 3 to 5: cubic bends, bends of linear atoms, and their coupling to stretches."""
-    degrees = f"d=theta*{1.0 / _DEGREE}-theta0"
+    degrees = f"d=theta*{math.degrees(1.0)}-theta0"
     bend = openmm.CustomAngleForce(f"{0.5 * _BEND * _KCAL}*k*d^2*(1-0.006981317*d); {degrees}")
     linear = openmm.CustomAngleForce(f"{_STRETCH * _KCAL}*k*(1+cos(theta))")
     mixed = openmm.CustomCompoundBondForce(
         3,
         f"{_STRETCH_BEND * _KCAL}*(first*(10*distance(p1,p2)-r1)+second*(10*distance(p2,p3)-r2))"
-        f"*(angle(p1,p2,p3)*{1.0 / _DEGREE}-theta0)",
+        f"*(angle(p1,p2,p3)*{math.degrees(1.0)}-theta0)",
     )
     for name in ("k", "theta0"):
         bend.addPerAngleParameter(name)
@@ -120,7 +114,7 @@ def _out_of_plane(molecule: Chem.Mol, properties: Any) -> openmm.Force:
     )
     force = openmm.CustomCompoundBondForce(
         4,
-        f"{0.5 * _BEND * _KCAL}*k*(asin(triple/sin(angle(p1,p2,p3)))*{1.0 / _DEGREE})^2; "
+        f"{0.5 * _BEND * _KCAL}*k*(asin(triple/sin(angle(p1,p2,p3)))*{math.degrees(1.0)})^2; "
         "triple=(ya*zb-za*yb)*xc+(za*xb-xa*zb)*yc+(xa*yb-ya*xb)*zc; " + bonds,
     )
     force.addPerBondParameter("k")

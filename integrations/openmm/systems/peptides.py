@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import random
 from typing import Any
 
@@ -22,12 +21,12 @@ _PHI, _PSI = -120.0, 130.0  # degrees, of a strand
 def peptide(sequence: str, pH: float = 7.0) -> tuple[app.Topology, FloatArray]:
     """Return a peptide of L-amino acids as an extended strand with trans peptide bonds.
 
-    The termini are charged, side chains protonated as is usual at the pH. RDKit's distance geometry makes heavy atoms, OpenMM's
-    Modeller hydrogens; the energy is that of no force field yet. The same sequence gives the same numbers.
+    The termini are charged, and side chains protonated as usual at the pH. RDKit's distance geometry places heavy atoms,
+    OpenMM's Modeller hydrogens; no force field has relaxed them yet. The same sequence gives the same numbers.
 
     Args:
         sequence: one-letter codes, such as ``YYDPETGTWY`` (chignolin CLN025).
-        pH: for the protonation of side chains.
+        pH: pH that determines the protonation of side chains.
 
     Returns:
         The topology, with residues and atoms named as in the Protein Data Bank, and positions ``(N, 3)`` nm.
@@ -78,7 +77,7 @@ def _heavy_atoms(letters: str) -> tuple[app.Topology, Any]:
         n, ca, c = (named[i, name] for name in ("N", "CA", "C"))
         next_n, next_ca, next_c = (named[i + 1, name] for name in ("N", "CA", "C"))
         turns = [(n, ca, c, next_n, _PSI), (ca, c, next_n, next_ca, 180.0)]
-        if letters[i + 1] != "P":  # whose ring holds phi
+        if letters[i + 1] != "P":  # the ring of proline fixes phi
             turns.append((c, next_n, next_ca, next_c, _PHI))
         for i_atom, j_atom, k_atom, l_atom, degrees in turns:
             rdMolTransforms.SetDihedralDeg(heavy.GetConformer(), i_atom, j_atom, k_atom, l_atom, degrees)
@@ -97,20 +96,3 @@ def _name_isoleucine(molecule: Any) -> None:
         for gamma in branching.GetNeighbors():
             if gamma.GetPDBResidueInfo().GetName().strip().startswith("CG"):
                 gamma.GetPDBResidueInfo().SetName(" CG1" if gamma.GetIdx() == bearer.GetIdx() else " CG2")
-
-
-def peptide_bond_torsions(topology: app.Topology, positions: FloatArray) -> FloatArray:
-    """Return the torsions omega (CA, C, N, CA) of positions ``(N, 3)`` in degrees, for each pair of neighbours in a chain."""
-    found = []
-    for chain in topology.chains():
-        named = [{atom.name: atom.index for atom in residue.atoms()} for residue in chain.residues()]
-        for one, other in itertools.pairwise(named):
-            if {"CA", "C"} <= one.keys() and {"N", "CA"} <= other.keys():
-                found.append(_torsion(positions[[one["CA"], one["C"], other["N"], other["CA"]]]))
-    return np.array(found)
-
-
-def _torsion(x: FloatArray) -> float:
-    a, b, c = np.diff(x, axis=0)
-    first, second = np.cross(a, b), np.cross(b, c)
-    return float(np.degrees(np.arctan2(np.linalg.norm(b) * (a @ second), first @ second)))

@@ -1,4 +1,4 @@
-"""OpenMM: configurations of samples as positions with units."""
+"""Configurations of samples as OpenMM positions with units."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """Charges from an electron density as an OpenMM force field: an XML file that ``openmm.app.ForceField`` reads.
 
-What a density gives are charges. Lennard-Jones parameters in the file are those of UFF by element (A. K. Rappe et al., J. Am.
-Chem. Soc. 114, 10024, 1992), to be replaced where the force field at hand has its own; bonded terms are left to it.
+A density determines charges only. Lennard-Jones parameters in the file are those of UFF by element (A. K. Rappe et al., J. Am.
+Chem. Soc. 114, 10024, 1992): replace them where your force field has its own, and take bonded terms from it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from openmm import app, unit
 
+from ....core.atomic_files import write_whole
 from ....core.errors import ConfigurationError
 
+_DIGITS = 6  # decimals of the charges
 # Element: distance of the minimum in Angstrom, depth in kcal/mol.
 _UFF = {
     1: (2.886, 0.044), 2: (2.362, 0.056), 3: (2.451, 0.025), 4: (2.745, 0.085), 5: (4.083, 0.180),
@@ -24,18 +25,15 @@ _UFF = {
 }  # fmt: skip
 
 
-def write_force_field(
-    path: str | os.PathLike[str], topology: app.Topology, charges: ArrayLike, *, digits: int = 6
-) -> None:
+def write_force_field(path: str | os.PathLike[str], topology: app.Topology, charges: ArrayLike) -> None:
     """Write a force field for one residue, with charges of its own and UFF's Lennard-Jones parameters.
 
-    Charges are rounded so that the residue keeps its whole total charge; what rounding leaves goes to the first atom.
+    Charges are rounded so that the residue keeps its integer total charge; the first atom takes the remainder.
 
     Args:
-        path: of the XML file.
-        topology: of a molecule that is one residue, with its bonds, in the order of the charges.
+        path: path of the XML file.
+        topology: topology of a molecule of one residue, with its bonds, in the order of the charges.
         charges: ``(A,)`` in e.
-        digits: decimals of the charges.
 
     Raises:
         ConfigurationError: for several residues, as many charges as there are not atoms, two atoms of one name, or an
@@ -51,8 +49,8 @@ def write_force_field(
     names = [atom.name for atom in atoms]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"atoms of a residue need different names, got {', '.join(names)}")
-    rounded = np.round(values, digits)
-    rounded[0] = np.round(rounded[0] + round(float(values.sum())) - rounded.sum(), digits)
+    rounded = np.round(values, _DIGITS)
+    rounded[0] = np.round(rounded[0] + round(float(values.sum())) - rounded.sum(), _DIGITS)
     root = ElementTree.Element("ForceField")
     types = ElementTree.SubElement(root, "AtomTypes")
     residue = ElementTree.SubElement(ElementTree.SubElement(root, "Residues"), "Residue", name=residues[0].name)
@@ -68,7 +66,7 @@ def write_force_field(
                 "mass": f"{atom.element.mass.value_in_unit(unit.dalton):.6g}",
             },
         )  # fmt: skip
-        ElementTree.SubElement(residue, "Atom", name=atom.name, type=kind, charge=f"{charge:.{digits}f}")
+        ElementTree.SubElement(residue, "Atom", name=atom.name, type=kind, charge=f"{charge:.{_DIGITS}f}")
         distance, depth = _UFF[atom.element.atomic_number]
         sigma = (distance * unit.angstrom).value_in_unit(unit.nanometer) / 2 ** (1 / 6)
         epsilon = (depth * unit.kilocalorie_per_mole).value_in_unit(unit.kilojoule_per_mole)
@@ -76,28 +74,4 @@ def write_force_field(
     for bond in topology.bonds():
         ElementTree.SubElement(residue, "Bond", atomName1=bond.atom1.name, atomName2=bond.atom2.name)
     ElementTree.indent(root)
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
-    ElementTree.ElementTree(root).write(part, encoding="unicode")
-    part.replace(target)
-
-
-def topology_of(symbols: Sequence[str], bonds: Sequence[tuple[int, int]], residue: str = "MOL") -> app.Topology:
-    """Return the topology of one molecule: atoms named by symbol and number, such as O1, H1, H2.
-
-    Args:
-        symbols: chemical symbols.
-        bonds: pairs of indices.
-        residue: name of the residue.
-    """
-    topology = app.Topology()
-    chain = topology.addChain()
-    one = topology.addResidue(residue, chain)
-    counts: dict[str, int] = {}
-    atoms = []
-    for symbol in symbols:
-        counts[symbol] = counts.get(symbol, 0) + 1
-        atoms.append(topology.addAtom(f"{symbol}{counts[symbol]}", app.Element.getBySymbol(symbol), one))
-    for first, second in bonds:
-        topology.addBond(atoms[first], atoms[second])
-    return topology
+    write_whole(Path(path).absolute(), ElementTree.tostring(root))

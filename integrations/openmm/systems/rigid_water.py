@@ -1,4 +1,4 @@
-"""Rigid water in OpenMM: crystals as Systems, and energies whose forces belong to the bodies."""
+"""Rigid water in OpenMM: crystals as Systems, and energies with forces on rigid bodies."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class RigidWater:
     """Rigid water molecules with their force field.
 
     Attributes:
-        topology: OpenMM topology with virtual sites, and box vectors.
-        system: OpenMM System; bonds and angles are constraints.
-        bodies: the molecules as rigid bodies about their centres of mass; sites in the order of the System.
-        configuration: one configuration ``(1, M, ...)``, the one it was made with.
-        box: ``(3,)`` nm.
-        cutoff: of the non-bonded forces, nm.
+        topology: OpenMM topology with virtual sites and box vectors.
+        system: OpenMM System whose bonds and angles are constraints.
+        bodies: molecules as rigid bodies about their centres of mass, sites in the order of the System.
+        configuration: the initial configuration ``(1, M, ...)``.
+        box: edges ``(3,)`` nm.
+        cutoff: cutoff of non-bonded forces, nm.
     """
 
     topology: app.Topology
@@ -67,11 +67,11 @@ def rigid_water(
 
     Args:
         structure: positions and orientations of the molecules.
-        force_field: an OpenMM XML file of a rigid water model, with or without virtual sites.
-        cutoff: nm; reduced to just below half the shortest edge of the box where it is longer.
-        method: of electrostatics; ``Ewald`` costs a quarter of ``PME`` for 16 molecules, and more than it for hundreds.
+        force_field: OpenMM XML file of a rigid water model, with or without virtual sites.
+        cutoff: cutoff, nm; reduced to just below half the shortest edge of the box where it is longer.
+        method: method of electrostatics; ``Ewald`` costs a quarter of ``PME`` for 16 molecules, and more than it for hundreds.
         tolerance: relative error of electrostatic forces.
-        switch: share of the cutoff from which Lennard-Jones forces are switched off smoothly; None cuts them.
+        switch: fraction of the cutoff at which Lennard-Jones forces begin to be switched off; None cuts them.
 
     Raises:
         ConfigurationError: when the cell is not orthorhombic, or the force field not one of rigid water.
@@ -91,7 +91,7 @@ def rigid_water(
     )  # fmt: skip
     bodies = rigid_bodies(system, len(structure.positions))
     matrices = torch.as_tensor(structure.rotations)
-    # The rotation that a matrix is: what it does to the axes.
+    # The quaternion of a rotation matrix: the one that superposes the axes.
     orientations = superposition(matrices.mT, torch.eye(3, dtype=torch.float64))
     configuration = BodyConfiguration(torch.as_tensor(structure.positions).unsqueeze(0), orientations.unsqueeze(0))
     return RigidWater(topology, system, bodies, configuration, box, reach)
@@ -113,10 +113,9 @@ def _topology(molecules: int, box: FloatArray, field: app.ForceField) -> app.Top
 
 
 def rigid_bodies(system: openmm.System, count: int) -> RigidBodies:
-    """Return the bodies that the particles of a System of ``count`` equal three-atom molecules with virtual sites form.
+    """Return the rigid bodies of a System of ``count`` equal three-atom molecules with virtual sites.
 
-    Their frame has the oxygen and the bisector of the hydrogens along z and the hydrogens along y, and its origin at the
-    centre of mass.
+    In their frame the bisector of the hydrogens is along z and the hydrogens are along y; its origin is the centre of mass.
 
     Raises:
         ConfigurationError: when the constraints of the first molecule do not fix its three atoms, in the order O, H, H.
@@ -130,7 +129,7 @@ def rigid_bodies(system: openmm.System, count: int) -> RigidBodies:
     missing = [pair for pair in ((0, 1), (0, 2), (1, 2)) if pair not in distances]
     if rest or missing:
         raise ConfigurationError(
-            f"{total} particles are not {count} rigid molecules O, H, H with virtual sites behind them"
+            f"{total} particles are not {count} rigid molecules O, H, H with virtual sites after them"
             + (f": no constraint between {missing[0]}" if missing else "")
         )
     bond, other, across = distances[0, 1], distances[0, 2], distances[1, 2]
@@ -148,21 +147,25 @@ def rigid_bodies(system: openmm.System, count: int) -> RigidBodies:
 
 
 class RigidSystemEnergy:
-    """Batched energies of a System whose virtual sites are placed by the caller, as those of rigid bodies are.
+    """Batched energies of a System whose virtual sites the caller places, as in rigid bodies.
 
-    OpenMM hands the force of a virtual site on to the atoms that it depends on, and reports it for the site as well: here the
-    sites' own are zero, so that the forces of a body sum up to the force on it, and their moments to the torque. A
+    OpenMM adds the force of a virtual site to the atoms that it depends on and reports it for the site as well: here the forces
+    of sites are zero, so that the forces of a body sum to its total force, and their moments to its torque. A
     :class:`~flowbridge.core.energy.BatchedEnergy`.
 
     Args:
         system: the System.
         platform: see :class:`~flowbridge.integrations.openmm.energies.batched.OpenMMEnergy`.
-        workers: the same.
+        workers: see the same class.
     """
 
     def __init__(self, system: openmm.System, platform: str | None = None, workers: int | None = None) -> None:
         self.energy = OpenMMEnergy(system, platform, workers)
         self._virtual = np.array([system.isVirtualSite(index) for index in range(system.getNumParticles())])
+
+    def energies(self, positions: FloatArray) -> FloatArray:
+        """Return energies ``(B,)`` in kJ/mol without evaluating forces."""
+        return self.energy.energies(positions)
 
     def energies_and_forces(self, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See :meth:`flowbridge.core.energy.BatchedEnergy.energies_and_forces`."""

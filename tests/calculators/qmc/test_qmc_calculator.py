@@ -280,8 +280,15 @@ def test_density_command(tmp_path):
     for word in ("energy", "dipole z", "contact density of H0", "net force", "Hartree-Fock"):
         assert word in done.output
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"h2.json", "h2.png", "h2.cube", "h2.density.safetensors", "h2.wave_function.safetensors"} <= written
-    rows = {row["name"]: row for row in json.loads((tmp_path / "out/h2.json").read_text())["properties"]}
+    assert {
+        "results.json",
+        "report.html",
+        "h2.png",
+        "h2.cube",
+        "h2.density.safetensors",
+        "h2.wave_function.safetensors",
+    } <= written
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out/results.json").read_text())["properties"]}
     assert rows["energy"]["value"] == pytest.approx(-1.15, abs=0.1)
     assert rows["energy"]["error"] > 0.0
     density = load_density(tmp_path / "out/h2.density.safetensors")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from flowbridge.core.execution.main_process import is_main_process
-from flowbridge.flows.boltzmann.training.processes import Processes
+from flowbridge.core.training.processes import Processes, is_main_process
 from flowbridge.flows.equivariant.fields.graph_field import GraphFieldSettings
 from flowbridge.flows.equivariant.flow_potential import EquivariantFlow
 from flowbridge.flows.equivariant.ordinary_equations import Solver

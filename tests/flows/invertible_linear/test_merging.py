@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowbridge.core.errors import ConfigurationError
-from flowbridge.flows.boltzmann.training.checkpoint_files import load_checkpoint, save_checkpoint
+from flowbridge.core.training.checkpoints import read_checkpoint, write_checkpoint
 from flowbridge.flows.transforms.linear_layer import InvertibleLinear
 from flowbridge.flows.transforms.merging import MergingSchedule, restart_merged
 from flowbridge.flows.transforms.rank_one_matrix import MergeLimits
@@ -117,11 +117,14 @@ def test_a_checkpoint_in_the_middle_of_a_cycle_goes_on_to_the_same_numbers(name,
     layer, optimiser, schedule = trained(name, every=5, correct_every=2)
     for number in range(stop):
         step(layer, optimiser, number)
-    save_checkpoint(tmp_path / "checkpoint", layer, optimiser, {"schedule": schedule.state_dict()})
+    parts = {"layer": layer, "optimiser": optimiser, "schedule": schedule}
+    write_checkpoint(tmp_path / "checkpoint", {name: part.state_dict() for name, part in parts.items()})
     expected = [step(layer, optimiser, number) for number in range(stop, 40)]
 
     layer_2, optimiser_2, schedule_2 = trained(name, every=5, correct_every=2)
-    schedule_2.load_state_dict(load_checkpoint(tmp_path / "checkpoint", layer_2, optimiser_2)["schedule"])
+    stored = read_checkpoint(tmp_path / "checkpoint")
+    for name, part in {"layer": layer_2, "optimiser": optimiser_2, "schedule": schedule_2}.items():
+        part.load_state_dict(stored[name])
     assert [step(layer_2, optimiser_2, number) for number in range(stop, 40)] == expected
     assert all(
         torch.equal(a, b) for a, b in zip(layer.state_dict().values(), layer_2.state_dict().values(), strict=True)

@@ -1,7 +1,5 @@
 """Bodies between sites and positions with orientations."""
 
-import math
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from flowbridge.core.errors import ConfigurationError, CoordinateError
 from flowbridge.flows.rigid.bodies import BodyConfiguration, RigidBodies
 from flowbridge.flows.rigid.crystal import Crystal, at_rest, from_flat, to_flat
 from flowbridge.flows.rigid.energies import BodyEnergy
-from flowbridge.flows.rigid.maps.quaternions import conjugate, product, random_orientations
+from flowbridge.flows.rigid.maps.quaternions import random_orientations
 
 WATER = torch.tensor([[0, 0, 0], [0, 0.0757, 0.0586], [0, -0.0757, 0.0586], [0, 0, 0.0125]], dtype=torch.float64)
 MASSES = torch.tensor([15.999, 1.008, 1.008, 0.0], dtype=torch.float64)
@@ -73,33 +71,6 @@ def test_templates_that_show_no_orientation_are_refused():
         RigidBodies(torch.tensor([[0.0, 0.0, -0.1], [0.0, 0.0, 0.1]]), 1)
     with pytest.raises(ConfigurationError, match="positive"):
         RigidBodies(WATER, 0)
-
-
-def test_forces_and_torques_are_derivatives_of_the_energy(three_bodies):
-    """Along a translation and a rotation of one body, against finite differences."""
-    bodies = three_bodies.bodies
-    start = configurations(1, seed=3)
-    _, forces = three_bodies.energy.energies_and_forces(bodies.places(start).numpy())
-    found = bodies.forces_and_torques(start, torch.as_tensor(forces))
-
-    def energy(configuration):
-        return float(three_bodies.energy.energies_and_forces(bodies.places(configuration).numpy())[0][0])
-
-    step = 1e-5
-    for axis in range(3):
-        shift = torch.zeros(1, 3, 3, dtype=torch.float64)
-        shift[0, 1, axis] = step
-        force = -(
-            energy(start._replace(positions=start.positions + shift))
-            - energy(start._replace(positions=start.positions - shift))
-        )
-        assert force / (2 * step) == pytest.approx(float(found.forces[0, 1, axis]), rel=1e-6)
-        turn = torch.zeros(1, 3, 4, dtype=torch.float64)
-        turn[..., 0] = 1.0
-        turn[0, 1, 0], turn[0, 1, 1 + axis] = math.cos(step / 2), math.sin(step / 2)
-        plus, minus = (product(r, start.orientations) for r in (turn, conjugate(turn)))
-        torque = -(energy(start._replace(orientations=plus)) - energy(start._replace(orientations=minus))) / (2 * step)
-        assert torque == pytest.approx(float(found.torques[0, 1, axis]), rel=1e-6)
 
 
 def test_gradient_by_quaternions_is_the_one_of_finite_differences(three_bodies):

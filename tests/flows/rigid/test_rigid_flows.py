@@ -8,9 +8,10 @@ import torch
 
 import flowbridge
 from flowbridge.core.errors import ConfigurationError, MoleculeMismatchError, NonFiniteEnergyError
+from flowbridge.core.potential import Potential
 from flowbridge.core.samples import WeightedSamples
 from flowbridge.core.statistics.targeted_free_energy import targeted_free_energy
-from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, TrainingConfiguration
+from flowbridge.flows.rigid.configuration import RigidFlowConfiguration, RigidFlowTraining
 from flowbridge.flows.rigid.crystal import CrystalCoordinates, RigidChain, from_flat, to_flat
 from flowbridge.flows.rigid.energies import BodyEnergy
 from flowbridge.flows.rigid.generator import RigidBodyGenerator
@@ -271,7 +272,7 @@ class TestMap:
         crystal, hot = drawn_from(three_bodies, 300.0, 200)
         model = RigidBodyMap.untrained(three_bodies.bodies, crystal, hot, 120.0)
         with pytest.raises(ConfigurationError, match="no energy of its own"):
-            model(torch.as_tensor(hot.positions))
+            Potential.of(model)
         other = WeightedSamples(hot.positions, hot.log_weights, hot.particles, 310.0)
         with pytest.raises(ConfigurationError, match="starts at 300"):
             model.weighted_samples(other, three_bodies.energy)
@@ -291,7 +292,7 @@ class Broken:
 
 
 class TestTraining:
-    SETTINGS = TrainingConfiguration(steps=40, batch=64, learning_rate=3e-2, checkpoint_interval=20)
+    SETTINGS = RigidFlowTraining(steps=40, batch=64, learning_rate=3e-2, checkpoint_interval=20)
 
     def model(self, one_body):
         design = RigidFlowConfiguration(orientations="convex_gradient", components=3, repetitions=1)
@@ -356,7 +357,7 @@ class TestTraining:
         before = {name: value.clone() for name, value in model.flow.state_dict().items()}
         frames = model.frames(hot, three_bodies.energy)
         # A learning rate at which nothing good can come out.
-        settings = TrainingConfiguration(steps=10, batch=8, learning_rate=3.0, checkpoint_interval=5)
+        settings = RigidFlowTraining(steps=10, batch=8, learning_rate=3.0, checkpoint_interval=5)
         target = model.ensemble(three_bodies.energy)
         curve = train_by_work(model.flow, frames[:100].draw, target, settings, tmp_path, seed=1, held_out=frames[100:])
         assert curve.held_out[0] == min(curve.held_out)

@@ -158,7 +158,7 @@ def test_kernels_that_follow_forces_sample_and_refuse_to_be_trained(ethanol):
     assert len(sample_molecules(flow, particles, 50, springs.potential)) == 50
     data = flat.inverse(frames[:10])[0]
     with pytest.raises(RuntimeError, match="MetropolisKernel"):
-        path_likelihood(flow, data, torch.Generator().manual_seed(0))
+        path_likelihood(flow, data, torch.Generator().manual_seed(0)).backward()
 
 
 def test_generators_begin_paths_over_positions(generator_of, springs_of):

@@ -14,7 +14,6 @@ from flowbridge.flows.stochastic.langevin import LangevinKernel, OverdampedLange
 from flowbridge.flows.stochastic.metropolis import MetropolisKernel
 from flowbridge.flows.stochastic.resampling import (
     Resampling,
-    effective_sample_fraction,
     log_mean_weight,
     systematic_indices,
 )
@@ -228,8 +227,3 @@ def test_what_cannot_be_put_together_is_refused():
         annealed_importance_sampling(prior(), gaussian, lambda rung: MetropolisKernel(0.1, 1), 0)
     with pytest.raises(ConfigurationError, match="threshold"):
         Resampling(0.0)
-
-
-def test_effective_share_is_that_of_kish():
-    assert effective_sample_fraction(torch.zeros(7)) == pytest.approx(1.0)
-    assert effective_sample_fraction(torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])) == pytest.approx(0.25)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from flowbridge.commands.application import application
 from flowbridge.core.errors import ConfigurationError, ModelFileError
 from flowbridge.core.model_files.files import from_bytes, load, read_header, save, to_bytes
+from flowbridge.core.training.trainer import Trainer
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
 from flowbridge.forcefields.private.configuration import PrivateTraining
 from flowbridge.forcefields.private.learning.auxiliary_coordinates import AuxiliaryCoordinates
@@ -22,7 +23,7 @@ from flowbridge.forcefields.private.learning.feed_forward import (
 from flowbridge.forcefields.private.learning.sample_gradients import SampleGradients
 from flowbridge.forcefields.private.ledger import ledger_of
 from flowbridge.forcefields.private.noise import SeededNoise
-from flowbridge.forcefields.private.training import PrivateTrainer, train_privately
+from flowbridge.forcefields.private.training import PrivateObjective, train_privately
 from flowbridge.forcefields.private.units import UnitData
 
 BUDGET = PrivacyBudget(epsilon=4.0, delta=1e-4, accountant="rdp")
@@ -130,10 +131,10 @@ def test_sample_gradients_agree_with_opacus():
 )
 def test_a_batch_that_drew_nobody_contributes_nothing(settings, owners):
     data = clusters(owners=owners)
-    trainer = PrivateTrainer(network(), data, BUDGET, settings, None, (), SeededNoise(0))
-    found = trainer.learner.contributions(data.batch(torch.arange(0)), trainer.thresholds)
+    training = PrivateObjective(network(), data, BUDGET, settings, None, (), SeededNoise(0))
+    found = training.learner.contributions(data.batch(torch.arange(0)), training.thresholds)
     assert all(torch.equal(total, torch.zeros_like(total)) for total in found.sums)
-    some = trainer.learner.contributions(data.batch(torch.arange(3)), trainer.thresholds)
+    some = training.learner.contributions(data.batch(torch.arange(3)), training.thresholds)
     assert [total.shape for total in found.sums] == [total.shape for total in some.sums]
     assert (int(found.within.sum()), found.non_finite) == (0, 0)
 
@@ -145,7 +146,7 @@ def test_a_unit_of_many_samples_counts_once(method):
     one = clusters(1)
     many = UnitData(one.inputs.expand(10, -1), one.targets.expand(10), torch.zeros(10), "trajectory")
     settings = PrivateTraining(method=method, batch=1, steps=1)
-    learners = [PrivateTrainer(model, d, BUDGET, settings, None, (), SeededNoise(0)).learner for d in (one, many)]
+    learners = [PrivateObjective(model, d, BUDGET, settings, None, (), SeededNoise(0)).learner for d in (one, many)]
     sums = [
         learner.contributions(data.batch(torch.tensor([0])), [1e-2] * len(learner.blocks)).sums
         for learner, data in zip(learners, (one, many), strict=True)
@@ -176,15 +177,14 @@ def test_networks_learn_within_their_budget(settings):
 def test_noise_is_really_there():
     """Nobody drawn: what moves the parameters is noise alone, of the size on the ledger."""
     model, seen = network(), []
-    trainer = PrivateTrainer(
+    training = PrivateObjective(
         model, clusters(), BUDGET, QUICK, None, (), SeededNoise(0), lambda step, means: seen.append(means), 1e-9
     )
-    trainer.advance()
-    size = trainer.multiplier * QUICK.clip / QUICK.batch
+    for _ in Trainer(training).steps():
+        pass
+    size = training.multiplier * QUICK.clip / QUICK.batch
     assert seen[0][0].std() == pytest.approx(size, rel=0.2)
-    for _ in range(QUICK.steps - 1):
-        trainer.advance()
-    assert trainer.finish().smallest_batch == 0
+    assert training.result().smallest_batch == 0
 
 
 def test_cryptographic_noise_differs_from_run_to_run():
@@ -259,7 +259,7 @@ def test_training_resumes_to_the_same_model(tmp_path):
     whole, resumed = network(), network()
     ledger = train_privately(whole, clusters(), BUDGET, settings, seed=3).ledger
     file = tmp_path / "training.checkpoint"
-    trainer = PrivateTrainer(resumed, clusters(), BUDGET, settings, None, (), SeededNoise(3))
+    trainer = Trainer(PrivateObjective(resumed, clusters(), BUDGET, settings, None, (), SeededNoise(3)))
     for _ in range(4):
         trainer.advance()
     trainer.save(file)

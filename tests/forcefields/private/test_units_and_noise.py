@@ -14,7 +14,7 @@ from flowbridge.forcefields.private.learning.clipping import (
     noisy_sums,
 )
 from flowbridge.forcefields.private.noise import CryptographicNoise, SeededNoise, noise_source
-from flowbridge.forcefields.private.units import UnitData, draw_units, sum_by_unit
+from flowbridge.forcefields.private.units import UnitData, draw_units, mean_by_unit
 
 
 def ragged(per_step=None) -> UnitData:
@@ -26,7 +26,7 @@ def test_a_drawn_unit_brings_all_its_samples():
     batch = ragged().batch(torch.tensor([0, 1]))
     assert batch.inputs[:, 0].tolist() == [1.0, 4.0, 0.0, 2.0, 3.0]
     assert batch.owners.tolist() == [0, 0, 1, 1, 1]
-    assert sum_by_unit(batch.inputs, batch)[:, 0].tolist() == pytest.approx([2.5, 5.0 / 3.0])
+    assert mean_by_unit(batch.inputs, batch)[:, 0].tolist() == pytest.approx([2.5, 5.0 / 3.0])
 
 
 def test_samples_of_a_unit_are_chosen_evenly():
