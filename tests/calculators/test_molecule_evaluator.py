@@ -33,9 +33,7 @@ class TestEnergies:
 
     def test_relaxation_ends_in_the_minimum(self):
         (found,) = MoleculeEvaluator(lennard_jones, EvaluatorSettings(force=1e-4))([PAIR])
-        assert np.linalg.norm(found.positions[1] - found.positions[0]) == pytest.approx(
-            0.1 * 2 ** (1 / 6), abs=1e-5
-        )
+        assert np.linalg.norm(found.positions[1] - found.positions[0]) == pytest.approx(0.1 * 2 ** (1 / 6), abs=1e-5)
         assert found.energy == pytest.approx(-0.5, abs=1e-6)
         assert found.evaluations > 1
 
