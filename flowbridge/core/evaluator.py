@@ -111,7 +111,8 @@ class Evaluator:
     """What the engine's users call these, in messages."""
 
     largest_force: ClassVar[float] = math.inf
-    """kJ/mol/nm; an engine that cannot take larger ones refuses them."""
+    force_limit: ClassVar[str] = "is too large"
+    """kJ/mol/nm, and what is wrong with larger forces: an engine that cannot take them refuses them."""
 
     def __init__(
         self,
@@ -334,9 +335,8 @@ class Evaluator:
         too_large = np.abs(forces) >= self.largest_force
         if too_large.any():
             raise NonFiniteEnergyError(
-                f"the forces on {self._culprits(too_large)} exceed {self.largest_force:.1e} kJ/mol/nm, which overflows "
-                "on OpenMM's GPU platforms; start from a structure nearer to those the potential was "
-                f"trained on{self._strain(forces)}"
+                f"the forces on {self._culprits(too_large)} exceed {self.largest_force:.1e} kJ/mol/nm, which "
+                f"{self.force_limit}; start from a structure nearer to those the potential was trained on{self._strain(forces)}"
             )
 
     def _culprits(self, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> str:

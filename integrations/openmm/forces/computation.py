@@ -44,6 +44,7 @@ class OpenMMEvaluator(Evaluator):
     """A potential that OpenMM evaluates; its GPU platforms keep forces as 64-bit fixed-point numbers in units of 2**-32."""
 
     largest_force = 2.0**31
+    force_limit = "overflows on OpenMM's GPU platforms"
 
 
 class _Memory(threading.local):
