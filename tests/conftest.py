@@ -151,7 +151,7 @@ def morse_file(alanine, tmp_path) -> Path:
 def shared_morse_file(alanine, tmp_path_factory) -> Path:
     """A model file of the potential ``morse`` that all tests share, in all processes; nobody may change it.
 
-    What one process compiles of it, the others find, if they keep their cache beside it.
+    What one process compiles of it, the others find, if they keep their cache next to it.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "morse"
@@ -165,7 +165,7 @@ def shared_morse_file(alanine, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled_morse_file(shared_morse_file) -> tuple[Path, str, str]:
-    """``shared_morse_file`` with its program for one configuration in the cache beside it, and what the command printed.
+    """``shared_morse_file`` with its program for one configuration in the cache next to it, and what the command printed.
 
     One process makes it with ``flowbridge compile``, the others wait.
     """

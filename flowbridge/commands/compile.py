@@ -16,7 +16,9 @@ def compile_model_file(
         list[int] | None, typer.Option(min=1, help="Configurations of one call; may be repeated.  [default: 1]")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; default: as in the model.")] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Compile again what is compiled already, or failed.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Compile again what is compiled already, or failed.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Compile a model for this machine, and time it.
@@ -28,4 +30,4 @@ def compile_model_file(
 
         from ..workflows.compiling import compile_model, print_programs
 
-        print_programs(compile_model(file, batch or [1], dtype, anew), Console())
+        print_programs(compile_model(file, batch or [1], dtype, rebuild), Console())

@@ -25,7 +25,7 @@ _LEAST_SECONDS = 0.05  # of one timing
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """One compiled program and the time of one call, in microseconds, beside that of torch."""
+    """One compiled program and the time of one call, in microseconds, next to that of torch."""
 
     batch: int
     folder: Path
@@ -33,14 +33,14 @@ class CompiledProgram:
     torch_microseconds: float
 
 
-def compile_model(file: Path, batches: Sequence[int], dtype: str | None, anew: bool) -> list[CompiledProgram]:
+def compile_model(file: Path, batches: Sequence[int], dtype: str | None, rebuild: bool) -> list[CompiledProgram]:
     """Compile a model file for each batch size, as ``add_potential`` and ``PotentialCalculator`` look for it.
 
     Args:
         file: the model file.
         batches: numbers of configurations of one call; 1 for a molecule in OpenMM or ASE, else the replicas.
         dtype: as for ``add_potential``.
-        anew: compile also what the cache has.
+        rebuild: compile also what the cache has.
 
     Raises:
         ModelFileError: when the file cannot be read.
@@ -55,7 +55,7 @@ def compile_model(file: Path, batches: Sequence[int], dtype: str | None, anew: b
     positions = torch.float64 if dtype is None else getattr(torch, dtype)
     made = []
     for batch in batches:
-        program = compiled(potential, digest=digest, batch=batch, dtype=positions, anew=anew)
+        program = compiled(potential, digest=digest, batch=batch, dtype=positions, rebuild=rebuild)
         if program is None:
             raise CompilationError("nothing was compiled")
         made.append(_timed(program, potential, batch, positions))

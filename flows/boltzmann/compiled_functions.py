@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.compilation.functions import Comparable, CompiledFunction, FunctionRecipe, Results
-from ...core.compilation.programs import kept, resolved
+from ...core.compilation.programs import get_or_build, resolved
 from ...core.errors import CompilationError
 from ..transforms.rank_one_matrix import MERGED, RankOneMatrix
 from ..transforms.root_finding import bounded_iterations
@@ -76,7 +76,7 @@ class CompiledFlowFunction:
             self._of_tensors(), name, [*parameters, *arguments], other, torch.get_num_threads(), self._comparable
         )
         try:
-            return kept(recipe, build=self._mode != "cached")
+            return get_or_build(recipe, build=self._mode != "cached")
         except CompilationError as error:
             if self._mode == "always":
                 raise

@@ -47,7 +47,7 @@ class PathGradientTraining(StageObjective):
 
     The gradient of ``log p`` is carried along with the samples, which costs less than to carry them forth again and is no less
     exact at the same steps. They have to be short: an error of delta that all samples share moves the flow, and their mean,
-    which is all that it has to be small beside, is a few hundredths of each (measured for LJ13 in docs/results.md).
+    which is all that it has to be small next to, is a few hundredths of each (measured for LJ13 in docs/results.md).
 
     Args:
         flow: trained in place.

@@ -202,7 +202,7 @@ class PrivateObjective(Objective):
         """Say that steps which somebody saw stay spent."""
         return (
             f"holds a training with another guarantee ({changes}). What was spent cannot be taken back: continue it as it was, "
-            "or remove the file to start anew, and count its steps if anybody saw its model"
+            "or remove the file to start again, and count its steps if anybody saw its model"
         )
 
     def _release(self) -> Release:

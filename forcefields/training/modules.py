@@ -33,7 +33,7 @@ class CoarseObjective(MergingObjective):
 
 
 class TeacherTraining(CoarseObjective):
-    """Maximum likelihood of an augmented flow; auxiliary variables are drawn anew for every batch.
+    """Maximum likelihood of an augmented flow; auxiliary variables are redrawn for every batch.
 
     Args:
         teacher: trained in place.

@@ -263,7 +263,7 @@ class TestTrust:
         assert compiled(crystals[0], batch=1, dtype=torch.float32, cache=cache, build=False) is None
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "check"])
-    def test_a_broken_program_is_made_anew(self, crystals, cache, damage, capfd):
+    def test_a_broken_program_is_compiled_again(self, crystals, cache, damage, capfd):
         package = crystals[1].folder / ("check.safetensors" if damage == "check" else "program.pt2")
         content = package.read_bytes()
         if damage == "remove":

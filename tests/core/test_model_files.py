@@ -88,7 +88,7 @@ def bits(tensor):
 
 
 def rewritten(path, **changes):
-    """Seal the file anew with changed header fields: a correct digest over other content."""
+    """Seal the file again with changed header fields: a correct digest over other content."""
     with safetensors.safe_open(path, "pt") as file:
         content = json.loads(file.metadata()["flowbridge"])
     tensors = safetensors.torch.load_file(path)

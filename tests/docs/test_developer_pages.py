@@ -86,7 +86,7 @@ def test_every_room_of_the_changelog_exists():
 
 
 def test_slow_tests_exist():
-    """``make slow-tests`` measures anew; a test that was renamed is renamed in the list."""
+    """``make slow-tests`` measures again; a test that was renamed is renamed in the list."""
     for entry in (ROOT / "tests" / "slow_tests.txt").read_text().split():
         file, *_, name = entry.split("::")
         assert re.search(rf"^ *def {name}\(", (ROOT / file).read_text(), re.MULTILINE), entry

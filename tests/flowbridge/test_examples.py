@@ -92,7 +92,7 @@ def test_ase_script(model_file, capsys):
 
 
 def test_reweight_trajectory(alanine, tmp_path):
-    """The workflow as it is, smaller, on a trajectory beside it."""
+    """The workflow as it is, smaller, on a trajectory next to it."""
     system = app.ForceField("amber96.xml", "amber96_obc.xml").createSystem(alanine.topology)
     integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
     integrator.setRandomNumberSeed(1)

@@ -137,7 +137,7 @@ def test_wheel_from_the_sdist_holds_every_module_and_data_file(distributions):
     assert top == {
         "flowbridge",
         f"flowbridge-{flowbridge.__version__}.dist-info",
-    }  # nothing generic beside it
+    }  # nothing generic next to it
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

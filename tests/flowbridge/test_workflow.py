@@ -112,7 +112,7 @@ def undisturbed(tmp_path_factory):
 def test_trained_by_two_processes(undisturbed, tmp_path):
     """Under torchrun one process does what is done once, and both halves of a batch have the gradient of the whole."""
     _, alone = undisturbed
-    # What follows the training needs no processes of its own beside those two.
+    # What follows the training needs no processes of its own next to those two.
     (tmp_path / "tiny.toml").write_text(TINY.replace("workers = 2", "workers = 1"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(

@@ -18,7 +18,7 @@ from flowbridge.integrations.openmm import add_potential, particle_system
 
 @pytest.fixture
 def file(compiled_morse_file, monkeypatch):
-    """A model file, with a cache of compiled programs beside it, and models of files compiled."""
+    """A model file, with a cache of compiled programs next to it, and models of files compiled."""
     file, *_ = compiled_morse_file
     monkeypatch.setenv("FLOWBRIDGE_CACHE", str(file.parent))
     monkeypatch.setenv("FLOWBRIDGE_COMPILE", "always")

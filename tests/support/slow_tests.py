@@ -1,6 +1,6 @@
 """Which tests are slow: measured in processor time, kept in ``tests/slow_tests.txt``, marked when tests are collected.
 
-``pytest -p slow_tests --measure-slow`` runs the tests and writes the list anew. A fixture that tests share counts for each of
+``pytest -p slow_tests --measure-slow`` runs the tests and writes the list again. A fixture that tests share counts for each of
 them, because each may be the one that has to make it.
 """
 

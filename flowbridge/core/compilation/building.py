@@ -19,7 +19,7 @@ from .compiled_potential import CompiledPotential
 from .identity import describe, program_digest
 from .layout import SMALLEST_BATCH
 from .parallel_program import extract_library
-from .programs import PACKAGE, kept, largest_difference, resolved
+from .programs import PACKAGE, get_or_build, largest_difference, resolved
 from .tracing import trace
 
 _CHECK = "check.safetensors"
@@ -74,7 +74,7 @@ def compiled(
     batch: int = 1,
     dtype: torch.dtype = torch.float64,
     build: bool = True,
-    anew: bool = False,
+    rebuild: bool = False,
     cache: Cache | None = None,
 ) -> CompiledPotential | None:
     """Return the compiled form of a potential from the cache, compiled now if it is not there.
@@ -85,7 +85,7 @@ def compiled(
         batch: number of configurations of one call.
         dtype: of positions.
         build: whether to compile; otherwise the answer is None where the cache has nothing.
-        anew: compile even if it is there, or failed before.
+        rebuild: compile even if it is there, or failed before.
         cache: where to look and keep; the user's cache folder where None.
 
     Raises:
@@ -95,7 +95,7 @@ def compiled(
     """
     if batch < 1:
         raise ConfigurationError(f"batch must be at least 1, got {batch}")
-    return kept(PotentialRecipe(potential, batch, dtype, digest), cache, build=build, anew=anew)
+    return get_or_build(PotentialRecipe(potential, batch, dtype, digest), cache, build=build, rebuild=rebuild)
 
 
 class PotentialRecipe:

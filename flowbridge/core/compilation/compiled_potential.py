@@ -156,7 +156,7 @@ class _Programs(threading.local):
 
     def __init__(self, package: Path, index: int) -> None:
         # What torch._inductor.aoti_load_package wraps, without importing the compiler, which takes a second, and without
-        # reading the description of inputs and outputs anew at every call.
+        # reading the description of inputs and outputs again at every call.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, index)
         self.run: Program = loader.boxed_run
 

@@ -74,7 +74,7 @@ class Recipe(Protocol[Made]):
         ...
 
     def finish(self, folder: Path) -> None:
-        """Check a fresh program against torch, and put beside it what later loads need; raises CompilationError."""
+        """Check a fresh program against torch, and put next to it what later loads need; raises CompilationError."""
         ...
 
     def loaded(self, folder: Path) -> Made | None:
@@ -95,14 +95,16 @@ def resolved(mode: str) -> str:
     return chosen
 
 
-def kept(recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True, anew: bool = False) -> Made | None:
+def get_or_build(
+    recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True, rebuild: bool = False
+) -> Made | None:
     """Return what a recipe makes, from the cache, or compiled now if it is not there.
 
     Args:
         recipe: what to compile.
         cache: where to look and keep; the user's cache folder where None.
         build: whether to compile; otherwise the answer is None where the cache has nothing.
-        anew: compile even if it is there, or failed before.
+        rebuild: compile even if it is there, or failed before.
 
     Raises:
         CompilationError: when it cannot be recorded, the compiler fails or is not there, its code gives other results, or
@@ -114,7 +116,7 @@ def kept(recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True
     description = recipe.description()
 
     def found() -> Made | None:
-        folder = None if anew else cache.find(description)
+        folder = None if rebuild else cache.find(description)
         return None if folder is None else _loaded(recipe, folder)
 
     ready = found()
@@ -123,14 +125,14 @@ def kept(recipe: Recipe[Made], cache: Cache | None = None, *, build: bool = True
     try:
         with cache.locked(key_of(description)):
             # Another process may have made it while this one waited.
-            return found() or _built(recipe, cache, description, anew)
+            return found() or _built(recipe, cache, description, rebuild)
     except OSError as error:
         raise CompilationError(
             f"nothing can be kept in {cache.folder} ({error}): name a folder that can be written to in FLOWBRIDGE_CACHE"
         ) from error
 
 
-def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], anew: bool) -> Made | None:
+def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], rebuild: bool) -> Made | None:
     """Record, compile, check, keep."""
     present = compiler()
     if present is None:
@@ -139,7 +141,7 @@ def _built(recipe: Recipe[Made], cache: Cache, description: dict[str, Any], anew
             "'flowbridge compile' on a machine like this one and share the cache folder (FLOWBRIDGE_CACHE)"
         )
     attempt = {**description, "failed with": present, "flowbridge": version("flowbridge")}
-    _raise_known_failure(cache, attempt, anew)
+    _raise_known_failure(cache, attempt, rebuild)
     program = recipe.exported()
     try:
         with _told(recipe), cache.making(description) as folder:
@@ -158,16 +160,16 @@ def _loaded(recipe: Recipe[Made], folder: Path) -> Made | None:
     try:
         return recipe.loaded(folder)
     except Exception as error:
-        warnings.warn(f"the compiled program in {folder} cannot be used and is made anew: {error}", stacklevel=2)
+        warnings.warn(f"the compiled program in {folder} cannot be used and is compiled again: {error}", stacklevel=2)
         return None
 
 
-def _raise_known_failure(cache: Cache, attempt: dict[str, Any], anew: bool) -> None:
+def _raise_known_failure(cache: Cache, attempt: dict[str, Any], rebuild: bool) -> None:
     """Raise what the same attempt failed with before, so that a script does not wait for it at every start."""
-    folder = None if anew else cache.find(attempt)
+    folder = None if rebuild else cache.find(attempt)
     if folder is not None:
         reason = json.loads((folder / _FAILURE).read_text())["reason"]
-        raise CompilationError(f"{reason} (as when it was tried before; 'flowbridge compile --anew' tries again)")
+        raise CompilationError(f"{reason} (as when it was tried before; 'flowbridge compile --rebuild' tries again)")
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def opened(path: str | os.PathLike[str], *, digest: str | None = None) -> tuple[
     if digest is not None and digest != header.digest:
         raise ModelFileError(
             f"{target}: not the model that is referred to: its digest is {header.digest}, expected {digest}. "
-            "Put the original file back, or set the simulation up anew with this one"
+            "Put the original file back, or set the simulation up again with this one"
         )
     file = ModelFile(target, header.digest)
 

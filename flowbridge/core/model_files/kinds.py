@@ -31,7 +31,7 @@ def register_kind(cls: type[Model]) -> type[Model]:
             f"the kind {cls.kind!r} of {implementation_name(cls)} is taken by {implementation_name(holder)}: "
             "choose another name"
         )
-    _registered[cls.kind] = cls  # perhaps the same class defined anew by a notebook cell
+    _registered[cls.kind] = cls  # perhaps the same class defined again by a notebook cell
     return cls
 
 

@@ -57,10 +57,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if metadata.get("format") == "flowbridge training checkpoint 1":
             raise earlier_version(path, path)
         if metadata.get("format") != _FORMAT:
-            raise ModelFileError(f"{path}: is not a {_FORMAT!r}; remove it to begin anew")
+            raise ModelFileError(f"{path}: is not a {_FORMAT!r}; remove it to start again")
         state: dict[str, Any] = _with_tensors(json.loads(metadata["state"]), tensors)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"{path}: is no readable checkpoint ({error}); remove it to begin anew") from error
+        raise ModelFileError(f"{path}: is no readable checkpoint ({error}); remove it to start again") from error
     return state
 
 
@@ -81,11 +81,11 @@ def earlier_version(path: Path, removable: Path) -> ModelFileError:
 
     Args:
         path: of the checkpoint.
-        removable: what has to go for the training to begin anew.
+        removable: what has to go for the training to start again.
     """
     return ModelFileError(
         f"{path}: this checkpoint was written by an earlier version of flowbridge, in a format that is not read any more. "
-        f"Finish the training with that version, or remove {removable} to begin it anew"
+        f"Finish the training with that version, or remove {removable} to start it again"
     )
 
 

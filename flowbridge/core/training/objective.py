@@ -160,7 +160,7 @@ class Objective:
         """Return what is wrong with a checkpoint of another identity, and what to do."""
         return (
             f"is the checkpoint of a training with other settings ({changes}): continue it with those, choose another folder, "
-            "or remove it to begin anew"
+            "or remove it to start again"
         )
 
     def state_dict(self) -> dict[str, Any]:

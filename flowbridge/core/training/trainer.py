@@ -144,7 +144,7 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelFileError(
                 f"{path}: the checkpoint is of another module or optimiser ({error}); use the settings it was written with, or "
-                "remove it to begin anew"
+                "remove it to start again"
             ) from error
 
     def _update(self) -> None:

@@ -17,7 +17,7 @@ from ...core.errors import CoordinateError
 from ...flows.molecules.bonds import Bond, find_bonds
 from ...flows.molecules.formulas import Formula
 from ...flows.molecules.graph_features import graph_features
-from ...flows.molecules.training.evaluation import Evaluation, Evaluator, Geometry
+from ...flows.molecules.training.evaluation import Evaluation, Geometry, GeometryEvaluator
 from ...flows.molecules.training.isomer_energies import IsomerEnergies
 from ...integrations.rdkit.molecular_graphs import RelaxedByMMFF, canonical_smiles, relax_mmff
 from .results import IsomerResults, fault_kind
@@ -98,7 +98,7 @@ class Search:
     def __init__(
         self,
         formula: Formula,
-        evaluator: Evaluator,
+        evaluator: GeometryEvaluator,
         found: IsomerResults,
         energies: IsomerEnergies | None = None,
         starts: int = 1,

@@ -32,7 +32,7 @@ class Evaluation:
     known: bool = False
 
 
-class Evaluator(Protocol):
+class GeometryEvaluator(Protocol):
     """Evaluates molecules: any energy, relaxed or not. A molecule that cannot be evaluated is a fault, never an exception."""
 
     def __call__(self, molecules: Sequence[Geometry]) -> list[Evaluation]:

@@ -25,7 +25,7 @@ from ..formulas import Formula
 from ..graph_features import graph_key
 from ..molecule_sets import MoleculeSet
 from ..partial_molecules import Placements
-from .evaluation import Evaluator
+from .evaluation import GeometryEvaluator
 
 _SMALLEST_DEVIATION = 1e-3  # of rewards; where all are alike there is nothing to learn
 
@@ -119,12 +119,12 @@ class Visits:
 def reward(
     built: BuiltMolecules,
     formulas: Sequence[Formula],
-    evaluator: Evaluator,
+    evaluator: GeometryEvaluator,
     references: References,
     scale: float,
     visits: Visits | None = None,
 ) -> Rewards:
-    """Evaluator molecules and return what they are worth.
+    """Evaluate molecules and return what they are worth.
 
     Args:
         built: B molecules.
@@ -217,7 +217,7 @@ class Reinforcement(Objective):
         self,
         builder: MoleculeBuilder,
         formulas: Sequence[Formula],
-        evaluator: Evaluator,
+        evaluator: GeometryEvaluator,
         stage: ReinforcementStage,
         *,
         seed: int = 0,

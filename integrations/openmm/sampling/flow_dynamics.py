@@ -56,7 +56,7 @@ def run_potential_langevin(run: PotentialLangevinRun) -> Path:
     """Run and write ``positions`` ``(F, R, N, 3)`` float32 nm and the mean kinetic temperature; return the file.
 
     Raises:
-        NonFiniteEnergyError: when the energy is not finite; the last good frames are kept beside the file.
+        NonFiniteEnergyError: when the energy is not finite; the last good frames are saved next to the file.
     """
     torch.set_num_threads(1)  # this function owns its worker process
     replicas, particles = run.positions.shape[:2]

@@ -193,7 +193,7 @@ def _restored(run: ModelDynamics, simulation: app.Simulation, settings: str) -> 
         about, state = json.loads(str(stored["about"])), stored["state"].tobytes()
     if about["settings"] != settings:
         raise ConfigurationError(
-            f"{file} is of a run with other settings or another model: give another output, or remove its files to start anew"
+            f"{file} is of a run with other settings or another model: give another output, or remove its files to start again"
         )
     for ending, size in about["bytes"].items():
         written = run.file(ending)
@@ -273,7 +273,7 @@ class _Files:
         return Progress(step, done_now, potential, temperature)
 
     def checkpoint(self, run: ModelDynamics, simulation: app.Simulation, step: int, settings: str) -> None:
-        """Write the checkpoint atomically; the files beside it may be longer by then, never shorter."""
+        """Write the checkpoint atomically; the files next to it may be longer by then, never shorter."""
         self.stream.flush()
         about = {
             "step": step,

@@ -81,7 +81,7 @@ def test_results_are_kept_and_found_again(hydrogen, hydrogen_folder, tmp_path):
     np.testing.assert_array_equal(same.get_dipole_moment(), hydrogen.get_dipole_moment())
     assert announced == []
 
-    # A damaged file is computed anew, from what is still there, to the same numbers; the generator's state is in it.
+    # A damaged file is recomputed, from what is still there, to the same numbers; the generator's state is in it.
     shutil.copytree(hydrogen_folder, tmp_path / "damaged")
     (samples,) = (tmp_path / "damaged").glob("samples-*")
     samples.write_bytes(samples.read_bytes()[:5000])

@@ -197,7 +197,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_parameter():
 
 def test_checkpoints_of_other_trainings_are_refused(tmp_path):
     train(Regression(line()), tmp_path, 10)
-    with pytest.raises(ConfigurationError, match=r"other settings \(seed 1 there, 2 now\).*remove it to begin anew"):
+    with pytest.raises(ConfigurationError, match=r"other settings \(seed 1 there, 2 now\).*remove it to start again"):
         train(Regression(line(), seed=2), tmp_path, 10)
     longer = STAGE.model_copy(update={"steps": 80})
     with pytest.raises(ConfigurationError, match=r"settings.steps 40 there, 80 now"):
