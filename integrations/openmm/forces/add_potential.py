@@ -12,6 +12,7 @@ from openmm import app, unit
 
 from ....core.errors import ConfigurationError
 from ....core.evaluator import EvaluationOptions
+from ....core.model_files.files import read_header
 from ....core.potential import Potential
 from .computation import UNSAVED, OpenMMEvaluator, PotentialComputation
 from .matching import matching_particles
@@ -134,7 +135,11 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     EvaluationOptions(replicas)
-    molecule = Potential.of(potential).metadata.particles
+    if isinstance(potential, Potential):
+        molecule = potential.metadata.particles
+    else:
+        # The header is enough; a file of another kind of model has no particles in it, and loading says what it holds.
+        molecule = read_header(potential).particles or Potential.load(potential).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:

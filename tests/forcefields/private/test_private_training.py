@@ -8,6 +8,7 @@ from opacus import GradSampleModule
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
+from flowbridge.core.evaluator import Evaluator
 from flowbridge.core.errors import ConfigurationError, ModelFileError
 from flowbridge.core.model_files.files import from_bytes, load, read_header, save, to_bytes
 from flowbridge.core.training.trainer import Trainer
@@ -250,7 +251,7 @@ def test_a_bill_does_not_cover_what_came_later(tmp_path):
         save(model, tmp_path / "model.flow")
     ledger.attach(model)
     save(model, tmp_path / "model.flow")
-    with pytest.raises(ModelFileError, match="not what this potential was trained with"):
+    with pytest.raises(ModelFileError, match="not what this model was trained with"):
         save(model, tmp_path / "other.flow", provenance={"privacy": {"epsilon": 0.1}})
 
 
@@ -308,5 +309,5 @@ def test_bad_models_and_data():
         train_privately(network(widths=(5, 2)), clusters(), BUDGET, QUICK)
     with pytest.raises(ConfigurationError, match="no guarantee for 400 units"):
         train_privately(network(), clusters(), PrivacyBudget(epsilon=1.0, delta=0.0025), QUICK)
-    with pytest.raises(TypeError, match="defines no energy"):
-        network()(torch.zeros(1, 2, 3))
+    with pytest.raises(ConfigurationError, match=r"must be a flowbridge Potential .*, not .*FeedForwardNetwork"):
+        Evaluator.of(network())
