@@ -12,6 +12,7 @@ from openmm import app, unit
 
 from ....core.errors import ConfigurationError
 from ....core.evaluator import EvaluationOptions
+from ....core.model_files.files import read_header
 from ....core.potential import Potential
 from .computation import UNSAVED, OpenMMEvaluator, PotentialComputation
 from .matching import matching_particles
@@ -134,7 +135,9 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     EvaluationOptions(replicas)
-    molecule = Potential.of(potential).metadata.particles
+    # The header is enough; only that of a model without an energy names no particles.
+    stored = read_header(potential).particles if isinstance(potential, str | os.PathLike) else None
+    molecule = stored or Potential.of(potential).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
