@@ -34,16 +34,19 @@ export OMP_NUM_THREADS ?= 1
 
 install: $(STAMP)
 
+# The metadata that setuptools leaves in the tree would hide the installed package's from Python started here, and go stale.
 $(STAMP): $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) install $(TORCH)
 	$(BIN)/python $(PIP) install -c constraints.txt -e '.[development]'
+	rm -rf flowbridge.egg-info
 	touch $@
 
 $(DEMO_STAMP): $(REQUIREMENTS)
 	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python $(PIP) install $(TORCH)
 	$(DEMO)/bin/python $(PIP) install -c constraints.txt -e .
+	rm -rf flowbridge.egg-info
 	touch $@
 
 demo: $(DEMO_STAMP)
@@ -85,8 +88,7 @@ $(TORCHFORCE_STAMP): $(REQUIREMENTS)
 test-torchforce: $(TORCHFORCE_STAMP)
 	$(TORCHFORCE)/bin/pytest -rs tests/integrations/test_torchforce.py tests/integrations/test_openmm_forces.py
 
-# The wheel is built from the sdist, which shows that both hold everything. The metadata that setuptools leaves in the tree
-# would hide the installed package's from Python started here, and go stale.
+# The wheel is built from the sdist, which shows that both hold everything.
 wheel: install
 	rm -rf $(DISTRIBUTIONS)
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DISTRIBUTIONS)')" > /dev/null

@@ -34,7 +34,9 @@ def build(
     skip: Skip = None,
     debug: Debug = False,
 ) -> None:
-    """Build low-energy isomers of a formula, relaxed and ranked: ASE database, SDF, and a page with pictures.
+    """Build, relax and rank low-energy isomers of a formula.
+
+    Writes an ASE database, an SDF file and a page with pictures.
 
     Of each isomer among the molecules that are built one is relaxed, with MMFF94 before the calculator.
     After an interruption the same command continues, and evaluates nothing twice. Stages: relax, export.

@@ -18,7 +18,7 @@ def coarse_grain(
     skip: Skip = None,
     debug: Debug = False,
 ) -> None:
-    """Coarse-grain a molecule: reference frames, beads, force field, its simulation, and how good it is.
+    """Make a coarse-grained force field, simulate and report it.
 
     Finished stages are kept: after an interruption the same command continues. Stages: reference, beads, train, dynamics,
     analysis.

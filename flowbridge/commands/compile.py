@@ -19,7 +19,7 @@ def compile_model_file(
     anew: Annotated[bool, typer.Option("--anew", help="Compile again what is compiled already, or failed.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Compile a model for this machine ahead of time, and time it.
+    """Compile a model for this machine, and time it.
 
     OpenMM forces and ASE calculators do so by themselves when they first need it.
     """

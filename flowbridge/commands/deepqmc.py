@@ -20,7 +20,9 @@ def deepqmc(
     seed: Seed = 1,
     debug: Debug = False,
 ) -> None:
-    """Draw samples from a wave function of DeepQMC, in DeepQMC's own environment.
+    """Draw samples from a wave function of DeepQMC.
+
+    DeepQMC runs in an environment of its own.
 
     DeepQMC reads its checkpoint with pickle, which runs what the file says: give only checkpoints that you trust.
     """

@@ -38,7 +38,9 @@ def density(
     skip: Skip = None,
     debug: Debug = False,
 ) -> None:
-    """Compute a molecule's electron density by quantum Monte Carlo: properties with errors, picture, cube, model file.
+    """Compute an electron density by quantum Monte Carlo.
+
+    Writes properties with errors, a picture, a cube file and a model file.
 
     After an interruption the same command continues. Stages: density, properties, charges.
     """

@@ -16,7 +16,9 @@ def doctor(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Try which packages, platforms, backends and compilers work here, and say why others do not.
+    """Say what works on this machine, and why the rest does not.
+
+    Tries packages, OpenMM's platforms, backends and compilers.
 
     The exit code is 0 when everything that flowbridge cannot do without works.
     """

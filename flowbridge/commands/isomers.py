@@ -31,7 +31,9 @@ def isomers(
     scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
-    """Enumerate constitutional isomers, relax them, and keep those whose bonds hold in an ASE database.
+    """Enumerate and relax all constitutional isomers.
+
+    Stores those whose bonds hold in an ASE database.
 
     After an interruption the same command continues.
     """

@@ -28,7 +28,9 @@ def md(
     platform: Annotated[str | None, typer.Option(help="OpenMM platform.  [default: Reference]")] = None,
     debug: Debug = False,
 ) -> None:
-    """Run molecular dynamics of a model: NAME.dcd, NAME.csv and a checkpoint.
+    """Run molecular dynamics of a model.
+
+    Writes NAME.dcd, NAME.csv and a checkpoint.
 
     After an interruption the same command continues.
     """

@@ -14,7 +14,9 @@ def run(
     skip: Skip = None,
     debug: Debug = False,
 ) -> None:
-    """Simulate, train, reweight, run dynamics of the flow, and write a report.
+    """Train a flow on a molecule, reweight, and write a report.
+
+    Simulates the molecule for training data, and runs dynamics of the flow in OpenMM and ASE at the end.
 
     Finished stages are kept: after an interruption the same command continues. Stages: simulate (or trajectory), train,
     comparison, reweight, averages, dynamics, compare.

@@ -18,7 +18,7 @@ def socket(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port, instead of a UNIX socket.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a model's energies and forces to i-PI, or another driver that speaks its protocol."""
+    """Serve energies and forces to i-PI and drivers like it."""
     with readable_errors(debug):
         from ..integrations.socket import serve
 

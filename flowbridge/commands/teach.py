@@ -47,7 +47,9 @@ def teach(
     scheduler: Scheduler = None,
     debug: Debug = False,
 ) -> None:
-    """Teach a builder of molecules: imitation of a database, reinforcement by energies, or one after the other.
+    """Teach a builder of molecules, by imitation or by energies.
+
+    Imitates a database of molecules, is reinforced by energies, or does one after the other.
 
     After an interruption the same command continues.
     """

@@ -42,7 +42,7 @@ def train(
     skip: Skip = None,
     debug: Debug = False,
 ) -> None:
-    """Train a Boltzmann generator on a trajectory, and print averages reweighted to the force field.
+    """Train a flow on a trajectory, and print reweighted averages.
 
     Finished stages are kept: after an interruption the same command continues. Stages: trajectory, train, reweight,
     averages.

@@ -60,7 +60,6 @@ def test_add_a_model_kind(walked):
 
 
 def test_add_an_engine(walked):
-    pytest.importorskip("flowbridge.core.evaluator")
     names = walked("add_an_engine")
     assert names["found"].success
     assert names["distance"] == pytest.approx(1.0, abs=1e-3)  # Angstrom
