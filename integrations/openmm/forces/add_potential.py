@@ -135,11 +135,9 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     EvaluationOptions(replicas)
-    if isinstance(potential, Potential):
-        molecule = potential.metadata.particles
-    else:
-        # The header is enough; a file of another kind of model has no particles in it, and loading says what it holds.
-        molecule = read_header(potential).particles or Potential.load(potential).metadata.particles
+    # The header is enough; only that of a model without an energy names no particles.
+    stored = read_header(potential).particles if isinstance(potential, str | os.PathLike) else None
+    molecule = stored or Potential.of(potential).metadata.particles
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:

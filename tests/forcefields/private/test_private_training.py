@@ -8,8 +8,8 @@ from opacus import GradSampleModule
 from typer.testing import CliRunner
 
 from flowbridge.commands.application import application
-from flowbridge.core.evaluator import Evaluator
 from flowbridge.core.errors import ConfigurationError, ModelFileError
+from flowbridge.core.evaluator import Evaluator
 from flowbridge.core.model_files.files import from_bytes, load, read_header, save, to_bytes
 from flowbridge.core.training.trainer import Trainer
 from flowbridge.forcefields.private.budget import PrivacyBudget, Release, spent
