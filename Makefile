@@ -4,7 +4,7 @@
 #                 (COVERAGE=yes: with the share of lines that they run)
 # make test-wheel         what a user gets from the wheel
 # make test-torchforce    OpenMM's tests with the real openmmtorch.TorchForce, in .venv-torchforce (8 GB)
-# Another Python: make test PYTHON=python3.13 (3.11, 3.12 and 3.13 are supported). It gets an environment of its own.
+# Another Python: make test PYTHON=python3.13 (3.11 is what is tested). It gets an environment of its own.
 # Needs Python, make and a network (or local packages) only.
 
 ifdef PYTHON
