@@ -300,6 +300,6 @@ def test_density_command(tmp_path):
         (["density", str(structure), "--charge", "2"], "leaves 0 electrons"),
         (["density", str(structure), "--reference", "pbe"], "must be hf, ccsd or none"),
     ):
-        done = CliRunner().invoke(application, wrong)
+        done = CliRunner().invoke(application, [*wrong, "--output", str(tmp_path / "refused")])
         assert done.exit_code == 1
         assert message in done.output.replace("\n", " ")
