@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import openmm
 import torch
@@ -13,7 +14,8 @@ from openmm import app, unit
 from ....core.errors import ConfigurationError
 from ....core.evaluator import EvaluationOptions
 from ....core.model_files.files import read_header
-from ....core.potential import Potential
+from ....core.model_files.kinds import find_kind
+from ....core.potential import Particles, Potential
 from .computation import UNSAVED, OpenMMEvaluator, PotentialComputation
 from .matching import matching_particles
 from .torchforce import torch_force
@@ -135,9 +137,7 @@ def particle_system(
         ModelFileError: when the model file cannot be read.
     """
     EvaluationOptions(replicas)
-    # The header is enough; only that of a model without an energy names no particles.
-    stored = read_header(potential).particles if isinstance(potential, str | os.PathLike) else None
-    molecule = stored or Potential.of(potential).metadata.particles
+    molecule = _particles_of(potential)
     masses = list(molecule.masses)
     if hydrogen_mass is not None:
         if not molecule.bonds:
@@ -159,6 +159,15 @@ def particle_system(
         for mass in masses:
             system.addParticle(mass * unit.dalton)
     return system
+
+
+def _particles_of(potential: Potential | str | os.PathLike[str]) -> Particles:
+    if isinstance(potential, str | os.PathLike):
+        header = read_header(potential)
+        kind = find_kind(header.kind, Path(potential))
+        if kind is not None and issubclass(kind, Potential):
+            return header.particles  # the model need not be built
+    return Potential.of(potential).metadata.particles
 
 
 def _chosen_backend(backend: str, derivatives: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from ....flows.stochastic.molecules import GeneratorPrior, PositionEnergy, sampl
 from ....flows.stochastic.resampling import Resampling
 from ..energies.batched import OpenMMEnergy
 from ..forces.add_potential import add_potential
-from .dynamics import copy_vectors, reference_context
+from .dynamics import copy_vectors, reason_of, reference_context
 
 _TARGET_GROUP, _PRIOR_GROUP = 0, 1
 
@@ -121,7 +121,7 @@ class OpenMMLangevinKernel(Kernel):
                 work[index] = integrator.getGlobalVariableByName("work")
             except openmm.OpenMMException as error:
                 raise NonFiniteEnergyError(
-                    f"OpenMM stopped at fraction {fraction:.3g}, configuration {index}: {error}"
+                    f"OpenMM stopped at fraction {fraction:.3g}, configuration {index}: {reason_of(error)}"
                 ) from error
         broken = np.flatnonzero(~np.isfinite(work) | ~np.isfinite(moved).all((1, 2)))
         if len(broken):

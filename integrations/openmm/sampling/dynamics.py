@@ -112,6 +112,11 @@ def run_langevin(run: LangevinRun) -> Trajectory:
     return Trajectory(positions, energies, forces)
 
 
+def reason_of(error: Exception) -> str:
+    """Return the message of an error without the traceback that OpenMM appends to errors of Python forces."""
+    return str(error).partition("\n\nTraceback")[0]
+
+
 def copy_vectors(state: openmm.State, positions: FloatArray, forces: FloatArray | None = None) -> None:
     """Copy positions (nm) and forces (kJ/mol/nm) of a State into C-contiguous ``(N, 3)`` float64 buffers.
 

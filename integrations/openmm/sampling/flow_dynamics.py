@@ -13,7 +13,7 @@ from openmm import unit
 
 from ....core.errors import NonFiniteEnergyError
 from ..forces.add_potential import add_potential, particle_system
-from .dynamics import copy_vectors, reference_context, save_arrays
+from .dynamics import copy_vectors, reason_of, reference_context, save_arrays
 
 SINGLE_MOLECULE_DTYPE = "float64"
 """Precision in which one molecule is driven: energy conservation is then that of the time step, and it costs little more."""
@@ -84,7 +84,7 @@ def run_potential_langevin(run: PotentialLangevinRun) -> Path:
         last_good = run.file.with_suffix(".last_good.npz")
         save_arrays(last_good, positions=kept[:done].astype(np.float64))
         raise NonFiniteEnergyError(
-            f"flow-driven dynamics stopped; {done} good frames are in {last_good}: {error}"
+            f"flow-driven dynamics stopped; {done} good frames are in {last_good}: {reason_of(error)}"
         ) from error
     constant = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
     temperature = 2.0 * kinetic / (3 * replicas * particles * constant)

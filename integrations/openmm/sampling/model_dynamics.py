@@ -21,7 +21,7 @@ from ....core.potential import Particles
 from ..forces.add_potential import particle_system, python_force
 from ..forces.computation import OpenMMEvaluator
 from ..forces.matching import matching_particles
-from .dynamics import save_arrays
+from .dynamics import reason_of, save_arrays
 
 _COLUMNS = "step,time (ps),potential energy (kJ/mol),kinetic energy (kJ/mol),temperature (K)\n"
 _CHECKPOINT_EVERY = 50  # frames: what an interruption loses at most
@@ -115,7 +115,7 @@ def run_model_dynamics(run: ModelDynamics, announce: Callable[[Progress], object
                 simulation.step(run.frame_interval)
                 progress = files.write(simulation, step + run.frame_interval, progress.done_now + run.frame_interval)
             except (openmm.OpenMMException, ValueError) as error:
-                reason = str(error).partition("\n\nTraceback")[0].rstrip(".")  # OpenMM appends where Python was
+                reason = reason_of(error).rstrip(".")
                 raise NonFiniteEnergyError(
                     f"dynamics stopped between steps {step} and {step + run.frame_interval}: {reason}. In the last good frame "
                     f"{evaluator.potential.describe_strain(torch.from_numpy(files.last))}. "
