@@ -198,6 +198,7 @@ class CoarseGrainedForceField(Potential):
         return temperature
 
     def configuration(self) -> dict[str, Any]:
+        """Return particles, temperature, prior and the network's sizes, ready for JSON; see :meth:`Model.configuration`."""
         network = self.network_configuration
         if network is None and self.network is not None:
             raise ConfigurationError(
@@ -213,6 +214,7 @@ class CoarseGrainedForceField(Potential):
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """Build an untrained force field of :meth:`configuration`; raises ConfigurationError for another revision."""
         if configuration.get("revision") != _REVISION:
             raise ConfigurationError(
                 f"the force field was stored in revision {configuration.get('revision')} of its parameters, this "

@@ -99,7 +99,7 @@ def _evaluated_once(
     def work(folder: Path) -> dict[str, Any]:
         return evaluated(case, model, test, draws, seed, folder)
 
-    stage = StageFolder.completed(output, f"judge-{name}", inputs, work)
+    stage = StageFolder.completed(output, f"evaluate-{name}", inputs, work)
     results = stage.results or {}
     results.pop("wall_seconds", None)
     with np.load(stage.folder / "draws.npz") as kept:

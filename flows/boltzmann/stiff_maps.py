@@ -146,6 +146,7 @@ class IntervalMap(Bijection):
         return Transformed((torch.special.ndtr(standard) - low) / share, self._log_slope(standard, share))
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Transformed:
+        """Map values ``(B, D)`` of the interval [0, 1] to coordinates; see :meth:`Bijection.forward`."""
         rounding = 16.0 * torch.finfo(torch.float32).eps
         outside = (value < -rounding) | (value > 1.0 + rounding)
         if bool(outside.any()):

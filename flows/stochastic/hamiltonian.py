@@ -53,6 +53,7 @@ class HamiltonianKernel(Kernel):
         self.accept = accept
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
+        """Move ``(B, D)`` by leapfrog steps; see :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         log_ratio = value.new_zeros(len(value))
         if not self.accept:

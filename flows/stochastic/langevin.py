@@ -28,6 +28,7 @@ class OverdampedLangevinKernel(Kernel):
     """
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
+        """Move ``(B, D)`` by overdamped steps; see :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         width = torch.sqrt(2.0 * step)
         log_ratio = value.new_zeros(len(value))
@@ -68,6 +69,7 @@ class LangevinKernel(Kernel):
         self.friction = friction
 
     def forward(self, value: Tensor, energy: InterpolatedEnergy, generator: torch.Generator) -> Moved:
+        """Move ``(B, D)`` by steps with velocities; see :meth:`Kernel.forward`."""
         step = self.steps_of(value)
         damping = self.friction * step
         kick = torch.sqrt(damping)  # e/2 times sqrt(4 g / e)

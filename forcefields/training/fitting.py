@@ -72,8 +72,8 @@ def train_force_field(
         NonFiniteEnergyError: when most samples of the teacher are of no use.
     """
     refuse_frames(frames, settings)
-    share = None if frames.weights is None else frames.weights.double().numpy()
-    fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
+    weights = None if frames.weights is None else frames.weights.double().numpy()
+    fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, weights)
     force_field = CoarseGrainedForceField.untrained(fitted, network, temperature, frames.positions, frames.weights)
     lesson = taught_frames(beads, frames, temperature, force_field, teacher, settings, folder, seed, show_progress)
     student = student_of(force_field, lesson, settings, seed)
@@ -130,7 +130,7 @@ def taught_frames(
 def student_of(
     force_field: CoarseGrainedForceField, lesson: Lesson, settings: CoarseTrainingConfiguration, seed: int
 ) -> StudentTraining:
-    """Return the training of a force field's network on a lesson's frames, some of which judge it."""
+    """Return the training of a force field's network on a lesson's frames, some of which are held out."""
     train_set, held_out = lesson.frames.split(settings.held_out)
     compilation = compilation_of(settings.compilation, settings.student.steps)
     if lesson.contrasted is not None:

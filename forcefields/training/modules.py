@@ -40,7 +40,7 @@ class TeacherTraining(CoarseObjective):
         stage: schedule.
         positions: frames ``(F, n, 3)`` nm.
         weights: of the frames ``(F,)``; None for equal ones.
-        held_out: frames that judge.
+        held_out: frames to evaluate on.
         held_out_weights: their weights.
         seed: of batches and auxiliary variables.
         log_interval: steps between points of the curve.
@@ -108,7 +108,7 @@ class StudentTraining(CoarseObjective):
         positions: frames ``(F, n, 3)`` nm.
         forces: labels ``(F, n, 3)`` kJ/mol/nm, prior included.
         weights: of the frames ``(F,)``; None for equal ones.
-        held_out: positions, forces and weights that judge; None for none.
+        held_out: positions, forces and weights to evaluate on; None for none.
         seed: of the batches.
         log_interval: steps between points of the curve.
         noise: for noised force matching.

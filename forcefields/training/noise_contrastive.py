@@ -29,17 +29,17 @@ _SAMPLES_PER_FRAME = 4
 class ContrastedStudentTraining(StudentTraining):
     """Force matching on samples of a flow, together with telling them from frames.
 
-    The loss is that of :class:`StudentTraining` plus ``weight`` times the contrast: by how much less likely (nats) frames are
-    under the force field than under the flow.
+    The loss is that of :class:`StudentTraining` plus ``weight`` times the noise-contrastive loss: by how much less likely
+    (nats) frames are under the force field than under the flow.
 
     Args:
         force_field: its network is trained in place.
         stage: schedule; a step sees ``batch`` labels, ``batch`` frames, and four times as many samples.
         samples: of the flow, with forces and log-ratios, and weights where the prior repels.
-        held_out_samples: that judge.
+        held_out_samples: samples to evaluate on.
         frames: of the data, with log-ratios.
-        held_out_frames: that judge.
-        weight: of the contrast.
+        held_out_frames: frames to evaluate on.
+        weight: weight of the noise-contrastive loss.
         seed: of the batches.
         log_interval: steps between points of the curve.
         compilation: a :data:`~flowbridge.core.compilation.programs.CompilationMode`.
@@ -63,7 +63,7 @@ class ContrastedStudentTraining(StudentTraining):
             (held_out_samples.positions, held_out_samples.forces, held_out_samples.weights), seed, log_interval,
         )  # fmt: skip
         self.evaluate = CompiledFlowFunction(self.module, noise_contrastive_gradients, compilation, loss_and_slope)
-        self.frames, self.judges = frames, held_out_frames
+        self.frames, self.held_out_frames = frames, held_out_frames
         offsets = [self._offsets(one) for one in (samples, held_out_samples, frames, held_out_frames)]
         middle = offsets[2].median()  # a constant that drops out, taken off before digits are lost in single precision
         self.offsets = [(one - middle).to(self.dtype_of_network) for one in offsets]
@@ -74,7 +74,7 @@ class ContrastedStudentTraining(StudentTraining):
         """Return log r ``(F,)`` without the network."""
         if frames.log_ratio is None:
             raise ConfigurationError(
-                "a contrast needs the flow's log-ratio of every frame and sample, and there is none"
+                "noise-contrastive estimation needs the flow's log-ratio of every frame and sample, and there is none"
             )
         with torch.no_grad():
             energies = [self.force_field.prior(part) for part in frames.positions.double().split(8192)]
@@ -93,7 +93,7 @@ class ContrastedStudentTraining(StudentTraining):
         return with_gradients(loss, self.module, tuple(gradients))
 
     def held_out_loss(self, module: nn.Module) -> float | None:
-        """Return force error and weighted contrast of held-out frames and samples; None where there are none."""
+        """Return force error and weighted noise-contrastive loss of held-out frames and samples; None where there are none."""
         force_error, found = super().held_out_loss(module), self.held_out_contrast(module)
         return None if force_error is None else force_error + float(self.balance[1]) * found
 
@@ -104,9 +104,14 @@ class ContrastedStudentTraining(StudentTraining):
     def held_out_contrast(self, trained: nn.Module) -> float:
         """Return by how much less likely (nats) held-out frames are under the force field than under the flow."""
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = drawn(len(self.judges), self.judges.weights, min(MOST_HELD_OUT, len(self.judges)), generator)
+        chosen = drawn(
+            len(self.held_out_frames),
+            self.held_out_frames.weights,
+            min(MOST_HELD_OUT, len(self.held_out_frames)),
+            generator,
+        )
         dtype = self.dtype_of_network
         with torch.no_grad():
-            frames = trained(self.judges.positions[chosen].to(dtype))
+            frames = trained(self.held_out_frames.positions[chosen].to(dtype))
             samples = trained(self.held_out_positions[:MOST_HELD_OUT].to(dtype))
             return float(ranking_loss(self.offsets[3][chosen] - frames, self.offsets[1][:MOST_HELD_OUT] - samples))

@@ -100,8 +100,8 @@ def train_on_several_molecules(
     metadata: list[dict[str, Any]] = []
     shared: GraphNetwork | None = None
     for number, (beads, frames) in enumerate(molecules):
-        share = None if frames.weights is None else frames.weights.double().numpy()
-        fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, share)
+        weights = None if frames.weights is None else frames.weights.double().numpy()
+        fitted = fit_prior(beads, frames.positions.double().numpy(), temperature, prior, weights)
         serving = GraphNetwork(beads, known) if shared is None else shared.serving(beads)
         shared = shared or serving
         field = CoarseGrainedForceField(beads, temperature, fitted, known, frames.positions)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
+from ...core.errors import WorkerError
 from .probes import PROBES
 
 _KNOWN_PLATFORMS = ("Reference", "CPU", "OpenCL", "CUDA", "HIP")
@@ -216,7 +217,8 @@ def _outcomes_of_process(probes: Sequence[tuple[str, ...]]) -> Iterator[Outcome]
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace"
         ) as process,
     ):
-        assert process.stdout is not None  # it is a pipe
+        if process.stdout is None:
+            raise WorkerError("the process that tries everything has no output to read")
         count = 0
         try:
             for line in process.stdout:
